@@ -1,0 +1,12 @@
+use thiserror::Error;
+
+/// Everything that can go wrong while encoding or decoding.
+#[derive(Debug, Error)]
+pub enum CodecError {
+    #[error("damaged block: {0}")]
+    Damaged(String),
+    #[error("block needs model {0}, which is neither in the store nor in the program")]
+    NoModel(String),
+    #[error("block needs its anchor, block {0}")]
+    NeedsAnchor(u64),
+}

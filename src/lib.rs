@@ -1,0 +1,14 @@
+//! s2sfs: a FUSE file system that stores file contents compressed by a model.
+//!
+//! The layers, each of which knows only those below it:
+//! `fuse` -> `volume` -> (`store`, `cache`, `settle`) -> `codec` -> `model`.
+
+pub mod cache;
+pub mod codec;
+pub mod control;
+pub mod fuse;
+pub mod model;
+pub mod settle;
+pub mod store;
+pub mod train;
+pub mod volume;
