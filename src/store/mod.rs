@@ -49,11 +49,20 @@ pub struct NewBlock<'a> {
 /// One change of a [`Transaction`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Op {
-    Put { key: Vec<u8>, value: Vec<u8> },
-    Delete { key: Vec<u8> },
+    Put {
+        key: Vec<u8>,
+        value: Vec<u8>,
+    },
+    Delete {
+        key: Vec<u8>,
+    },
     /// Adds (or, negative, drops) `refs` references and `live` decoded bytes of a block. A block
     /// whose references reach zero at the end of the transaction is dead, and drops its anchor.
-    Ref { block: BlockId, refs: i32, live: i64 },
+    Ref {
+        block: BlockId,
+        refs: i32,
+        live: i64,
+    },
 }
 
 /// A list of changes that happen together or not at all.
