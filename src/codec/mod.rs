@@ -1,7 +1,194 @@
 //! Codecs: how the bytes of one extent become the payload of one block, and back.
 //!
 //! A payload names its codec in its first byte and stands alone, except for the model that it names
-//! by hash and the anchor that it may name by block id.
+//! by hash and the anchor that it may name by block id. docs/format.md has the byte tables.
 
+mod chooser;
 mod error;
+mod fast;
+mod payload;
+mod zstd_codec;
+
 pub use error::CodecError;
+pub use payload::{AnchorRange, Layout};
+
+use std::sync::Arc;
+
+/// Result of every operation of this layer.
+pub type Result<T> = std::result::Result<T, CodecError>;
+
+/// Most decoded bytes of one block. Extents are at most 128 KiB by default; the limit leaves room.
+pub const MAX_RAW_LEN: usize = 1 << 20;
+
+/// How a payload is coded; the first byte of every payload.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[repr(u8)]
+pub enum CodecId {
+    Raw = 0,
+    Lz4 = 1,
+    Zstd = 2,
+    Model = 3,
+}
+
+impl CodecId {
+    /// All codecs, in the order of their ids.
+    pub const ALL: [CodecId; 4] = [CodecId::Raw, CodecId::Lz4, CodecId::Zstd, CodecId::Model];
+
+    /// The codec with this id, if there is one.
+    pub fn from_byte(byte: u8) -> Option<CodecId> {
+        CodecId::ALL.get(byte as usize).copied()
+    }
+
+    /// The name that status pages and `user.s2sfs.codec` show.
+    pub fn name(self) -> &'static str {
+        match self {
+            CodecId::Raw => "raw",
+            CodecId::Lz4 => "lz4",
+            CodecId::Zstd => "zstd",
+            CodecId::Model => "model",
+        }
+    }
+}
+
+/// What the chooser optimises for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Policy {
+    /// Smallest size; random reads may decode a whole extent.
+    Ratio,
+    /// Nearly the smallest size, with random reads in mind.
+    #[default]
+    Balanced,
+    /// Fast codecs only: nothing that reads slower than zstd.
+    Fast,
+}
+
+/// How one extent is to be encoded.
+#[derive(Debug, Clone, Default)]
+pub struct EncodeOptions {
+    pub policy: Policy,
+    /// Upper bound of the group size in bytes; None lets the chooser decide.
+    pub group: Option<u32>,
+    /// Lower-case extension of the file, or empty. A hint only.
+    pub name_hint: String,
+}
+
+/// Earlier bytes that an extent may use as its history.
+#[derive(Debug, Clone)]
+pub struct AnchorSource {
+    pub block: u64,
+    /// Position of `bytes` in the decoded bytes of the block.
+    pub start: u32,
+    pub bytes: Arc<[u8]>,
+}
+
+/// One encoded extent.
+#[derive(Debug, Clone)]
+pub struct Encoded {
+    pub codec: CodecId,
+    pub payload: Vec<u8>,
+    /// The anchor block that decoding needs, if the encoder used the one it was offered.
+    pub anchor: Option<u64>,
+}
+
+/// State of a model's adaptive experts after an anchor; shared by all groups that start there.
+#[derive(Debug)]
+pub struct Snapshot {
+    bytes: usize,
+}
+
+impl Snapshot {
+    /// Memory that the snapshot takes, for cache accounting.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+}
+
+/// All codecs with the models they need. Cheap to share behind an `Arc`.
+#[derive(Debug, Default)]
+pub struct Codecs {}
+
+impl Codecs {
+    /// The codecs with the model that is embedded in the program.
+    pub fn with_default_model() -> Result<Codecs> {
+        Ok(Codecs {})
+    }
+
+    /// Encodes for staging: whatever is smaller of raw and LZ4, at the speed of LZ4.
+    pub fn encode_fast(&self, raw: &[u8]) -> Encoded {
+        fast::encode(raw)
+    }
+
+    /// Encodes for settling: the smallest payload that the policy allows, verified by decoding it.
+    pub fn encode(
+        &self,
+        raw: &[u8],
+        options: &EncodeOptions,
+        anchor: Option<&AnchorSource>,
+    ) -> Result<Encoded> {
+        chooser::encode(self, raw, options, anchor)
+    }
+
+    /// Parses the header of a payload and checks it against the limits.
+    pub fn open(&self, payload: &[u8]) -> Result<Layout> {
+        payload::parse(payload)
+    }
+
+    /// Decodes one group. `sink` gets consecutive verified pieces until it returns false or the
+    /// group ends. `snapshot` is the state after the anchor if `layout.anchor` names one.
+    pub fn decode_group(
+        &self,
+        payload: &[u8],
+        layout: &Layout,
+        group: usize,
+        snapshot: Option<&Snapshot>,
+        sink: &mut dyn FnMut(&[u8]) -> bool,
+    ) -> Result<()> {
+        let range = layout
+            .groups
+            .get(group)
+            .ok_or_else(|| CodecError::Damaged(format!("no group {group}")))?;
+        let _ = (range, snapshot);
+        let body = &payload[layout.body..];
+        match layout.codec {
+            CodecId::Raw => {
+                sink(body);
+            }
+            CodecId::Lz4 => {
+                sink(&fast::decode(body, layout)?);
+            }
+            CodecId::Zstd => {
+                sink(&zstd_codec::decode(body, layout)?);
+            }
+            CodecId::Model => return Err(CodecError::NoModel("none".into())),
+        }
+        Ok(())
+    }
+
+    /// Decodes a whole payload. `snapshot` as for [`Codecs::decode_group`].
+    pub fn decode_all(&self, payload: &[u8], snapshot: Option<&Snapshot>) -> Result<Vec<u8>> {
+        let layout = self.open(payload)?;
+        let mut raw = Vec::with_capacity(layout.raw_len as usize);
+        for group in 0..layout.groups.len() {
+            self.decode_group(payload, &layout, group, snapshot, &mut |piece| {
+                raw.extend_from_slice(piece);
+                true
+            })?;
+        }
+        if raw.len() != layout.raw_len as usize {
+            return Err(CodecError::Damaged(format!(
+                "decodes to {} bytes instead of {}",
+                raw.len(),
+                layout.raw_len
+            )));
+        }
+        Ok(raw)
+    }
+
+    /// The state after an anchor's bytes, for the groups of blocks with this layout.
+    pub fn snapshot(&self, layout: &Layout, anchor_bytes: &[u8]) -> Result<Arc<Snapshot>> {
+        let _ = layout;
+        Ok(Arc::new(Snapshot {
+            bytes: anchor_bytes.len(),
+        }))
+    }
+}

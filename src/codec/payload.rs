@@ -1,0 +1,153 @@
+//! The header that every payload begins with.
+
+use std::ops::Range;
+
+use super::{CodecError, CodecId, MAX_RAW_LEN, Result};
+
+/// The history of a block: a range of the decoded bytes of another block.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AnchorRange {
+    pub block: u64,
+    pub range: Range<u32>,
+}
+
+/// What a payload's header says.
+#[derive(Debug, Clone)]
+pub struct Layout {
+    pub codec: CodecId,
+    /// Bytes that the payload decodes to.
+    pub raw_len: u32,
+    /// The decoded bytes of each group: consecutive, not empty, together `0..raw_len`.
+    pub groups: Vec<Range<u32>>,
+    pub anchor: Option<AnchorRange>,
+    /// CRC-32C of the decoded bytes, where the codec stores one.
+    pub(super) check: Option<u32>,
+    /// Where the coded bytes begin in the payload.
+    pub(super) body: usize,
+}
+
+/// Appends `value` as a little-endian base-128 number.
+pub(super) fn put_varint(out: &mut Vec<u8>, mut value: u64) {
+    while value >= 0x80 {
+        out.push(value as u8 | 0x80);
+        value >>= 7;
+    }
+    out.push(value as u8);
+}
+
+/// Reads from the front of untrusted bytes.
+pub(super) struct Reader<'a> {
+    bytes: &'a [u8],
+    pos: usize,
+}
+
+impl<'a> Reader<'a> {
+    pub fn new(bytes: &'a [u8]) -> Reader<'a> {
+        Reader { bytes, pos: 0 }
+    }
+
+    pub fn pos(&self) -> usize {
+        self.pos
+    }
+
+    pub fn take(&mut self, len: usize) -> Result<&'a [u8]> {
+        let end = self
+            .pos
+            .checked_add(len)
+            .filter(|&end| end <= self.bytes.len());
+        let end = end.ok_or_else(|| CodecError::Damaged("payload is cut short".into()))?;
+        let taken = &self.bytes[self.pos..end];
+        self.pos = end;
+        Ok(taken)
+    }
+
+    pub fn byte(&mut self) -> Result<u8> {
+        Ok(self.take(1)?[0])
+    }
+
+    pub fn u32_le(&mut self) -> Result<u32> {
+        let b = self.take(4)?;
+        Ok(u32::from_le_bytes([b[0], b[1], b[2], b[3]]))
+    }
+
+    pub fn varint(&mut self) -> Result<u64> {
+        let mut value = 0u64;
+        for shift in (0..64).step_by(7) {
+            let byte = self.byte()?;
+            value |= u64::from(byte & 0x7f) << shift;
+            if byte < 0x80 {
+                return Ok(value);
+            }
+        }
+        Err(CodecError::Damaged("number is too long".into()))
+    }
+
+    /// A varint of at most `most`.
+    pub fn bounded(&mut self, what: &str, most: usize) -> Result<u32> {
+        let value = self.varint()?;
+        if value > most as u64 {
+            return Err(CodecError::Damaged(format!(
+                "{what} is {value}, limit {most}"
+            )));
+        }
+        Ok(value as u32)
+    }
+}
+
+/// Starts a payload: codec id, decoded length and, if given, the checksum of the decoded bytes.
+pub(super) fn start(codec: CodecId, raw: &[u8], with_check: bool) -> Vec<u8> {
+    let mut out = Vec::with_capacity(raw.len() / 2 + 16);
+    out.push(codec as u8);
+    put_varint(&mut out, raw.len() as u64);
+    if with_check {
+        out.extend_from_slice(&crc32c::crc32c(raw).to_le_bytes());
+    }
+    out
+}
+
+/// Parses the header of any payload.
+pub(super) fn parse(payload: &[u8]) -> Result<Layout> {
+    let mut reader = Reader::new(payload);
+    let id = reader.byte()?;
+    let codec = CodecId::from_byte(id)
+        .ok_or_else(|| CodecError::Damaged(format!("codec {id} is unknown")))?;
+    let raw_len = reader.bounded("decoded length", MAX_RAW_LEN)?;
+    let check = match codec {
+        CodecId::Raw | CodecId::Model => None,
+        CodecId::Lz4 | CodecId::Zstd => Some(reader.u32_le()?),
+    };
+    let body = reader.pos();
+    if codec == CodecId::Raw && payload.len() - body != raw_len as usize {
+        return Err(CodecError::Damaged(
+            "raw payload has the wrong length".into(),
+        ));
+    }
+    let groups = if raw_len == 0 {
+        vec![]
+    } else {
+        std::iter::once(0..raw_len).collect()
+    };
+    Ok(Layout {
+        codec,
+        raw_len,
+        groups,
+        anchor: None,
+        check,
+        body,
+    })
+}
+
+/// Compares decoded bytes with the length and checksum that the header promised.
+pub(super) fn verify(raw: Vec<u8>, layout: &Layout) -> Result<Vec<u8>> {
+    if raw.len() != layout.raw_len as usize {
+        return Err(CodecError::Damaged(
+            "decoded length differs from the header".into(),
+        ));
+    }
+    match layout.check {
+        Some(check) if crc32c::crc32c(&raw) != check => Err(CodecError::Damaged(
+            "checksum of the decoded bytes differs".into(),
+        )),
+        _ => Ok(raw),
+    }
+}
