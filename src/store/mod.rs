@@ -7,8 +7,6 @@
 mod error;
 pub use error::StoreError;
 
-use std::sync::Arc;
-
 /// Result of every operation of this layer.
 pub type Result<T> = std::result::Result<T, StoreError>;
 
