@@ -177,6 +177,20 @@ impl Run {
         actions.iter().try_for_each(|action| self.step(action))
     }
 
+    /// Runs to the end; an action that fails for lack of space has not happened, and the next one is tried.
+    fn run_on_full_disk(&mut self, actions: &[Action]) -> Result<(), StoreError> {
+        self.store = Some(open(&self.storage)?);
+        for action in actions {
+            let before = self.history.len();
+            match self.step(action) {
+                Ok(()) => {}
+                Err(error) if error.is_no_space() => self.history.truncate(before),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
     /// Opens the store after a crash and compares it with the states it may be in.
     fn check_recovered(&mut self) -> Result<(), TestCaseError> {
         let store = open(&self.storage).map_err(|e| TestCaseError::fail(format!("recovery: {e}")))?;
@@ -282,6 +296,26 @@ proptest! {
         let _ = run.run(&actions);
         run.storage.crash(seed);
         run.store = None;
+        run.check_recovered()?;
+    }
+
+    #[test]
+    fn what_fails_on_a_full_disk_has_not_happened_and_all_else_has(
+        actions in prop::collection::vec(action(), 1..80), blocks in 6u64..40, power_cut: bool, seed: u64,
+    ) {
+        let mut run = Run::new();
+        run.storage.set_capacity(blocks * 4096);
+        if run.run_on_full_disk(&actions).is_err() {
+            // The disk was too full even to open the store again.
+            run.storage.kill();
+        } else if power_cut {
+            run.storage.crash(seed);
+        } else {
+            run.durable = run.history.len() - 1;
+            run.storage.kill();
+        }
+        run.store = None;
+        run.storage.set_capacity(1 << 30);
         run.check_recovered()?;
     }
 }

@@ -102,6 +102,12 @@ impl Store {
             options.segment_bytes,
             options.read_only,
         ));
+        if !options.read_only {
+            // A name that a killed program could not sync yet is relied upon from now on.
+            for dir in ["", LOG_DIR] {
+                log.storage.sync_dir(dir).map_err(StoreError::io("fsync", dir))?;
+            }
+        }
         let (names, leftovers) = recovery::list_segments(&log)?;
         recovery::register(&log, &names)?;
         let journal = Stream::new(SegmentKind::Journal, log.clone());
@@ -122,6 +128,8 @@ impl Store {
             resume_journal(&log, &journal, &recovered)?;
             resume_blocks(&log, &blocks, &names, ends.as_ref())?;
             remove_leftovers(&log, &names, leftovers)?;
+        } else {
+            leave_tails_out(&log, &names, &recovered, ends.as_ref());
         }
         let checkpoint_seq = recovery::newest_checkpoint(&names).map_or(0, |name| name.seq);
         let maintenance = Maintenance {
@@ -459,18 +467,11 @@ impl Store {
             (self.lsn.load(Ordering::Relaxed), self.journal.end())
         };
         let mut writer = CheckpointWriter::create(&self.log, lsn, level)?;
-        let written = writer
+        let last_lsn = writer
             .write_all(&|from| scan_step(&self.index, from))
             // The pages may show transactions up to this one, so they must not be lost.
             .map(|()| self.lsn.load(Ordering::Relaxed))
-            .and_then(|last_lsn| self.journal.sync().map(|()| last_lsn));
-        let last_lsn = match written {
-            Ok(last_lsn) => last_lsn,
-            Err(error) => {
-                writer.abandon();
-                return Err(error);
-            }
-        };
+            .and_then(|last_lsn| self.journal.sync().map(|()| last_lsn))?;
         let next_block = self.next_block.load(Ordering::Relaxed);
         let end = CheckpointEnd {
             lsn,
@@ -576,15 +577,8 @@ fn create(storage: Arc<dyn Storage>, options: &OpenOptions) -> Result<Descriptio
         format: FORMAT_VERSION,
         features: Vec::new(),
     };
-    // Left over if an earlier creation was interrupted; `read_description` saw that they hold nothing.
-    for dir in [LOG_DIR, INDEX_DIR] {
-        storage
-            .remove_tree(dir)
-            .map_err(StoreError::io("remove", dir))?;
-    }
-    storage
-        .mkdir(LOG_DIR)
-        .map_err(StoreError::io("mkdir", LOG_DIR))?;
+    layout::begin_creation(&*storage, &description)?;
+    storage.mkdir(LOG_DIR).map_err(StoreError::io("mkdir", LOG_DIR))?;
     storage.sync_dir("").map_err(StoreError::io("fsync", "."))?;
     let log = Log::new(
         storage.clone(),
@@ -598,7 +592,7 @@ fn create(storage: Arc<dyn Storage>, options: &OpenOptions) -> Result<Descriptio
         ..Default::default()
     };
     CheckpointWriter::create(&log, 0, 1)?.finish(end)?;
-    layout::write_description(&*storage, &description)?;
+    layout::finish_creation(&*storage)?;
     Ok(description)
 }
 
@@ -660,6 +654,23 @@ fn resume_blocks(
     let file = recovery::cut(log, name, end)?;
     blocks.resume(name, file, end);
     Ok(())
+}
+
+/// For a read-only store: what a writer would cut off does not belong to the log.
+fn leave_tails_out(
+    log: &Log,
+    names: &[SegmentName],
+    recovered: &Recovered,
+    ends: Option<&BTreeMap<u64, u64>>,
+) {
+    if let Some(end) = recovered.journal_end {
+        log.set_len(end.seq, end.offset);
+    }
+    let last = names.iter().rev().find(|name| name.kind == SegmentKind::Blocks);
+    if let Some((name, ends)) = last.zip(ends) {
+        let len = log.segments().get(&name.seq).map_or(0, |state| state.len);
+        log.set_len(name.seq, ends.get(&name.seq).copied().unwrap_or(SEGMENT_HEADER_LEN).min(len));
+    }
 }
 
 /// Removes what interrupted work has left, and checkpoints that a newer one has replaced.

@@ -5,6 +5,7 @@
 //! See docs/format.md for what is on disk and docs/durability.md for what survives what.
 
 mod adaptive_index;
+mod check;
 mod checkpoint;
 mod engine;
 mod entry;
@@ -24,6 +25,7 @@ mod stream;
 mod transaction;
 mod varint;
 
+pub use check::{BlockVisitor, CheckReport, ExtentRef, Problem};
 pub use engine::Store;
 pub use error::StoreError;
 pub use index::Pair;
