@@ -33,10 +33,18 @@ pub struct Problem {
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut place = Vec::new();
-        place.extend(self.segment.as_ref().map(|segment| format!("segment {segment}")));
+        place.extend(
+            self.segment
+                .as_ref()
+                .map(|segment| format!("segment {segment}")),
+        );
         place.extend(self.offset.map(|offset| format!("offset {offset}")));
         place.extend(self.block.map(|block| format!("block {block}")));
-        if place.is_empty() { f.write_str(&self.what) } else { write!(f, "{}: {}", place.join(", "), self.what) }
+        if place.is_empty() {
+            f.write_str(&self.what)
+        } else {
+            write!(f, "{}: {}", place.join(", "), self.what)
+        }
     }
 }
 
@@ -79,7 +87,14 @@ impl Store {
     ) -> Result<CheckReport> {
         let mut report = CheckReport::default();
         for (seq, state) in self.log.segments() {
-            self.check_segment(SegmentName { seq, kind: state.kind }, state.len, &mut report);
+            self.check_segment(
+                SegmentName {
+                    seq,
+                    kind: state.kind,
+                },
+                state.len,
+                &mut report,
+            );
         }
         let mut counted: BTreeMap<BlockId, (u64, u64)> = BTreeMap::new();
         for extent in extents {
@@ -98,7 +113,11 @@ impl Store {
     fn check_segment(&self, name: SegmentName, len: u64, report: &mut CheckReport) {
         report.segments += 1;
         if let Err(error) = self.walk_segment(name, len, report) {
-            report.add(Problem { segment: Some(name.path()), what: error.to_string(), ..Problem::default() });
+            report.add(Problem {
+                segment: Some(name.path()),
+                what: error.to_string(),
+                ..Problem::default()
+            });
         }
     }
 
@@ -107,7 +126,12 @@ impl Store {
         reader.len = reader.len.min(len);
         let mut problem = |offset: u64, what: String| {
             let segment = Some(name.path());
-            report.add(Problem { segment, offset: Some(offset), what, ..Problem::default() });
+            report.add(Problem {
+                segment,
+                offset: Some(offset),
+                what,
+                ..Problem::default()
+            });
         };
         if let Err(error) = reader.check_header() {
             problem(0, error.to_string());
@@ -120,12 +144,18 @@ impl Store {
                 Step::Bad { offset, why } => {
                     reader.seek_valid(offset + 1)?;
                     let resumed = reader.cursor;
-                    problem(offset, format!("{why}; {} bytes are unreadable", resumed - offset));
+                    problem(
+                        offset,
+                        format!("{why}; {} bytes are unreadable", resumed - offset),
+                    );
                 }
             }
         }
         if name.kind != SegmentKind::Checkpoint && reader.cursor < len {
-            problem(reader.cursor, format!("the segment ends {} bytes too early", len - reader.cursor));
+            problem(
+                reader.cursor,
+                format!("the segment ends {} bytes too early", len - reader.cursor),
+            );
         }
         report.records += records;
         Ok(())
@@ -143,7 +173,9 @@ impl Store {
         let mut after = 0;
         loop {
             let blocks = self.blocks(after, SCAN_STEP)?;
-            let Some((last, _)) = blocks.last() else { return Ok(anchors) };
+            let Some((last, _)) = blocks.last() else {
+                return Ok(anchors);
+            };
             after = *last;
             for (id, info) in blocks {
                 report.blocks += 1;
@@ -164,18 +196,37 @@ impl Store {
     }
 
     fn block_problem(&self, block: BlockId, what: String) -> Problem {
-        let place = self.lookup(block).ok().flatten().map(|(entry, _)| (entry.seq, entry.offset));
-        let segment = place.map(|(seq, _)| self.log.path_of(seq).unwrap_or_else(|| format!("{seq:08x} (missing)")));
-        Problem { segment, offset: place.map(|(_, offset)| offset), block: Some(block), what }
+        let place = self
+            .lookup(block)
+            .ok()
+            .flatten()
+            .map(|(entry, _)| (entry.seq, entry.offset));
+        let segment = place.map(|(seq, _)| {
+            self.log
+                .path_of(seq)
+                .unwrap_or_else(|| format!("{seq:08x} (missing)"))
+        });
+        Problem {
+            segment,
+            offset: place.map(|(_, offset)| offset),
+            block: Some(block),
+            what,
+        }
     }
 
     /// Compares the references that were found with those that the store has counted.
-    fn compare_counts(&self, report: &mut CheckReport, counted: BTreeMap<BlockId, (u64, u64)>) -> Result<()> {
+    fn compare_counts(
+        &self,
+        report: &mut CheckReport,
+        counted: BTreeMap<BlockId, (u64, u64)>,
+    ) -> Result<()> {
         let mut after = 0;
         let mut counted = counted;
         loop {
             let blocks = self.blocks(after, SCAN_STEP)?;
-            let Some((last, _)) = blocks.last() else { break };
+            let Some((last, _)) = blocks.last() else {
+                break;
+            };
             after = *last;
             for (id, info) in blocks {
                 let (refs, live) = counted.remove(&id).unwrap_or_default();
@@ -190,7 +241,11 @@ impl Store {
         }
         for (id, (refs, _)) in counted {
             let what = StoreError::NoSuchBlock(id).to_string();
-            report.add(Problem { block: Some(id), what: format!("{what}, but {refs} references"), ..Problem::default() });
+            report.add(Problem {
+                block: Some(id),
+                what: format!("{what}, but {refs} references"),
+                ..Problem::default()
+            });
             report.damaged_blocks.insert(id);
         }
         Ok(())
@@ -199,12 +254,19 @@ impl Store {
 
 /// A block whose anchor is damaged cannot be decoded either.
 fn name_dependants(report: &mut CheckReport, anchors: &[(BlockId, BlockId)]) {
-    let damaged: Vec<(BlockId, BlockId)> =
-        anchors.iter().filter(|(_, anchor)| report.damaged_blocks.contains(anchor)).copied().collect();
+    let damaged: Vec<(BlockId, BlockId)> = anchors
+        .iter()
+        .filter(|(_, anchor)| report.damaged_blocks.contains(anchor))
+        .copied()
+        .collect();
     for (block, anchor) in damaged {
         if report.damaged_blocks.insert(block) {
             let what = format!("its anchor, block {anchor}, is damaged");
-            report.add(Problem { block: Some(block), what, ..Problem::default() });
+            report.add(Problem {
+                block: Some(block),
+                what,
+                ..Problem::default()
+            });
         }
     }
 }

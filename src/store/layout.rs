@@ -91,13 +91,18 @@ pub(crate) fn read_description(storage: &dyn Storage) -> Result<Option<Descripti
 /// Err unless the directory is missing, empty, or a store whose creation was interrupted: that one has
 /// a description under its temporary name, which creation writes first and renames last.
 fn check_unused(storage: &dyn Storage) -> Result<()> {
-    if !storage.exists("").map_err(StoreError::io("stat", &storage.describe()))? {
+    if !storage
+        .exists("")
+        .map_err(StoreError::io("stat", &storage.describe()))?
+    {
         return Ok(());
     }
     let list = |dir: &str| storage.list(dir).map_err(StoreError::io("list", dir));
     let entries = list("")?;
     let has = |name: &str| entries.iter().any(|entry| entry.name == name);
-    let foreign = entries.iter().any(|entry| !NOT_CONTENT.contains(&entry.name.as_str()));
+    let foreign = entries
+        .iter()
+        .any(|entry| !NOT_CONTENT.contains(&entry.name.as_str()));
     let used = !has(DESCRIPTION_TEMPORARY) && has(LOG_DIR) && !list(LOG_DIR)?.is_empty();
     if foreign || used {
         return Err(StoreError::NotAStore(storage.describe()));
@@ -108,23 +113,43 @@ fn check_unused(storage: &dyn Storage) -> Result<()> {
 /// Begins the creation of a store: what an interrupted attempt has left is removed, and the
 /// description is written under its temporary name, durably.
 pub(crate) fn begin_creation(storage: &dyn Storage, description: &Description) -> Result<()> {
-    if storage.exists(LOG_DIR).map_err(StoreError::io("stat", LOG_DIR))? {
-        for entry in storage.list(LOG_DIR).map_err(StoreError::io("list", LOG_DIR))? {
+    if storage
+        .exists(LOG_DIR)
+        .map_err(StoreError::io("stat", LOG_DIR))?
+    {
+        for entry in storage
+            .list(LOG_DIR)
+            .map_err(StoreError::io("list", LOG_DIR))?
+        {
             let path = format!("{LOG_DIR}/{}", entry.name);
-            storage.unlink(&path).map_err(StoreError::io("unlink", &path))?;
+            storage
+                .unlink(&path)
+                .map_err(StoreError::io("unlink", &path))?;
         }
-        storage.sync_dir(LOG_DIR).map_err(StoreError::io("fsync", LOG_DIR))?;
+        storage
+            .sync_dir(LOG_DIR)
+            .map_err(StoreError::io("fsync", LOG_DIR))?;
     }
-    let Description { uuid, format, features } = description.clone();
-    let text = toml::to_string(&DescriptionText { uuid: uuid.to_string(), format, features })
-        .map_err(|e| StoreError::Invalid(format!("{DESCRIPTION} cannot be written: {e}")))?;
+    let Description {
+        uuid,
+        format,
+        features,
+    } = description.clone();
+    let text = toml::to_string(&DescriptionText {
+        uuid: uuid.to_string(),
+        format,
+        features,
+    })
+    .map_err(|e| StoreError::Invalid(format!("{DESCRIPTION} cannot be written: {e}")))?;
     write_temporary(storage, DESCRIPTION_TEMPORARY, text.as_bytes())?;
     storage.sync_dir("").map_err(StoreError::io("fsync", "."))
 }
 
 /// The last step of the creation of a store.
 pub(crate) fn finish_creation(storage: &dyn Storage) -> Result<()> {
-    storage.rename(DESCRIPTION_TEMPORARY, DESCRIPTION).map_err(StoreError::io("rename", DESCRIPTION))?;
+    storage
+        .rename(DESCRIPTION_TEMPORARY, DESCRIPTION)
+        .map_err(StoreError::io("rename", DESCRIPTION))?;
     storage.sync_dir("").map_err(StoreError::io("fsync", "."))
 }
 

@@ -7,11 +7,13 @@
 mod adaptive_index;
 mod check;
 mod checkpoint;
+mod close;
 mod engine;
 mod entry;
 mod error;
 mod index;
 mod layout;
+mod open;
 mod reclaim;
 mod record;
 mod recovery;

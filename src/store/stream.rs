@@ -202,7 +202,10 @@ impl Stream {
         if let Err(error) = written {
             // Durably, because recovery accepts only the last segment without a whole header.
             let storage = &self.log.storage;
-            if let Err(left) = storage.unlink(&path).and_then(|()| storage.sync_dir(LOG_DIR)) {
+            if let Err(left) = storage
+                .unlink(&path)
+                .and_then(|()| storage.sync_dir(LOG_DIR))
+            {
                 self.log.fail(StoreError::io("unlink", &path)(left));
             }
             return Err(error);
