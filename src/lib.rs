@@ -6,8 +6,10 @@
 pub mod cache;
 pub mod codec;
 pub mod control;
+pub mod exit;
 pub mod fuse;
 pub mod model;
+pub mod options;
 pub mod settle;
 pub mod store;
 pub mod train;
