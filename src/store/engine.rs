@@ -1,0 +1,483 @@
+//! The store itself: commits, blocks and reads over the journal, the block stream and the index.
+//!
+//! Lock order: `maintenance`, `commit`, then the locks of a [`Stream`], then `pending`, then the index.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use parking_lot::{Mutex, RwLock};
+use uuid::Uuid;
+
+use super::checkpoint::{CheckpointEnd, CheckpointWriter, scan_step};
+use super::entry::{self, BlockEntry};
+use super::index::{Index, MemoryIndex, Pair};
+use super::layout::{self, Description, INDEX_DIR, RESERVE};
+use super::record::{RecordHeader, RecordKind};
+use super::recovery::{self, Recovered};
+use super::segment::{LOG_DIR, SEGMENT_HEADER_LEN, SegmentKind, SegmentName};
+use super::segments::{Log, Position};
+use super::storage::{LockGuard, Storage};
+use super::stream::Stream;
+use super::transaction::{self, Resolved};
+use super::{
+    BlockId, BlockInfo, FORMAT_VERSION, Lsn, NewBlock, OpenOptions, Reclaim, ReclaimReport, Result, StoreError,
+    Transaction, Usage,
+};
+
+/// A checkpoint is due when the journal has grown by this much, or by the size of the last checkpoint.
+const CHECKPOINT_JOURNAL_BYTES: u64 = 16 << 20;
+/// How often a read looks for a block again that was being relocated.
+const RELOCATION_RETRIES: usize = 8;
+
+/// An open store. All methods may be called from any thread.
+pub struct Store {
+    pub(super) log: Arc<Log>,
+    pub(super) journal: Stream,
+    pub(super) blocks: Stream,
+    pub(super) index: RwLock<Box<dyn Index>>,
+    /// Blocks that were appended and are not yet referenced by a transaction.
+    pub(super) pending: Mutex<HashMap<BlockId, BlockEntry>>,
+    pub(super) commit: Mutex<CommitState>,
+    /// Held by checkpoint, reclaim and close: one of them at a time.
+    pub(super) maintenance: Mutex<Maintenance>,
+    next_block: AtomicU64,
+    /// The last LSN given out; only changed under `commit`.
+    lsn: AtomicU64,
+    pub(super) options: OpenOptions,
+    description: Description,
+    _lock: Box<dyn LockGuard>,
+}
+
+/// Guarded by the commit lock.
+pub(super) struct CommitState {
+    /// Bytes of transactions since the last checkpoint began.
+    pub journal_bytes: u64,
+}
+
+/// The last valid checkpoint.
+pub(super) struct Maintenance {
+    pub checkpoint: CheckpointEnd,
+    pub checkpoint_seq: u64,
+    pub checkpoint_bytes: u64,
+}
+
+impl Store {
+    /// Opens the store under `storage`; recovers it if it was not closed.
+    pub fn open(storage: Arc<dyn Storage>, options: &OpenOptions) -> Result<Store> {
+        let place = storage.describe();
+        if !storage.exists("").map_err(StoreError::io("stat", &place))? {
+            if !options.create || options.read_only {
+                return Err(StoreError::Missing(place));
+            }
+            storage.mkdir("").map_err(StoreError::io("mkdir", &place))?;
+        }
+        // Before the lock is taken, so that no lock file appears in a directory that is refused.
+        if layout::read_description(&*storage)?.is_none() && (!options.create || options.read_only) {
+            return Err(StoreError::Missing(place));
+        }
+        let lock = storage.lock(!options.read_only).map_err(StoreError::io("lock", &place))?;
+        let lock = lock.ok_or(StoreError::Locked(place))?;
+        let description = match layout::read_description(&*storage)? {
+            Some(description) => description,
+            None => create(storage.clone(), options)?,
+        };
+        Store::recover(storage, description, options.clone(), lock)
+    }
+
+    fn recover(
+        storage: Arc<dyn Storage>,
+        description: Description,
+        options: OpenOptions,
+        lock: Box<dyn LockGuard>,
+    ) -> Result<Store> {
+        let log = Arc::new(Log::new(storage, description.uuid, options.segment_bytes, options.read_only));
+        let (names, leftovers) = recovery::list_segments(&log)?;
+        recovery::register(&log, &names)?;
+        let index: Box<dyn Index> = Box::new(MemoryIndex::default());
+        let recovered = recovery::recover(&log, &names, &*index)?;
+        let ends = recovery::account(&log, &*index)?;
+        let journal = Stream::new(SegmentKind::Journal, log.clone());
+        let blocks = Stream::new(SegmentKind::Blocks, log.clone());
+        if !options.read_only {
+            resume_journal(&log, &journal, &recovered)?;
+            resume_blocks(&log, &blocks, &names, &ends)?;
+            for path in leftovers {
+                log.storage.unlink(&path).map_err(StoreError::io("unlink", &path))?;
+            }
+        }
+        let checkpoint_seq =
+            names.iter().rev().find(|name| name.kind == SegmentKind::Checkpoint).map_or(0, |name| name.seq);
+        let maintenance = Maintenance {
+            checkpoint: recovered.checkpoint,
+            checkpoint_seq,
+            checkpoint_bytes: recovered.checkpoint_bytes,
+        };
+        Ok(Store {
+            log,
+            journal,
+            blocks,
+            index: RwLock::new(index),
+            pending: Mutex::new(HashMap::new()),
+            commit: Mutex::new(CommitState { journal_bytes: recovered.replayed_bytes }),
+            maintenance: Mutex::new(maintenance),
+            next_block: AtomicU64::new(recovered.next_block.max(1)),
+            lsn: AtomicU64::new(recovered.lsn),
+            options,
+            description,
+            _lock: lock,
+        })
+    }
+
+    /// The store's name, unique in the world.
+    pub fn uuid(&self) -> Uuid {
+        self.description.uuid
+    }
+
+    /// True if the store was opened read-only.
+    pub fn is_read_only(&self) -> bool {
+        self.log.read_only
+    }
+
+    /// The value of a key.
+    pub fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>> {
+        self.index.read().get(key)
+    }
+
+    /// At most `limit` pairs with keys in `[from, to)`, ascending; an empty `to` means up to the
+    /// last key. Each pair is consistent; a commit may happen between two of them.
+    pub fn scan(&self, from: &[u8], to: &[u8], limit: usize) -> Result<Vec<Pair>> {
+        self.index.read().scan(from, to, limit)
+    }
+
+    /// Appends a block to the journal. It is garbage until a commit refers to it.
+    pub fn stage(&self, block: &NewBlock) -> Result<BlockId> {
+        self.append_block(&self.journal, block, true)
+    }
+
+    /// Appends a block to the block segments. It is garbage until a commit refers to it, and that
+    /// commit makes it durable first.
+    pub fn append(&self, block: &NewBlock) -> Result<BlockId> {
+        self.append_block(&self.blocks, block, false)
+    }
+
+    fn append_block(&self, stream: &Stream, block: &NewBlock, staged: bool) -> Result<BlockId> {
+        self.log.check_writable()?;
+        if let Some(anchor) = block.anchor {
+            self.check_anchor(anchor)?;
+        }
+        let Ok(stored_len) = u32::try_from(block.payload.len()) else {
+            return Err(StoreError::Invalid(format!("a block of {} bytes", block.payload.len())));
+        };
+        let id = self.next_block.fetch_add(1, Ordering::Relaxed);
+        let header = RecordHeader {
+            kind: if staged { RecordKind::Staged } else { RecordKind::Settled },
+            tag: block.codec,
+            body_len: 0,
+            object: id,
+            version: self.lsn.load(Ordering::Relaxed) + 1,
+        };
+        let prefix = entry::block_prefix(block.raw_len, block.anchor);
+        let at = stream.append(header, &|_| prefix.clone(), block.payload, true)?;
+        let info = BlockInfo {
+            codec: block.codec,
+            staged,
+            stored_len,
+            raw_len: block.raw_len,
+            refs: 0,
+            live: 0,
+            anchor: block.anchor,
+        };
+        self.pending.lock().insert(id, BlockEntry { seq: at.seq, offset: at.offset, info });
+        Ok(id)
+    }
+
+    fn check_anchor(&self, anchor: BlockId) -> Result<()> {
+        let (entry, _) = self.lookup(anchor)?.ok_or(StoreError::NoSuchBlock(anchor))?;
+        match entry.info.anchor {
+            None => Ok(()),
+            Some(_) => Err(StoreError::Invalid(format!("block {anchor} has an anchor, so it cannot be one"))),
+        }
+    }
+
+    /// Gives up a block that no transaction will refer to.
+    pub fn discard(&self, id: BlockId) {
+        if let Some(entry) = self.pending.lock().remove(&id) {
+            self.log.drop_live(entry.seq, entry.record_len());
+        }
+    }
+
+    /// Where a block is and whether it is still pending.
+    pub(super) fn lookup(&self, id: BlockId) -> Result<Option<(BlockEntry, bool)>> {
+        // A block moves from `pending` to the index, so it is looked for in this order.
+        if let Some(entry) = self.pending.lock().get(&id) {
+            return Ok(Some((*entry, true)));
+        }
+        let Some(value) = self.index.read().get(&entry::block_key(id))? else { return Ok(None) };
+        let entry = BlockEntry::decode(&value)
+            .ok_or_else(|| StoreError::damaged("index entry", format!("block {id}"), "it makes no sense"))?;
+        Ok(Some((entry, false)))
+    }
+
+    /// Applies a transaction: all of it or nothing, after every earlier one. Not durable before
+    /// [`Store::sync`], except that settled blocks it refers to are.
+    ///
+    /// The store itself keeps the reference that an anchored block has on its anchor.
+    pub fn commit(&self, txn: Transaction) -> Result<Lsn> {
+        self.log.check_writable()?;
+        self.settle_referenced(&txn)?;
+        let mut state = self.commit.lock();
+        let resolved = transaction::resolve(txn, &|id| self.lookup(id))?;
+        let lsn = self.write_transaction(&mut state, resolved)?;
+        let due = state.journal_bytes;
+        drop(state);
+        self.checkpoint_if_due(due);
+        Ok(lsn)
+    }
+
+    /// Makes newly appended settled blocks durable before a transaction refers to them.
+    fn settle_referenced(&self, txn: &Transaction) -> Result<()> {
+        let unsynced = {
+            let pending = self.pending.lock();
+            txn.ops.iter().any(|op| match op {
+                super::Op::Ref { block, .. } => pending.get(block).is_some_and(|entry| {
+                    let end = Position { seq: entry.seq, offset: entry.offset + entry.record_len() };
+                    !entry.info.staged && !self.blocks.is_durable(end)
+                }),
+                _ => false,
+            })
+        };
+        if unsynced { self.blocks.sync() } else { Ok(()) }
+    }
+
+    /// Appends the record and applies it. The caller holds the commit lock.
+    pub(super) fn write_transaction(&self, state: &mut CommitState, resolved: Resolved) -> Result<Lsn> {
+        let lsn = self.lsn.load(Ordering::Relaxed) + 1;
+        let header =
+            RecordHeader { kind: RecordKind::Transaction, tag: 0, body_len: 0, object: 0, version: lsn };
+        let body = |durable| transaction::encode_body(durable, &resolved.changes);
+        let before = self.journal.end();
+        let at = self.journal.append(header, &body, &[], false)?;
+        self.lsn.store(lsn, Ordering::Relaxed);
+        self.index.read().apply(&resolved.changes).map_err(|e| self.log.fail(e))?;
+        let mut pending = self.pending.lock();
+        for id in &resolved.adopted {
+            pending.remove(id);
+        }
+        for (id, entry) in &resolved.dead {
+            pending.remove(id);
+            self.log.drop_live(entry.seq, entry.record_len());
+        }
+        drop(pending);
+        let end = self.journal.end();
+        state.journal_bytes += if before.seq == at.seq { end.offset - at.offset } else { end.offset };
+        Ok(lsn)
+    }
+
+    /// Makes all earlier commits durable.
+    pub fn sync(&self) -> Result<()> {
+        self.journal.sync()
+    }
+
+    /// What is known of a block, referenced or not yet.
+    pub fn block_info(&self, id: BlockId) -> Result<BlockInfo> {
+        let (entry, _) = self.lookup(id)?.ok_or(StoreError::NoSuchBlock(id))?;
+        Ok(entry.info)
+    }
+
+    /// The payload of a block, with its checksum verified.
+    pub fn read_block(&self, id: BlockId) -> Result<Vec<u8>> {
+        let (mut entry, _) = self.lookup(id)?.ok_or(StoreError::NoSuchBlock(id))?;
+        for _ in 0..RELOCATION_RETRIES {
+            let error = match self.log.read_block(id, &entry) {
+                Ok(payload) => return Ok(payload),
+                Err(error) => error,
+            };
+            // Reclaim may have moved the block and dropped its old segment in between.
+            let (now, _) = self.lookup(id)?.ok_or(StoreError::NoSuchBlock(id))?;
+            if (now.seq, now.offset) == (entry.seq, entry.offset) {
+                return Err(error);
+            }
+            entry = now;
+        }
+        Err(StoreError::NoSuchBlock(id))
+    }
+
+    /// At most `limit` referenced blocks with ids above `after`, ascending.
+    pub fn blocks(&self, after: BlockId, limit: usize) -> Result<Vec<(BlockId, BlockInfo)>> {
+        let Some(from) = after.checked_add(1) else { return Ok(Vec::new()) };
+        let pairs = self.index.read().scan(&entry::block_key(from), &[entry::BLOCK_KEY + 1], limit)?;
+        pairs
+            .iter()
+            .map(|(key, value)| {
+                let decoded = entry::block_of_key(key).zip(BlockEntry::decode(value));
+                let (id, entry) = decoded.ok_or_else(|| {
+                    StoreError::damaged("index entry", format!("key {key:02x?}"), "it makes no sense")
+                })?;
+                Ok((id, entry.info))
+            })
+            .collect()
+    }
+
+    /// Writes a snapshot of the metadata, so that recovery need not read the journal before it.
+    pub fn checkpoint(&self) -> Result<()> {
+        let mut maintenance = self.maintenance.lock();
+        self.checkpoint_locked(&mut maintenance, 3)
+    }
+
+    fn checkpoint_if_due(&self, journal_bytes: u64) {
+        if journal_bytes < CHECKPOINT_JOURNAL_BYTES {
+            return;
+        }
+        let Some(mut maintenance) = self.maintenance.try_lock() else { return };
+        if journal_bytes < maintenance.checkpoint_bytes {
+            return;
+        }
+        if let Err(error) = self.checkpoint_locked(&mut maintenance, 3) {
+            log::warn!("no checkpoint: {error}");
+        }
+    }
+
+    pub(super) fn checkpoint_locked(&self, maintenance: &mut Maintenance, level: i32) -> Result<()> {
+        self.log.check_writable()?;
+        let (lsn, replay) = {
+            let mut state = self.commit.lock();
+            state.journal_bytes = 0;
+            (self.lsn.load(Ordering::Relaxed), self.journal.end())
+        };
+        let mut writer = CheckpointWriter::create(&self.log, lsn, level)?;
+        let written = writer
+            .write_all(&|from| scan_step(&**self.index.read(), from))
+            // The pages may show transactions up to this one, so they must not be lost.
+            .map(|()| self.lsn.load(Ordering::Relaxed))
+            .and_then(|last_lsn| self.journal.sync().map(|()| last_lsn));
+        let last_lsn = match written {
+            Ok(last_lsn) => last_lsn,
+            Err(error) => {
+                writer.abandon();
+                return Err(error);
+            }
+        };
+        let next_block = self.next_block.load(Ordering::Relaxed);
+        let end =
+            CheckpointEnd { lsn, last_lsn, replay, next_block, next_seq: self.log.peek_seq(), ..Default::default() };
+        let (seq, len) = writer.finish(end)?;
+        self.log.add_segment(SegmentName { seq, kind: SegmentKind::Checkpoint }, len);
+        let old = std::mem::replace(&mut maintenance.checkpoint_seq, seq);
+        maintenance.checkpoint = end;
+        maintenance.checkpoint_bytes = len;
+        self.drop_segment(SegmentName { seq: old, kind: SegmentKind::Checkpoint })
+    }
+
+    /// Unlinks a segment that nothing needs.
+    pub(super) fn drop_segment(&self, name: SegmentName) -> Result<()> {
+        let path = name.path();
+        self.log.storage.unlink(&path).map_err(StoreError::io("unlink", &path))?;
+        self.log.forget_segment(name.seq);
+        Ok(())
+    }
+
+    /// Frees space: drops dead segments and copies live blocks out of mostly dead ones.
+    pub fn reclaim(&self, want: Reclaim) -> Result<ReclaimReport> {
+        let _ = want;
+        Ok(ReclaimReport::default())
+    }
+
+    /// Bytes on disk.
+    pub fn usage(&self) -> Result<Usage> {
+        let mut usage = Usage::default();
+        let allocated = |path: &str| self.log.storage.allocated(path).map_err(StoreError::io("stat", path));
+        for (seq, state) in self.log.segments() {
+            let bytes = allocated(&SegmentName { seq, kind: state.kind }.path())?;
+            match state.kind {
+                SegmentKind::Checkpoint => usage.checkpoint_bytes += bytes,
+                SegmentKind::Journal => usage.staged_bytes += state.live,
+                SegmentKind::Blocks => usage.settled_bytes += state.live,
+            }
+            if state.kind != SegmentKind::Checkpoint {
+                usage.log_bytes += bytes;
+                usage.dead_bytes += state.len.saturating_sub(state.live);
+            }
+        }
+        usage.index_bytes = allocated(INDEX_DIR)?;
+        usage.model_bytes = layout::model_bytes(&*self.log.storage)?;
+        let known = usage.log_bytes + usage.checkpoint_bytes + usage.index_bytes + usage.model_bytes;
+        usage.other_bytes = allocated("")?.saturating_sub(known + allocated(RESERVE)?);
+        Ok(usage)
+    }
+
+    /// Available and total bytes of the file system under the store.
+    pub fn free_space(&self) -> Result<(u64, u64)> {
+        let place = self.log.storage.describe();
+        let space = self.log.storage.free_space().map_err(StoreError::io("statvfs", &place))?;
+        Ok((space.available, space.total))
+    }
+
+    /// Keeps a model in the store, durably. Names are content hashes.
+    pub fn put_model(&self, name: &str, bytes: &[u8]) -> Result<()> {
+        self.log.check_writable()?;
+        layout::put_model(&*self.log.storage, name, bytes)
+    }
+
+    /// A model of the store, if it is there. The caller compares the bytes with the name.
+    pub fn get_model(&self, name: &str) -> Result<Option<Vec<u8>>> {
+        layout::get_model(&*self.log.storage, name)
+    }
+
+    /// Makes everything durable and leaves the store small and quick to open. Nothing can be
+    /// changed afterwards. A store that is dropped without this is recovered at the next opening.
+    pub fn close(&self) -> Result<()> {
+        if self.log.read_only {
+            return Ok(());
+        }
+        self.sync()?;
+        let mut maintenance = self.maintenance.lock();
+        self.checkpoint_locked(&mut maintenance, 9)
+    }
+}
+
+/// Makes a new store: a checkpoint of nothing, then the description that makes it a store.
+fn create(storage: Arc<dyn Storage>, options: &OpenOptions) -> Result<Description> {
+    let description = Description { uuid: Uuid::new_v4(), format: FORMAT_VERSION, features: Vec::new() };
+    // Left over if an earlier creation was interrupted; `read_description` saw that they hold nothing.
+    for dir in [LOG_DIR, INDEX_DIR] {
+        storage.remove_tree(dir).map_err(StoreError::io("remove", dir))?;
+    }
+    storage.mkdir(LOG_DIR).map_err(StoreError::io("mkdir", LOG_DIR))?;
+    storage.sync_dir("").map_err(StoreError::io("fsync", "."))?;
+    let log = Log::new(storage.clone(), description.uuid, options.segment_bytes, false);
+    let end = CheckpointEnd { next_block: 1, replay: Position { seq: 1, offset: 0 }, ..Default::default() };
+    CheckpointWriter::create(&log, 0, 1)?.finish(end)?;
+    layout::write_description(&*storage, &description)?;
+    Ok(description)
+}
+
+/// Cuts the torn tail of the journal, makes what was read durable, and continues there.
+fn resume_journal(log: &Log, journal: &Stream, recovered: &Recovered) -> Result<()> {
+    let Some(end) = recovered.journal_end else { return Ok(()) };
+    let name = SegmentName { seq: end.seq, kind: SegmentKind::Journal };
+    if end.offset < SEGMENT_HEADER_LEN {
+        let path = name.path();
+        log.storage.unlink(&path).map_err(StoreError::io("unlink", &path))?;
+        log.forget_segment(name.seq);
+        return log.storage.sync_dir(LOG_DIR).map_err(StoreError::io("fsync", LOG_DIR));
+    }
+    let file = recovery::cut(log, name, end.offset)?;
+    journal.resume(name, file, end.offset);
+    Ok(())
+}
+
+/// Cuts blocks off the last block segment that no transaction refers to, and continues there.
+/// The journal that says so is durable already.
+fn resume_blocks(log: &Log, blocks: &Stream, names: &[SegmentName], ends: &BTreeMap<u64, u64>) -> Result<()> {
+    let last = names.iter().rev().find(|name| name.kind == SegmentKind::Blocks);
+    let Some((&name, &end)) = last.and_then(|name| Some((name, ends.get(&name.seq)?))) else { return Ok(()) };
+    let len = log.segments().get(&name.seq).map_or(0, |state| state.len);
+    if end > len {
+        log::error!("{}: {} bytes of live blocks are missing at its end", name.path(), end - len);
+        return Ok(());
+    }
+    let file = recovery::cut(log, name, end)?;
+    blocks.resume(name, file, end);
+    Ok(())
+}
