@@ -8,6 +8,7 @@ pub mod codec;
 pub mod control;
 pub mod exit;
 pub mod fuse;
+pub mod logging;
 pub mod model;
 pub mod options;
 pub mod settle;

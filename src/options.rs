@@ -326,6 +326,18 @@ impl Settings {
     }
 }
 
+/// The options that are known, for mount(8)'s `-s`. Wrong values of known options stay in.
+pub fn known_only(lists: &[String]) -> Vec<String> {
+    let known = |option: &&str| {
+        let name = option.split('=').next().unwrap_or(option);
+        OPTIONS.iter().any(|spec| spec.name == name) || Settings::parse(&[option]).is_ok()
+    };
+    lists
+        .iter()
+        .map(|list| list.split(',').filter(known).collect::<Vec<_>>().join(","))
+        .collect()
+}
+
 /// Why an option was not taken.
 enum Reject {
     Unknown,
@@ -534,6 +546,13 @@ mod tests {
         assert_eq!(settings.cache_bytes, 2 << 20);
         assert!(settings.read_only);
         assert_eq!(settings.group, None);
+    }
+
+    #[test]
+    fn sloppy_mounts_drop_unknown_options_only() {
+        let lists = known_only(&["cache=1M,compress=zstd,nofail,foo,ro".to_string()]);
+        assert_eq!(lists, ["cache=1M,nofail,ro"]);
+        assert!(Settings::parse(&known_only(&["cache=lots".to_string()])).is_err());
     }
 
     #[test]
