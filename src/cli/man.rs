@@ -109,22 +109,3 @@ fn exit_codes() -> String {
         .map(|(exit, meaning)| format!(".TP\n\\fB{}\\fR\n{}\n", *exit as u8, roff(meaning)))
         .collect()
 }
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn manual_pages_in_the_tree_are_those_that_the_program_prints() {
-        assert_eq!(
-            commands_page(),
-            include_str!("../../docs/man/s2sfs.1"),
-            "run: make man"
-        );
-        assert_eq!(
-            helper_page(),
-            include_str!("../../docs/man/mount.s2sfs.8"),
-            "run: make man"
-        );
-    }
-}
