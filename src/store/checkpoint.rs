@@ -8,9 +8,11 @@
 use std::sync::Arc;
 
 use super::index::{Change, Index, Pair};
-use super::segments::{Log, Position};
 use super::record::{Place, RecordHeader, RecordKind};
-use super::segment::{LOG_DIR, SEGMENT_HEADER_LEN, SegmentKind, SegmentName, SegmentReader, Step, encode_header};
+use super::segment::{
+    LOG_DIR, SEGMENT_HEADER_LEN, SegmentKind, SegmentName, SegmentReader, Step, encode_header,
+};
+use super::segments::{Log, Position};
 use super::storage::StorageFile;
 use super::varint::{self, Reader};
 use super::{BlockId, Lsn, Result, StoreError};
@@ -37,7 +39,7 @@ pub(crate) struct CheckpointEnd {
 }
 
 impl CheckpointEnd {
-    fn encode(&self) -> Vec<u8> {
+    pub(crate) fn encode(&self) -> Vec<u8> {
         let mut out = Vec::new();
         for value in [
             self.lsn,
@@ -54,12 +56,15 @@ impl CheckpointEnd {
         out
     }
 
-    fn decode(body: &[u8]) -> Option<CheckpointEnd> {
+    pub(crate) fn decode(body: &[u8]) -> Option<CheckpointEnd> {
         let mut reader = Reader::new(body);
         let end = CheckpointEnd {
             lsn: reader.varint()?,
             last_lsn: reader.varint()?,
-            replay: Position { seq: reader.varint()?, offset: reader.varint()? },
+            replay: Position {
+                seq: reader.varint()?,
+                offset: reader.varint()?,
+            },
             next_block: reader.varint()?,
             next_seq: reader.varint()?,
             pages: reader.varint()?,
@@ -83,7 +88,12 @@ struct Page {
 
 impl Page {
     fn push(&mut self, key: &[u8], value: &[u8]) {
-        let shared = self.last_key.iter().zip(key).take_while(|(a, b)| a == b).count();
+        let shared = self
+            .last_key
+            .iter()
+            .zip(key)
+            .take_while(|(a, b)| a == b)
+            .count();
         varint::put(&mut self.shared, shared as u64);
         varint::put(&mut self.suffix_lens, (key.len() - shared) as u64);
         self.suffixes.extend_from_slice(&key[shared..]);
@@ -99,7 +109,13 @@ impl Page {
     }
 
     fn columns(&self) -> [&Vec<u8>; 5] {
-        [&self.shared, &self.suffix_lens, &self.suffixes, &self.value_lens, &self.values]
+        [
+            &self.shared,
+            &self.suffix_lens,
+            &self.suffixes,
+            &self.value_lens,
+            &self.values,
+        ]
     }
 
     fn encode(&self) -> Vec<u8> {
@@ -126,7 +142,9 @@ fn decode_page(bytes: &[u8]) -> Option<Vec<Change>> {
     for len in lens {
         columns.push(Reader::new(reader.bytes(len)?));
     }
-    let [shared, suffix_lens, suffixes, value_lens, values] = &mut columns[..] else { return None };
+    let [shared, suffix_lens, suffixes, value_lens, values] = &mut columns[..] else {
+        return None;
+    };
     let mut changes: Vec<Change> = Vec::new();
     let mut last_key: Vec<u8> = Vec::new();
     for _ in 0..pairs {
@@ -137,7 +155,10 @@ fn decode_page(bytes: &[u8]) -> Option<Vec<Change>> {
         let value_len = value_lens.varint_usize()?;
         let value = values.bytes(value_len)?.to_vec();
         last_key.clone_from(&key);
-        changes.push(Change { key, value: Some(value) });
+        changes.push(Change {
+            key,
+            value: Some(value),
+        });
     }
     let all_used = columns.iter().all(Reader::is_empty) && reader.is_empty();
     all_used.then_some(changes)
@@ -157,13 +178,30 @@ pub(crate) struct CheckpointWriter<'a> {
 
 impl<'a> CheckpointWriter<'a> {
     pub(crate) fn create(log: &'a Log, lsn: Lsn, level: i32) -> Result<CheckpointWriter<'a>> {
-        let name = SegmentName { seq: log.take_seq(), kind: SegmentKind::Checkpoint };
+        let name = SegmentName {
+            seq: log.take_seq(),
+            kind: SegmentKind::Checkpoint,
+        };
         let temporary = format!("{}.tmp", name.path());
-        let file = log.storage.create(&temporary).map_err(StoreError::io("create", &temporary))?;
+        let file = log
+            .storage
+            .create(&temporary)
+            .map_err(StoreError::io("create", &temporary))?;
         let header = encode_header(name, log.uuid, lsn);
-        let writer =
-            CheckpointWriter { log, name, temporary, file, len: SEGMENT_HEADER_LEN, level, pages: 0, pairs: 0 };
-        writer.file.write_at(0, &[&header]).map_err(StoreError::io("write", &writer.temporary))?;
+        let writer = CheckpointWriter {
+            log,
+            name,
+            temporary,
+            file,
+            len: SEGMENT_HEADER_LEN,
+            level,
+            pages: 0,
+            pairs: 0,
+        };
+        writer
+            .file
+            .write_at(0, &[&header])
+            .map_err(StoreError::io("write", &writer.temporary))?;
         Ok(writer)
     }
 
@@ -190,18 +228,37 @@ impl<'a> CheckpointWriter<'a> {
     }
 
     fn write_page(&mut self, page: &Page) -> Result<()> {
-        let packed = zstd::bulk::compress(&page.encode(), self.level).map_err(StoreError::io("compress", "page"))?;
+        let packed = zstd::bulk::compress(&page.encode(), self.level)
+            .map_err(StoreError::io("compress", "page"))?;
         self.write_record(RecordKind::CheckpointPage, self.pages, 0, &packed)?;
         self.pages += 1;
         self.pairs += page.pairs;
         Ok(())
     }
 
-    fn write_record(&mut self, kind: RecordKind, object: u64, version: u64, body: &[u8]) -> Result<()> {
-        let header = RecordHeader { kind, tag: 0, body_len: body.len() as u32, object, version };
-        let place = Place { store: self.log.uuid, seq: self.name.seq, offset: self.len };
+    fn write_record(
+        &mut self,
+        kind: RecordKind,
+        object: u64,
+        version: u64,
+        body: &[u8],
+    ) -> Result<()> {
+        let header = RecordHeader {
+            kind,
+            tag: 0,
+            body_len: body.len() as u32,
+            object,
+            version,
+        };
+        let place = Place {
+            store: self.log.uuid,
+            seq: self.name.seq,
+            offset: self.len,
+        };
         let bytes = header.encode(place, &[body]);
-        self.file.write_at(self.len, &[&bytes, body]).map_err(StoreError::io("write", &self.temporary))?;
+        self.file
+            .write_at(self.len, &[&bytes, body])
+            .map_err(StoreError::io("write", &self.temporary))?;
         self.len += header.record_len();
         Ok(())
     }
@@ -211,11 +268,24 @@ impl<'a> CheckpointWriter<'a> {
         end.pages = self.pages;
         end.pairs = self.pairs;
         end.next_seq = end.next_seq.max(self.name.seq + 1);
-        self.write_record(RecordKind::CheckpointEnd, self.pages, end.lsn, &end.encode())?;
-        self.file.sync_data().map_err(StoreError::io("fdatasync", &self.temporary))?;
+        self.write_record(
+            RecordKind::CheckpointEnd,
+            self.pages,
+            end.lsn,
+            &end.encode(),
+        )?;
+        self.file
+            .sync_data()
+            .map_err(StoreError::io("fdatasync", &self.temporary))?;
         let path = self.name.path();
-        self.log.storage.rename(&self.temporary, &path).map_err(StoreError::io("rename", &path))?;
-        self.log.storage.sync_dir(LOG_DIR).map_err(StoreError::io("fsync", LOG_DIR))?;
+        self.log
+            .storage
+            .rename(&self.temporary, &path)
+            .map_err(StoreError::io("rename", &path))?;
+        self.log
+            .storage
+            .sync_dir(LOG_DIR)
+            .map_err(StoreError::io("fsync", LOG_DIR))?;
         Ok((self.name.seq, self.len))
     }
 
@@ -244,7 +314,8 @@ pub(crate) fn load(
     let (mut pages, mut pairs) = (0u64, 0u64);
     loop {
         let at = reader.cursor;
-        let damaged = |why: &str| StoreError::damaged("checkpoint", format!("{path}, offset {at}"), why);
+        let damaged =
+            |why: &str| StoreError::damaged("checkpoint", format!("{path}, offset {at}"), why);
         let (header, body) = match reader.step()? {
             Step::Record { header, body, .. } => (header, body),
             Step::End => return Err(damaged("its end is missing")),
@@ -252,13 +323,15 @@ pub(crate) fn load(
         };
         match header.kind {
             RecordKind::CheckpointPage if header.object == pages => {
-                let changes = unpack_page(body).ok_or_else(|| damaged("a page that makes no sense"))?;
+                let changes =
+                    unpack_page(body).ok_or_else(|| damaged("a page that makes no sense"))?;
                 pages += 1;
                 pairs += changes.len() as u64;
                 sink(changes)?;
             }
             RecordKind::CheckpointEnd => {
-                let end = CheckpointEnd::decode(body).ok_or_else(|| damaged("an end that makes no sense"))?;
+                let end = CheckpointEnd::decode(body)
+                    .ok_or_else(|| damaged("an end that makes no sense"))?;
                 if (end.pages, end.pairs) != (pages, pairs) {
                     return Err(damaged("pages are missing"));
                 }
@@ -271,6 +344,8 @@ pub(crate) fn load(
 
 fn unpack_page(body: &[u8]) -> Option<Vec<Change>> {
     let size = zstd::zstd_safe::get_frame_content_size(body).ok()??;
-    let size = usize::try_from(size).ok().filter(|&size| size <= MAX_PAGE)?;
+    let size = usize::try_from(size)
+        .ok()
+        .filter(|&size| size <= MAX_PAGE)?;
     decode_page(&zstd::bulk::decompress(body, size).ok()?)
 }

@@ -6,22 +6,24 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use parking_lot::{Mutex, RwLock};
+use parking_lot::Mutex;
 use uuid::Uuid;
 
+use super::adaptive_index::{AdaptiveIndex, CleanState};
 use super::checkpoint::{CheckpointEnd, CheckpointWriter, scan_step};
 use super::entry::{self, BlockEntry};
-use super::index::{Index, MemoryIndex, Pair};
+use super::index::{Index, Pair};
 use super::layout::{self, Description, INDEX_DIR, RESERVE};
 use super::record::{RecordHeader, RecordKind};
 use super::recovery::{self, Recovered};
 use super::segment::{LOG_DIR, SEGMENT_HEADER_LEN, SegmentKind, SegmentName};
 use super::segments::{Log, Position};
+use super::space::SpaceKeeper;
 use super::storage::{LockGuard, Storage};
 use super::stream::Stream;
 use super::transaction::{self, Resolved};
 use super::{
-    BlockId, BlockInfo, FORMAT_VERSION, Lsn, NewBlock, OpenOptions, Reclaim, ReclaimReport, Result, StoreError,
+    BlockId, BlockInfo, FORMAT_VERSION, Lsn, NewBlock, Op, OpenOptions, Result, StoreError,
     Transaction, Usage,
 };
 
@@ -35,7 +37,7 @@ pub struct Store {
     pub(super) log: Arc<Log>,
     pub(super) journal: Stream,
     pub(super) blocks: Stream,
-    pub(super) index: RwLock<Box<dyn Index>>,
+    pub(super) index: AdaptiveIndex,
     /// Blocks that were appended and are not yet referenced by a transaction.
     pub(super) pending: Mutex<HashMap<BlockId, BlockEntry>>,
     pub(super) commit: Mutex<CommitState>,
@@ -44,7 +46,7 @@ pub struct Store {
     next_block: AtomicU64,
     /// The last LSN given out; only changed under `commit`.
     lsn: AtomicU64,
-    pub(super) options: OpenOptions,
+    pub(super) space: SpaceKeeper,
     description: Description,
     _lock: Box<dyn LockGuard>,
 }
@@ -73,60 +75,80 @@ impl Store {
             storage.mkdir("").map_err(StoreError::io("mkdir", &place))?;
         }
         // Before the lock is taken, so that no lock file appears in a directory that is refused.
-        if layout::read_description(&*storage)?.is_none() && (!options.create || options.read_only) {
+        if layout::read_description(&*storage)?.is_none() && (!options.create || options.read_only)
+        {
             return Err(StoreError::Missing(place));
         }
-        let lock = storage.lock(!options.read_only).map_err(StoreError::io("lock", &place))?;
+        let lock = storage
+            .lock(!options.read_only)
+            .map_err(StoreError::io("lock", &place))?;
         let lock = lock.ok_or(StoreError::Locked(place))?;
         let description = match layout::read_description(&*storage)? {
             Some(description) => description,
             None => create(storage.clone(), options)?,
         };
-        Store::recover(storage, description, options.clone(), lock)
+        Store::recover(storage, description, options, lock)
     }
 
     fn recover(
         storage: Arc<dyn Storage>,
         description: Description,
-        options: OpenOptions,
+        options: &OpenOptions,
         lock: Box<dyn LockGuard>,
     ) -> Result<Store> {
-        let log = Arc::new(Log::new(storage, description.uuid, options.segment_bytes, options.read_only));
+        let log = Arc::new(Log::new(
+            storage,
+            description.uuid,
+            options.segment_bytes,
+            options.read_only,
+        ));
         let (names, leftovers) = recovery::list_segments(&log)?;
         recovery::register(&log, &names)?;
-        let index: Box<dyn Index> = Box::new(MemoryIndex::default());
-        let recovered = recovery::recover(&log, &names, &*index)?;
-        let ends = recovery::account(&log, &*index)?;
         let journal = Stream::new(SegmentKind::Journal, log.clone());
         let blocks = Stream::new(SegmentKind::Blocks, log.clone());
+        let (index, recovered, ends) = match AdaptiveIndex::reuse(&log, options)? {
+            Some((index, state)) => {
+                let recovered = recovery::resume_clean(&log, &names, &state)?;
+                (index, recovered, None)
+            }
+            None => {
+                let index = AdaptiveIndex::empty(&log, options)?;
+                let recovered = recovery::recover(&log, &names, &index)?;
+                let ends = recovery::account(&log, &index)?;
+                (index, recovered, Some(ends))
+            }
+        };
         if !options.read_only {
             resume_journal(&log, &journal, &recovered)?;
-            resume_blocks(&log, &blocks, &names, &ends)?;
-            for path in leftovers {
-                log.storage.unlink(&path).map_err(StoreError::io("unlink", &path))?;
-            }
+            resume_blocks(&log, &blocks, &names, ends.as_ref())?;
+            remove_leftovers(&log, &names, leftovers)?;
         }
-        let checkpoint_seq =
-            names.iter().rev().find(|name| name.kind == SegmentKind::Checkpoint).map_or(0, |name| name.seq);
+        let checkpoint_seq = recovery::newest_checkpoint(&names).map_or(0, |name| name.seq);
         let maintenance = Maintenance {
             checkpoint: recovered.checkpoint,
             checkpoint_seq,
             checkpoint_bytes: recovered.checkpoint_bytes,
         };
-        Ok(Store {
+        let store = Store {
             log,
             journal,
             blocks,
-            index: RwLock::new(index),
+            index,
             pending: Mutex::new(HashMap::new()),
-            commit: Mutex::new(CommitState { journal_bytes: recovered.replayed_bytes }),
+            commit: Mutex::new(CommitState {
+                journal_bytes: recovered.replayed_bytes,
+            }),
             maintenance: Mutex::new(maintenance),
             next_block: AtomicU64::new(recovered.next_block.max(1)),
             lsn: AtomicU64::new(recovered.lsn),
-            options,
+            space: SpaceKeeper::new(),
             description,
             _lock: lock,
-        })
+        };
+        if !options.read_only {
+            store.space.restore_reserve(&*store.log.storage);
+        }
+        Ok(store)
     }
 
     /// The store's name, unique in the world.
@@ -141,17 +163,21 @@ impl Store {
 
     /// The value of a key.
     pub fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>> {
-        self.index.read().get(key)
+        self.index.get(key)
     }
 
     /// At most `limit` pairs with keys in `[from, to)`, ascending; an empty `to` means up to the
     /// last key. Each pair is consistent; a commit may happen between two of them.
     pub fn scan(&self, from: &[u8], to: &[u8], limit: usize) -> Result<Vec<Pair>> {
-        self.index.read().scan(from, to, limit)
+        self.index.scan(from, to, limit)
     }
 
     /// Appends a block to the journal. It is garbage until a commit refers to it.
+    ///
+    /// Refused with ENOSPC while there is still space for metadata and settling.
     pub fn stage(&self, block: &NewBlock) -> Result<BlockId> {
+        self.space
+            .admit_data(&*self.log.storage, block.payload.len() as u64)?;
         self.append_block(&self.journal, block, true)
     }
 
@@ -167,18 +193,25 @@ impl Store {
             self.check_anchor(anchor)?;
         }
         let Ok(stored_len) = u32::try_from(block.payload.len()) else {
-            return Err(StoreError::Invalid(format!("a block of {} bytes", block.payload.len())));
+            return Err(StoreError::Invalid(format!(
+                "a block of {} bytes",
+                block.payload.len()
+            )));
         };
         let id = self.next_block.fetch_add(1, Ordering::Relaxed);
         let header = RecordHeader {
-            kind: if staged { RecordKind::Staged } else { RecordKind::Settled },
+            kind: if staged {
+                RecordKind::Staged
+            } else {
+                RecordKind::Settled
+            },
             tag: block.codec,
             body_len: 0,
             object: id,
             version: self.lsn.load(Ordering::Relaxed) + 1,
         };
         let prefix = entry::block_prefix(block.raw_len, block.anchor);
-        let at = stream.append(header, &|_| prefix.clone(), block.payload, true)?;
+        let (at, _) = stream.append(header, &|_| prefix.clone(), block.payload, true)?;
         let info = BlockInfo {
             codec: block.codec,
             staged,
@@ -188,15 +221,26 @@ impl Store {
             live: 0,
             anchor: block.anchor,
         };
-        self.pending.lock().insert(id, BlockEntry { seq: at.seq, offset: at.offset, info });
+        self.pending.lock().insert(
+            id,
+            BlockEntry {
+                seq: at.seq,
+                offset: at.offset,
+                info,
+            },
+        );
         Ok(id)
     }
 
     fn check_anchor(&self, anchor: BlockId) -> Result<()> {
-        let (entry, _) = self.lookup(anchor)?.ok_or(StoreError::NoSuchBlock(anchor))?;
+        let (entry, _) = self
+            .lookup(anchor)?
+            .ok_or(StoreError::NoSuchBlock(anchor))?;
         match entry.info.anchor {
             None => Ok(()),
-            Some(_) => Err(StoreError::Invalid(format!("block {anchor} has an anchor, so it cannot be one"))),
+            Some(_) => Err(StoreError::Invalid(format!(
+                "block {anchor} has an anchor, so it cannot be one"
+            ))),
         }
     }
 
@@ -213,9 +257,12 @@ impl Store {
         if let Some(entry) = self.pending.lock().get(&id) {
             return Ok(Some((*entry, true)));
         }
-        let Some(value) = self.index.read().get(&entry::block_key(id))? else { return Ok(None) };
-        let entry = BlockEntry::decode(&value)
-            .ok_or_else(|| StoreError::damaged("index entry", format!("block {id}"), "it makes no sense"))?;
+        let Some(value) = self.index.get(&entry::block_key(id))? else {
+            return Ok(None);
+        };
+        let entry = BlockEntry::decode(&value).ok_or_else(|| {
+            StoreError::damaged("index entry", format!("block {id}"), "it makes no sense")
+        })?;
         Ok(Some((entry, false)))
     }
 
@@ -226,13 +273,34 @@ impl Store {
     pub fn commit(&self, txn: Transaction) -> Result<Lsn> {
         self.log.check_writable()?;
         self.settle_referenced(&txn)?;
+        let frees = frees_space(&txn);
         let mut state = self.commit.lock();
         let resolved = transaction::resolve(txn, &|id| self.lookup(id))?;
-        let lsn = self.write_transaction(&mut state, resolved)?;
-        let due = state.journal_bytes;
+        let lsn = self.write_with_reserve(&mut state, &resolved, frees)?;
+        let journal_bytes = state.journal_bytes;
         drop(state);
-        self.checkpoint_if_due(due);
+        self.checkpoint_if_due(journal_bytes);
         Ok(lsn)
+    }
+
+    /// A transaction that frees something may use the reserve; others may not eat what it was for.
+    fn write_with_reserve(
+        &self,
+        state: &mut CommitState,
+        resolved: &Resolved,
+        frees: bool,
+    ) -> Result<Lsn> {
+        let storage = &*self.log.storage;
+        if !frees {
+            self.space
+                .admit_metadata(storage, transaction::body_size(&resolved.changes) as u64)?;
+        }
+        match self.write_transaction(state, resolved) {
+            Err(error) if error.is_no_space() && frees && self.space.release_reserve(storage) => {
+                self.write_transaction(state, resolved)
+            }
+            other => other,
+        }
     }
 
     /// Makes newly appended settled blocks durable before a transaction refers to them.
@@ -240,8 +308,11 @@ impl Store {
         let unsynced = {
             let pending = self.pending.lock();
             txn.ops.iter().any(|op| match op {
-                super::Op::Ref { block, .. } => pending.get(block).is_some_and(|entry| {
-                    let end = Position { seq: entry.seq, offset: entry.offset + entry.record_len() };
+                Op::Ref { block, .. } => pending.get(block).is_some_and(|entry| {
+                    let end = Position {
+                        seq: entry.seq,
+                        offset: entry.offset + entry.record_len(),
+                    };
                     !entry.info.staged && !self.blocks.is_durable(end)
                 }),
                 _ => false,
@@ -251,15 +322,25 @@ impl Store {
     }
 
     /// Appends the record and applies it. The caller holds the commit lock.
-    pub(super) fn write_transaction(&self, state: &mut CommitState, resolved: Resolved) -> Result<Lsn> {
+    pub(super) fn write_transaction(
+        &self,
+        state: &mut CommitState,
+        resolved: &Resolved,
+    ) -> Result<Lsn> {
         let lsn = self.lsn.load(Ordering::Relaxed) + 1;
-        let header =
-            RecordHeader { kind: RecordKind::Transaction, tag: 0, body_len: 0, object: 0, version: lsn };
+        let header = RecordHeader {
+            kind: RecordKind::Transaction,
+            tag: 0,
+            body_len: 0,
+            object: 0,
+            version: lsn,
+        };
         let body = |durable| transaction::encode_body(durable, &resolved.changes);
-        let before = self.journal.end();
-        let at = self.journal.append(header, &body, &[], false)?;
+        let (_, len) = self.journal.append(header, &body, &[], false)?;
         self.lsn.store(lsn, Ordering::Relaxed);
-        self.index.read().apply(&resolved.changes).map_err(|e| self.log.fail(e))?;
+        self.index
+            .apply(&resolved.changes)
+            .map_err(|e| self.log.fail(e))?;
         let mut pending = self.pending.lock();
         for id in &resolved.adopted {
             pending.remove(id);
@@ -269,14 +350,37 @@ impl Store {
             self.log.drop_live(entry.seq, entry.record_len());
         }
         drop(pending);
-        let end = self.journal.end();
-        state.journal_bytes += if before.seq == at.seq { end.offset - at.offset } else { end.offset };
+        state.journal_bytes += len;
         Ok(lsn)
+    }
+
+    pub(super) fn last_lsn(&self) -> Lsn {
+        self.lsn.load(Ordering::Relaxed)
+    }
+
+    /// What a sled index must know to be used again without reading the log.
+    pub(super) fn clean_state(&self, checkpoint: CheckpointEnd) -> CleanState {
+        let journal_end = self.journal.active_seq().map(|_| self.journal.end());
+        let journal_bytes = self.commit.lock().journal_bytes;
+        CleanState {
+            lsn: self.last_lsn(),
+            checkpoint,
+            next_block: self.next_block.load(Ordering::Relaxed),
+            next_seq: self.log.peek_seq(),
+            journal_bytes,
+            journal_end,
+            segments: self.log.segments().into_iter().collect(),
+        }
     }
 
     /// Makes all earlier commits durable.
     pub fn sync(&self) -> Result<()> {
         self.journal.sync()
+    }
+
+    /// Makes all appended settled blocks durable, so that commits that refer to them need not.
+    pub fn sync_blocks(&self) -> Result<()> {
+        self.blocks.sync()
     }
 
     /// What is known of a block, referenced or not yet.
@@ -305,14 +409,22 @@ impl Store {
 
     /// At most `limit` referenced blocks with ids above `after`, ascending.
     pub fn blocks(&self, after: BlockId, limit: usize) -> Result<Vec<(BlockId, BlockInfo)>> {
-        let Some(from) = after.checked_add(1) else { return Ok(Vec::new()) };
-        let pairs = self.index.read().scan(&entry::block_key(from), &[entry::BLOCK_KEY + 1], limit)?;
+        let Some(from) = after.checked_add(1) else {
+            return Ok(Vec::new());
+        };
+        let pairs = self
+            .index
+            .scan(&entry::block_key(from), &[entry::BLOCK_KEY + 1], limit)?;
         pairs
             .iter()
             .map(|(key, value)| {
                 let decoded = entry::block_of_key(key).zip(BlockEntry::decode(value));
                 let (id, entry) = decoded.ok_or_else(|| {
-                    StoreError::damaged("index entry", format!("key {key:02x?}"), "it makes no sense")
+                    StoreError::damaged(
+                        "index entry",
+                        format!("key {key:02x?}"),
+                        "it makes no sense",
+                    )
                 })?;
                 Ok((id, entry.info))
             })
@@ -329,7 +441,9 @@ impl Store {
         if journal_bytes < CHECKPOINT_JOURNAL_BYTES {
             return;
         }
-        let Some(mut maintenance) = self.maintenance.try_lock() else { return };
+        let Some(mut maintenance) = self.maintenance.try_lock() else {
+            return;
+        };
         if journal_bytes < maintenance.checkpoint_bytes {
             return;
         }
@@ -338,7 +452,11 @@ impl Store {
         }
     }
 
-    pub(super) fn checkpoint_locked(&self, maintenance: &mut Maintenance, level: i32) -> Result<()> {
+    pub(super) fn checkpoint_locked(
+        &self,
+        maintenance: &mut Maintenance,
+        level: i32,
+    ) -> Result<()> {
         self.log.check_writable()?;
         let (lsn, replay) = {
             let mut state = self.commit.lock();
@@ -347,7 +465,7 @@ impl Store {
         };
         let mut writer = CheckpointWriter::create(&self.log, lsn, level)?;
         let written = writer
-            .write_all(&|from| scan_step(&**self.index.read(), from))
+            .write_all(&|from| scan_step(&self.index, from))
             // The pages may show transactions up to this one, so they must not be lost.
             .map(|()| self.lsn.load(Ordering::Relaxed))
             .and_then(|last_lsn| self.journal.sync().map(|()| last_lsn));
@@ -359,36 +477,62 @@ impl Store {
             }
         };
         let next_block = self.next_block.load(Ordering::Relaxed);
-        let end =
-            CheckpointEnd { lsn, last_lsn, replay, next_block, next_seq: self.log.peek_seq(), ..Default::default() };
+        let end = CheckpointEnd {
+            lsn,
+            last_lsn,
+            replay,
+            next_block,
+            next_seq: self.log.peek_seq(),
+            ..Default::default()
+        };
         let (seq, len) = writer.finish(end)?;
-        self.log.add_segment(SegmentName { seq, kind: SegmentKind::Checkpoint }, len);
+        self.log.add_segment(
+            SegmentName {
+                seq,
+                kind: SegmentKind::Checkpoint,
+            },
+            len,
+        );
         let old = std::mem::replace(&mut maintenance.checkpoint_seq, seq);
         maintenance.checkpoint = end;
         maintenance.checkpoint_bytes = len;
-        self.drop_segment(SegmentName { seq: old, kind: SegmentKind::Checkpoint })
+        if let Err(error) = self.drop_segment(SegmentName {
+            seq: old,
+            kind: SegmentKind::Checkpoint,
+        }) {
+            log::warn!("the old checkpoint stays until the next mount: {error}");
+        }
+        Ok(())
     }
 
     /// Unlinks a segment that nothing needs.
     pub(super) fn drop_segment(&self, name: SegmentName) -> Result<()> {
         let path = name.path();
-        self.log.storage.unlink(&path).map_err(StoreError::io("unlink", &path))?;
+        self.log
+            .storage
+            .unlink(&path)
+            .map_err(StoreError::io("unlink", &path))?;
         self.log.forget_segment(name.seq);
         Ok(())
-    }
-
-    /// Frees space: drops dead segments and copies live blocks out of mostly dead ones.
-    pub fn reclaim(&self, want: Reclaim) -> Result<ReclaimReport> {
-        let _ = want;
-        Ok(ReclaimReport::default())
     }
 
     /// Bytes on disk.
     pub fn usage(&self) -> Result<Usage> {
         let mut usage = Usage::default();
-        let allocated = |path: &str| self.log.storage.allocated(path).map_err(StoreError::io("stat", path));
+        let allocated = |path: &str| {
+            self.log
+                .storage
+                .allocated(path)
+                .map_err(StoreError::io("stat", path))
+        };
         for (seq, state) in self.log.segments() {
-            let bytes = allocated(&SegmentName { seq, kind: state.kind }.path())?;
+            let bytes = allocated(
+                &SegmentName {
+                    seq,
+                    kind: state.kind,
+                }
+                .path(),
+            )?;
             match state.kind {
                 SegmentKind::Checkpoint => usage.checkpoint_bytes += bytes,
                 SegmentKind::Journal => usage.staged_bytes += state.live,
@@ -401,7 +545,8 @@ impl Store {
         }
         usage.index_bytes = allocated(INDEX_DIR)?;
         usage.model_bytes = layout::model_bytes(&*self.log.storage)?;
-        let known = usage.log_bytes + usage.checkpoint_bytes + usage.index_bytes + usage.model_bytes;
+        let known =
+            usage.log_bytes + usage.checkpoint_bytes + usage.index_bytes + usage.model_bytes;
         usage.other_bytes = allocated("")?.saturating_sub(known + allocated(RESERVE)?);
         Ok(usage)
     }
@@ -409,7 +554,11 @@ impl Store {
     /// Available and total bytes of the file system under the store.
     pub fn free_space(&self) -> Result<(u64, u64)> {
         let place = self.log.storage.describe();
-        let space = self.log.storage.free_space().map_err(StoreError::io("statvfs", &place))?;
+        let space = self
+            .log
+            .storage
+            .free_space()
+            .map_err(StoreError::io("statvfs", &place))?;
         Ok((space.available, space.total))
     }
 
@@ -423,30 +572,36 @@ impl Store {
     pub fn get_model(&self, name: &str) -> Result<Option<Vec<u8>>> {
         layout::get_model(&*self.log.storage, name)
     }
-
-    /// Makes everything durable and leaves the store small and quick to open. Nothing can be
-    /// changed afterwards. A store that is dropped without this is recovered at the next opening.
-    pub fn close(&self) -> Result<()> {
-        if self.log.read_only {
-            return Ok(());
-        }
-        self.sync()?;
-        let mut maintenance = self.maintenance.lock();
-        self.checkpoint_locked(&mut maintenance, 9)
-    }
 }
 
 /// Makes a new store: a checkpoint of nothing, then the description that makes it a store.
 fn create(storage: Arc<dyn Storage>, options: &OpenOptions) -> Result<Description> {
-    let description = Description { uuid: Uuid::new_v4(), format: FORMAT_VERSION, features: Vec::new() };
+    let description = Description {
+        uuid: Uuid::new_v4(),
+        format: FORMAT_VERSION,
+        features: Vec::new(),
+    };
     // Left over if an earlier creation was interrupted; `read_description` saw that they hold nothing.
     for dir in [LOG_DIR, INDEX_DIR] {
-        storage.remove_tree(dir).map_err(StoreError::io("remove", dir))?;
+        storage
+            .remove_tree(dir)
+            .map_err(StoreError::io("remove", dir))?;
     }
-    storage.mkdir(LOG_DIR).map_err(StoreError::io("mkdir", LOG_DIR))?;
+    storage
+        .mkdir(LOG_DIR)
+        .map_err(StoreError::io("mkdir", LOG_DIR))?;
     storage.sync_dir("").map_err(StoreError::io("fsync", "."))?;
-    let log = Log::new(storage.clone(), description.uuid, options.segment_bytes, false);
-    let end = CheckpointEnd { next_block: 1, replay: Position { seq: 1, offset: 0 }, ..Default::default() };
+    let log = Log::new(
+        storage.clone(),
+        description.uuid,
+        options.segment_bytes,
+        false,
+    );
+    let end = CheckpointEnd {
+        next_block: 1,
+        replay: Position { seq: 1, offset: 0 },
+        ..Default::default()
+    };
     CheckpointWriter::create(&log, 0, 1)?.finish(end)?;
     layout::write_description(&*storage, &description)?;
     Ok(description)
@@ -454,30 +609,90 @@ fn create(storage: Arc<dyn Storage>, options: &OpenOptions) -> Result<Descriptio
 
 /// Cuts the torn tail of the journal, makes what was read durable, and continues there.
 fn resume_journal(log: &Log, journal: &Stream, recovered: &Recovered) -> Result<()> {
-    let Some(end) = recovered.journal_end else { return Ok(()) };
-    let name = SegmentName { seq: end.seq, kind: SegmentKind::Journal };
+    let Some(end) = recovered.journal_end else {
+        return Ok(());
+    };
+    let name = SegmentName {
+        seq: end.seq,
+        kind: SegmentKind::Journal,
+    };
     if end.offset < SEGMENT_HEADER_LEN {
         let path = name.path();
-        log.storage.unlink(&path).map_err(StoreError::io("unlink", &path))?;
+        log.storage
+            .unlink(&path)
+            .map_err(StoreError::io("unlink", &path))?;
         log.forget_segment(name.seq);
-        return log.storage.sync_dir(LOG_DIR).map_err(StoreError::io("fsync", LOG_DIR));
+        return log
+            .storage
+            .sync_dir(LOG_DIR)
+            .map_err(StoreError::io("fsync", LOG_DIR));
     }
     let file = recovery::cut(log, name, end.offset)?;
     journal.resume(name, file, end.offset);
     Ok(())
 }
 
-/// Cuts blocks off the last block segment that no transaction refers to, and continues there.
-/// The journal that says so is durable already.
-fn resume_blocks(log: &Log, blocks: &Stream, names: &[SegmentName], ends: &BTreeMap<u64, u64>) -> Result<()> {
-    let last = names.iter().rev().find(|name| name.kind == SegmentKind::Blocks);
-    let Some((&name, &end)) = last.and_then(|name| Some((name, ends.get(&name.seq)?))) else { return Ok(()) };
+/// Cuts blocks off the last block segment that no transaction refers to, and continues there. The
+/// journal that says so is durable already. Without `ends`, the store was closed and nothing is cut.
+fn resume_blocks(
+    log: &Log,
+    blocks: &Stream,
+    names: &[SegmentName],
+    ends: Option<&BTreeMap<u64, u64>>,
+) -> Result<()> {
+    let Some(&name) = names
+        .iter()
+        .rev()
+        .find(|name| name.kind == SegmentKind::Blocks)
+    else {
+        return Ok(());
+    };
     let len = log.segments().get(&name.seq).map_or(0, |state| state.len);
+    let end = match ends {
+        Some(ends) => ends.get(&name.seq).copied().unwrap_or(0),
+        None => len,
+    };
     if end > len {
-        log::error!("{}: {} bytes of live blocks are missing at its end", name.path(), end - len);
+        log::error!(
+            "{}: {} bytes of live blocks are missing at its end",
+            name.path(),
+            end - len
+        );
+    }
+    if end > len || end < SEGMENT_HEADER_LEN {
         return Ok(());
     }
     let file = recovery::cut(log, name, end)?;
     blocks.resume(name, file, end);
     Ok(())
+}
+
+/// Removes what interrupted work has left, and checkpoints that a newer one has replaced.
+fn remove_leftovers(log: &Log, names: &[SegmentName], leftovers: Vec<String>) -> Result<()> {
+    for path in leftovers {
+        log.storage
+            .unlink(&path)
+            .map_err(StoreError::io("unlink", &path))?;
+    }
+    let newest = recovery::newest_checkpoint(names).map_or(0, |name| name.seq);
+    for name in names
+        .iter()
+        .filter(|name| name.kind == SegmentKind::Checkpoint && name.seq < newest)
+    {
+        let path = name.path();
+        log.storage
+            .unlink(&path)
+            .map_err(StoreError::io("unlink", &path))?;
+        log.forget_segment(name.seq);
+    }
+    Ok(())
+}
+
+/// True if a transaction is made to give space back.
+fn frees_space(txn: &Transaction) -> bool {
+    txn.ops.iter().any(|op| match op {
+        Op::Put { .. } => false,
+        Op::Delete { .. } => true,
+        Op::Ref { refs, .. } => *refs < 0,
+    })
 }

@@ -55,7 +55,8 @@ pub(crate) fn split_block_body(body: &[u8]) -> Option<(u32, Option<BlockId>, &[u
 impl BlockEntry {
     /// Bytes between the start of the record and the payload.
     pub(crate) fn overhead(&self) -> u64 {
-        let prefix = varint::len(u64::from(self.info.raw_len)) + varint::len(self.info.anchor.unwrap_or(0));
+        let prefix =
+            varint::len(u64::from(self.info.raw_len)) + varint::len(self.info.anchor.unwrap_or(0));
         (HEADER_LEN + prefix) as u64
     }
 

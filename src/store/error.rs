@@ -7,16 +7,28 @@ use thiserror::Error;
 pub enum StoreError {
     /// The storage under the store failed; the errno is passed on.
     #[error("{op} {path}: {source}")]
-    Io { op: &'static str, path: String, source: io::Error },
+    Io {
+        op: &'static str,
+        path: String,
+        source: io::Error,
+    },
     /// Bytes on disk that cannot be what was written there.
     #[error("damaged {what} in {place}: {why}")]
-    Damaged { what: &'static str, place: String, why: String },
+    Damaged {
+        what: &'static str,
+        place: String,
+        why: String,
+    },
     #[error("{0} is not an s2sfs store and not empty")]
     NotAStore(String),
     #[error("there is no store at {0}")]
     Missing(String),
     #[error("store {path} has format version {found}, this program reads up to {known}")]
-    NewerFormat { path: String, found: u32, known: u32 },
+    NewerFormat {
+        path: String,
+        found: u32,
+        known: u32,
+    },
     #[error("store {path} needs the feature '{feature}', which this program does not have")]
     UnknownFeature { path: String, feature: String },
     #[error("store {0} is in use by another process")]
@@ -42,8 +54,16 @@ impl StoreError {
         move |source| StoreError::Io { op, path, source }
     }
 
-    pub(crate) fn damaged(what: &'static str, place: impl Into<String>, why: impl Into<String>) -> StoreError {
-        StoreError::Damaged { what, place: place.into(), why: why.into() }
+    pub(crate) fn damaged(
+        what: &'static str,
+        place: impl Into<String>,
+        why: impl Into<String>,
+    ) -> StoreError {
+        StoreError::Damaged {
+            what,
+            place: place.into(),
+            why: why.into(),
+        }
     }
 
     /// The errno that stands for this error in a reply to the kernel.

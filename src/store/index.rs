@@ -26,10 +26,6 @@ pub(crate) trait Index: Send + Sync {
     fn apply(&self, changes: &[Change]) -> Result<()>;
     /// Estimate of the memory that the map needs, for the decision to move it to sled.
     fn memory_bytes(&self) -> u64;
-    /// The sled implementation, if this is it, for the work at close.
-    fn as_sled(&self) -> Option<&super::sled_index::SledIndex> {
-        None
-    }
 }
 
 /// What a pair costs in memory beyond its own bytes: two vectors, their allocations, its share of a tree node.
@@ -51,10 +47,17 @@ impl Index for MemoryIndex {
         if !to.is_empty() && from >= to {
             return Ok(Vec::new());
         }
-        let end = if to.is_empty() { Bound::Unbounded } else { Bound::Excluded(to) };
+        let end = if to.is_empty() {
+            Bound::Unbounded
+        } else {
+            Bound::Excluded(to)
+        };
         let map = self.map.read();
         let range = map.range::<[u8], _>((Bound::Included(from), end));
-        Ok(range.take(limit).map(|(key, value)| (key.clone(), value.clone())).collect())
+        Ok(range
+            .take(limit)
+            .map(|(key, value)| (key.clone(), value.clone()))
+            .collect())
     }
 
     fn apply(&self, changes: &[Change]) -> Result<()> {

@@ -14,7 +14,14 @@ pub(crate) const INDEX_DIR: &str = "index";
 /// Space that only unlink, settling and reclaim may use; exists only while the store is open for writing.
 pub(crate) const RESERVE: &str = "log/reserve";
 /// Names that a half-created store, or an empty file system under it, may contain.
-const NOT_CONTENT: [&str; 6] = [LOG_DIR, MODEL_DIR, INDEX_DIR, DESCRIPTION_TEMPORARY, "lock", "lost+found"];
+const NOT_CONTENT: [&str; 6] = [
+    LOG_DIR,
+    MODEL_DIR,
+    INDEX_DIR,
+    DESCRIPTION_TEMPORARY,
+    "lock",
+    "lost+found",
+];
 
 /// The text of `s2sfs.toml`.
 #[derive(Serialize, Deserialize)]
@@ -45,34 +52,61 @@ pub(crate) fn read_description(storage: &dyn Storage) -> Result<Option<Descripti
     let bytes = read_file(storage, DESCRIPTION)?;
     let damaged = |why: String| StoreError::damaged("store description", place.clone(), why);
     let text = String::from_utf8(bytes).map_err(|e| damaged(e.to_string()))?;
-    let table: toml::Table = text.parse().map_err(|e: toml::de::Error| damaged(e.message().to_owned()))?;
+    let table: toml::Table = text
+        .parse()
+        .map_err(|e: toml::de::Error| damaged(e.message().to_owned()))?;
     // The version is looked at first: a newer description may not even have the same fields.
-    let found = table.get("format").and_then(toml::Value::as_integer).unwrap_or(0);
+    let found = table
+        .get("format")
+        .and_then(toml::Value::as_integer)
+        .unwrap_or(0);
     let found = u32::try_from(found).unwrap_or(u32::MAX);
     if found > FORMAT_VERSION {
-        return Err(StoreError::NewerFormat { path: storage.describe(), found, known: FORMAT_VERSION });
+        return Err(StoreError::NewerFormat {
+            path: storage.describe(),
+            found,
+            known: FORMAT_VERSION,
+        });
     }
-    let text: DescriptionText = table.try_into().map_err(|e: toml::de::Error| damaged(e.message().to_owned()))?;
+    let text: DescriptionText = table
+        .try_into()
+        .map_err(|e: toml::de::Error| damaged(e.message().to_owned()))?;
     if text.format == 0 {
         return Err(damaged("format version 0".into()));
     }
     if let Some(feature) = text.features.first() {
-        return Err(StoreError::UnknownFeature { path: storage.describe(), feature: feature.clone() });
+        return Err(StoreError::UnknownFeature {
+            path: storage.describe(),
+            feature: feature.clone(),
+        });
     }
     let uuid = Uuid::parse_str(&text.uuid).map_err(|e| damaged(e.to_string()))?;
-    Ok(Some(Description { uuid, format: text.format, features: text.features }))
+    Ok(Some(Description {
+        uuid,
+        format: text.format,
+        features: text.features,
+    }))
 }
 
 /// Err unless the directory is missing, empty, or a store whose creation was interrupted.
 fn check_unused(storage: &dyn Storage) -> Result<()> {
-    if !storage.exists("").map_err(StoreError::io("stat", &storage.describe()))? {
+    if !storage
+        .exists("")
+        .map_err(StoreError::io("stat", &storage.describe()))?
+    {
         return Ok(());
     }
     let list = |dir: &str| storage.list(dir).map_err(StoreError::io("list", dir));
-    let foreign = list("")?.iter().any(|entry| !NOT_CONTENT.contains(&entry.name.as_str()));
+    let foreign = list("")?
+        .iter()
+        .any(|entry| !NOT_CONTENT.contains(&entry.name.as_str()));
     // An interrupted creation has written a checkpoint of nothing and no other segment.
-    let used = storage.exists(LOG_DIR).map_err(StoreError::io("stat", LOG_DIR))?
-        && list(LOG_DIR)?.iter().any(|entry| !entry.name.ends_with(".c") && !entry.name.ends_with(".c.tmp"));
+    let used = storage
+        .exists(LOG_DIR)
+        .map_err(StoreError::io("stat", LOG_DIR))?
+        && list(LOG_DIR)?
+            .iter()
+            .any(|entry| !entry.name.ends_with(".c") && !entry.name.ends_with(".c.tmp"));
     if foreign || used {
         return Err(StoreError::NotAStore(storage.describe()));
     }
@@ -81,18 +115,33 @@ fn check_unused(storage: &dyn Storage) -> Result<()> {
 
 /// Writes the description, the last step of the creation of a store.
 pub(crate) fn write_description(storage: &dyn Storage, description: &Description) -> Result<()> {
-    let Description { uuid, format, features } = description.clone();
-    let text = toml::to_string(&DescriptionText { uuid: uuid.to_string(), format, features })
-        .map_err(|e| StoreError::Invalid(format!("{DESCRIPTION} cannot be written: {e}")))?;
-    replace_file(storage, "", DESCRIPTION, DESCRIPTION_TEMPORARY, text.as_bytes())
+    let Description {
+        uuid,
+        format,
+        features,
+    } = description.clone();
+    let text = toml::to_string(&DescriptionText {
+        uuid: uuid.to_string(),
+        format,
+        features,
+    })
+    .map_err(|e| StoreError::Invalid(format!("{DESCRIPTION} cannot be written: {e}")))?;
+    replace_file(
+        storage,
+        "",
+        DESCRIPTION,
+        DESCRIPTION_TEMPORARY,
+        text.as_bytes(),
+    )
 }
 
 /// Reads a whole file of modest size.
-fn read_file(storage: &dyn Storage, path: &str) -> Result<Vec<u8>> {
+pub(crate) fn read_file(storage: &dyn Storage, path: &str) -> Result<Vec<u8>> {
     let io = |op| StoreError::io(op, path);
     let file = storage.open(path, false).map_err(io("open"))?;
-    let len = file.len().map_err(io("stat"))?;
-    let len = usize::try_from(len).map_err(|_| StoreError::damaged("file", path, "it is too large"))?;
+    let len = file.size().map_err(io("stat"))?;
+    let len =
+        usize::try_from(len).map_err(|_| StoreError::damaged("file", path, "it is too large"))?;
     let mut bytes = vec![0; len];
     let got = file.read_at(0, &mut bytes).map_err(io("read"))?;
     bytes.truncate(got);
@@ -100,14 +149,31 @@ fn read_file(storage: &dyn Storage, path: &str) -> Result<Vec<u8>> {
 }
 
 /// Replaces a file as a whole: after a crash it has the old or the new contents, after return the new ones.
-fn replace_file(storage: &dyn Storage, dir: &str, path: &str, temporary: &str, bytes: &[u8]) -> Result<()> {
-    if storage.exists(temporary).map_err(StoreError::io("stat", temporary))? {
-        storage.unlink(temporary).map_err(StoreError::io("unlink", temporary))?;
+pub(crate) fn replace_file(
+    storage: &dyn Storage,
+    dir: &str,
+    path: &str,
+    temporary: &str,
+    bytes: &[u8],
+) -> Result<()> {
+    if storage
+        .exists(temporary)
+        .map_err(StoreError::io("stat", temporary))?
+    {
+        storage
+            .unlink(temporary)
+            .map_err(StoreError::io("unlink", temporary))?;
     }
-    let file = storage.create(temporary).map_err(StoreError::io("create", temporary))?;
-    file.write_at(0, &[bytes]).map_err(StoreError::io("write", temporary))?;
-    file.sync_data().map_err(StoreError::io("fdatasync", temporary))?;
-    storage.rename(temporary, path).map_err(StoreError::io("rename", path))?;
+    let file = storage
+        .create(temporary)
+        .map_err(StoreError::io("create", temporary))?;
+    file.write_at(0, &[bytes])
+        .map_err(StoreError::io("write", temporary))?;
+    file.sync_data()
+        .map_err(StoreError::io("fdatasync", temporary))?;
+    storage
+        .rename(temporary, path)
+        .map_err(StoreError::io("rename", path))?;
     storage.sync_dir(dir).map_err(StoreError::io("fsync", dir))
 }
 
@@ -122,8 +188,13 @@ fn model_path(name: &str) -> Result<String> {
 /// Stores a model, replacing one of the same name; durable on return.
 pub(crate) fn put_model(storage: &dyn Storage, name: &str, bytes: &[u8]) -> Result<()> {
     let path = model_path(name)?;
-    if !storage.exists(MODEL_DIR).map_err(StoreError::io("stat", MODEL_DIR))? {
-        storage.mkdir(MODEL_DIR).map_err(StoreError::io("mkdir", MODEL_DIR))?;
+    if !storage
+        .exists(MODEL_DIR)
+        .map_err(StoreError::io("stat", MODEL_DIR))?
+    {
+        storage
+            .mkdir(MODEL_DIR)
+            .map_err(StoreError::io("mkdir", MODEL_DIR))?;
         storage.sync_dir("").map_err(StoreError::io("fsync", "."))?;
     }
     replace_file(storage, MODEL_DIR, &path, &format!("{path}.tmp"), bytes)
@@ -132,7 +203,10 @@ pub(crate) fn put_model(storage: &dyn Storage, name: &str, bytes: &[u8]) -> Resu
 /// The bytes of a model, unverified: names are content hashes that the caller checks.
 pub(crate) fn get_model(storage: &dyn Storage, name: &str) -> Result<Option<Vec<u8>>> {
     let path = model_path(name)?;
-    if !storage.exists(&path).map_err(StoreError::io("stat", &path))? {
+    if !storage
+        .exists(&path)
+        .map_err(StoreError::io("stat", &path))?
+    {
         return Ok(None);
     }
     read_file(storage, &path).map(Some)
@@ -140,5 +214,7 @@ pub(crate) fn get_model(storage: &dyn Storage, name: &str) -> Result<Option<Vec<
 
 /// Bytes on disk of all models.
 pub(crate) fn model_bytes(storage: &dyn Storage) -> Result<u64> {
-    storage.allocated(MODEL_DIR).map_err(StoreError::io("stat", MODEL_DIR))
+    storage
+        .allocated(MODEL_DIR)
+        .map_err(StoreError::io("stat", MODEL_DIR))
 }

@@ -4,17 +4,21 @@
 //! [`Transaction`]s, plus immutable blocks that transactions refer to and count references of.
 //! See docs/format.md for what is on disk and docs/durability.md for what survives what.
 
+mod adaptive_index;
 mod checkpoint;
 mod engine;
 mod entry;
 mod error;
 mod index;
 mod layout;
+mod reclaim;
 mod record;
 mod recovery;
 mod segment;
 mod segments;
+mod simulated;
 mod sled_index;
+mod space;
 mod storage;
 mod stream;
 mod transaction;
@@ -23,6 +27,7 @@ mod varint;
 pub use engine::Store;
 pub use error::StoreError;
 pub use index::Pair;
+pub use simulated::{Fault, SimOp, SimStorage};
 pub use storage::{Entry, LockGuard, RealStorage, Space, Storage, StorageFile};
 
 /// Result of every operation of this layer.
@@ -72,7 +77,10 @@ pub struct Reclaim {
 
 impl Default for Reclaim {
     fn default() -> Self {
-        Reclaim { max_copy_bytes: 64 << 20, min_dead_percent: 50 }
+        Reclaim {
+            max_copy_bytes: 64 << 20,
+            min_dead_percent: 50,
+        }
     }
 }
 

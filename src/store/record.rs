@@ -106,9 +106,11 @@ impl RecordHeader {
 
 /// Checks the checksum of `record`, header and body, as it lies at `place`.
 pub(crate) fn verify(record: &[u8], place: Place) -> bool {
-    let (Some(head), Some(stored), Some(body)) =
-        (record.get(..24), record.get(24..HEADER_LEN), record.get(HEADER_LEN..))
-    else {
+    let (Some(head), Some(stored), Some(body)) = (
+        record.get(..24),
+        record.get(24..HEADER_LEN),
+        record.get(HEADER_LEN..),
+    ) else {
         return false;
     };
     let crc = crc32c::crc32c_append(crc32c::crc32c_append(place.seed(), head), body);

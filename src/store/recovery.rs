@@ -2,12 +2,13 @@
 
 use std::sync::Arc;
 
+use super::adaptive_index::CleanState;
 use super::checkpoint::{self, CheckpointEnd};
 use super::entry::{self, BlockEntry};
 use super::index::{Change, Index};
-use super::segments::{Log, Position};
 use super::record::RecordKind;
 use super::segment::{LOG_DIR, SEGMENT_HEADER_LEN, SegmentKind, SegmentName, SegmentReader, Step};
+use super::segments::{Log, Position};
 use super::transaction;
 use super::{BlockId, Lsn, Result, StoreError};
 
@@ -32,7 +33,11 @@ pub(crate) struct Recovered {
 pub(crate) fn list_segments(log: &Log) -> Result<(Vec<SegmentName>, Vec<String>)> {
     let mut names = Vec::new();
     let mut leftovers = Vec::new();
-    for entry in log.storage.list(LOG_DIR).map_err(StoreError::io("list", LOG_DIR))? {
+    for entry in log
+        .storage
+        .list(LOG_DIR)
+        .map_err(StoreError::io("list", LOG_DIR))?
+    {
         match SegmentName::parse(&entry.name) {
             Some(name) => names.push(name),
             None if entry.name.ends_with(".tmp") || entry.name == "reserve" => {
@@ -49,18 +54,55 @@ pub(crate) fn list_segments(log: &Log) -> Result<(Vec<SegmentName>, Vec<String>)
 pub(crate) fn register(log: &Log, names: &[SegmentName]) -> Result<()> {
     for &name in names {
         let path = name.path();
-        let file = log.storage.open(&path, false).map_err(StoreError::io("open", &path))?;
-        log.add_segment(name, file.len().map_err(StoreError::io("stat", &path))?);
+        let file = log
+            .storage
+            .open(&path, false)
+            .map_err(StoreError::io("open", &path))?;
+        log.add_segment(name, file.size().map_err(StoreError::io("stat", &path))?);
     }
     Ok(())
 }
 
+pub(crate) fn newest_checkpoint(names: &[SegmentName]) -> Option<SegmentName> {
+    names
+        .iter()
+        .rev()
+        .find(|name| name.kind == SegmentKind::Checkpoint)
+        .copied()
+}
+
+/// The state of a store whose sled index is as the last close left it.
+pub(crate) fn resume_clean(
+    log: &Log,
+    names: &[SegmentName],
+    state: &CleanState,
+) -> Result<Recovered> {
+    log.raise_seq(state.next_seq);
+    for (seq, segment) in &state.segments {
+        log.add_live(*seq, segment.live);
+    }
+    let name = newest_checkpoint(names).ok_or_else(no_checkpoint)?;
+    Ok(Recovered {
+        checkpoint: state.checkpoint,
+        checkpoint_bytes: log.segments().get(&name.seq).map_or(0, |state| state.len),
+        lsn: state.lsn,
+        next_block: state.next_block,
+        replayed_bytes: state.journal_bytes,
+        journal_end: state.journal_end,
+    })
+}
+
+fn no_checkpoint() -> StoreError {
+    StoreError::damaged(
+        "log",
+        LOG_DIR,
+        "no checkpoint is there, so files would be missing",
+    )
+}
+
 /// Reads checkpoint and journal into `index`, which is empty. `names` is sorted.
 pub(crate) fn recover(log: &Log, names: &[SegmentName], index: &dyn Index) -> Result<Recovered> {
-    let newest = names.iter().rev().find(|name| name.kind == SegmentKind::Checkpoint);
-    let Some(&newest) = newest else {
-        return Err(StoreError::damaged("log", LOG_DIR, "no checkpoint is there, so files would be missing"));
-    };
+    let newest = newest_checkpoint(names).ok_or_else(no_checkpoint)?;
     let end = checkpoint::load(log, newest, &mut |changes| index.apply(&changes))?;
     log.raise_seq(end.next_seq);
     let checkpoint_bytes = log.segments().get(&newest.seq).map_or(0, |state| state.len);
@@ -78,15 +120,32 @@ pub(crate) fn recover(log: &Log, names: &[SegmentName], index: &dyn Index) -> Re
         .filter(|name| name.kind == SegmentKind::Journal && name.seq >= end.replay.seq)
         .collect();
     if end.replay.offset > 0 && journal.first().map(|name| name.seq) != Some(end.replay.seq) {
-        let missing = SegmentName { seq: end.replay.seq, kind: SegmentKind::Journal };
-        return Err(StoreError::damaged("log", missing.path(), "the segment is missing"));
+        let missing = SegmentName {
+            seq: end.replay.seq,
+            kind: SegmentKind::Journal,
+        };
+        return Err(StoreError::damaged(
+            "log",
+            missing.path(),
+            "the segment is missing",
+        ));
     }
     for (at, &name) in journal.iter().enumerate() {
         let last = at + 1 == journal.len();
-        Replay { log, index, recovered: &mut recovered, name, last }.run()?;
+        Replay {
+            log,
+            index,
+            recovered: &mut recovered,
+            name,
+            last,
+        }
+        .run()?;
     }
     if recovered.lsn < end.last_lsn {
-        let why = format!("the journal ends at change {}, the checkpoint shows {}", recovered.lsn, end.last_lsn);
+        let why = format!(
+            "the journal ends at change {}, the checkpoint shows {}",
+            recovered.lsn, end.last_lsn
+        );
         return Err(StoreError::damaged("log", LOG_DIR, why));
     }
     if !journal.is_empty() {
@@ -119,7 +178,10 @@ impl Replay<'_> {
             }
         }
         let end = self.replay_records(&mut reader)?;
-        self.recovered.journal_end = Some(Position { seq: self.name.seq, offset: end });
+        self.recovered.journal_end = Some(Position {
+            seq: self.name.seq,
+            offset: end,
+        });
         Ok(())
     }
 
@@ -129,8 +191,14 @@ impl Replay<'_> {
         if !torn || !self.last || durable_evidence(reader, SEGMENT_HEADER_LEN, 0)? {
             return Err(error);
         }
-        log::warn!("{}: {error}; it was never synced and is dropped", self.name.path());
-        self.recovered.journal_end = Some(Position { seq: self.name.seq, offset: 0 });
+        log::warn!(
+            "{}: {error}; it was never synced and is dropped",
+            self.name.path()
+        );
+        self.recovered.journal_end = Some(Position {
+            seq: self.name.seq,
+            offset: 0,
+        });
         Ok(())
     }
 
@@ -140,16 +208,24 @@ impl Replay<'_> {
         let mut batch: Vec<Change> = Vec::new();
         let end = loop {
             match reader.step()? {
-                Step::Record { offset, header, body } => {
+                Step::Record {
+                    offset,
+                    header,
+                    body,
+                } => {
                     let place = || format!("{path}, offset {offset}");
                     match header.kind {
                         RecordKind::Staged => {
-                            self.recovered.next_block = self.recovered.next_block.max(header.object + 1);
+                            self.recovered.next_block =
+                                self.recovered.next_block.max(header.object + 1);
                         }
                         RecordKind::Transaction => {
                             let expected = self.recovered.lsn + 1;
                             if header.version != expected {
-                                let why = format!("change {expected} is missing, {} follows", header.version);
+                                let why = format!(
+                                    "change {expected} is missing, {} follows",
+                                    header.version
+                                );
                                 return Err(StoreError::damaged("journal", place(), why));
                             }
                             let changes = transaction::decode_body(body).ok_or_else(|| {
@@ -160,7 +236,13 @@ impl Replay<'_> {
                             self.note_blocks(&changes);
                             batch.extend(changes);
                         }
-                        _ => return Err(StoreError::damaged("journal", place(), "a record that does not belong here")),
+                        _ => {
+                            return Err(StoreError::damaged(
+                                "journal",
+                                place(),
+                                "a record that does not belong here",
+                            ));
+                        }
                     }
                     if batch.len() >= APPLY_BATCH {
                         self.index.apply(&std::mem::take(&mut batch))?;
@@ -178,7 +260,10 @@ impl Replay<'_> {
     }
 
     fn note_blocks(&mut self, changes: &[Change]) {
-        let newest = changes.iter().filter_map(|change| entry::block_of_key(&change.key)).max();
+        let newest = changes
+            .iter()
+            .filter_map(|change| entry::block_of_key(&change.key))
+            .max();
         self.recovered.next_block = self.recovered.next_block.max(newest.unwrap_or(0) + 1);
     }
 
@@ -188,7 +273,11 @@ impl Replay<'_> {
     fn judge_bad_record(&self, reader: &mut SegmentReader, offset: u64, why: &str) -> Result<()> {
         if !self.last || durable_evidence(reader, offset + 1, offset)? {
             let why = format!("{why}, but what follows was written later; run s2sfs check");
-            return Err(StoreError::damaged("journal", format!("{}, offset {offset}", self.name.path()), why));
+            return Err(StoreError::damaged(
+                "journal",
+                format!("{}, offset {offset}", self.name.path()),
+                why,
+            ));
         }
         log::warn!("{}: tail cut at offset {offset} ({why})", self.name.path());
         Ok(())
@@ -199,7 +288,14 @@ impl Replay<'_> {
 fn durable_evidence(reader: &mut SegmentReader, from: u64, limit: u64) -> Result<bool> {
     let mut from = from;
     while reader.seek_valid(from)? {
-        let Step::Record { offset, header, body } = reader.step()? else { return Ok(false) };
+        let Step::Record {
+            offset,
+            header,
+            body,
+        } = reader.step()?
+        else {
+            return Ok(false);
+        };
         let durable = transaction::durable_of_body(body).unwrap_or(0);
         if header.kind == RecordKind::Transaction && durable > limit {
             return Ok(true);
@@ -210,7 +306,10 @@ fn durable_evidence(reader: &mut SegmentReader, from: u64, limit: u64) -> Result
 }
 
 /// Recounts the live bytes of all segments. Returns where the last live block of each ends.
-pub(crate) fn account(log: &Log, index: &dyn Index) -> Result<std::collections::BTreeMap<u64, u64>> {
+pub(crate) fn account(
+    log: &Log,
+    index: &dyn Index,
+) -> Result<std::collections::BTreeMap<u64, u64>> {
     let mut ends = std::collections::BTreeMap::new();
     let mut missing = 0u64;
     let mut from = vec![entry::BLOCK_KEY];
@@ -221,7 +320,11 @@ pub(crate) fn account(log: &Log, index: &dyn Index) -> Result<std::collections::
         from.push(0);
         for (key, value) in &pairs {
             let Some(block) = BlockEntry::decode(value) else {
-                return Err(StoreError::damaged("index entry", format!("key {key:02x?}"), "it makes no sense"));
+                return Err(StoreError::damaged(
+                    "index entry",
+                    format!("key {key:02x?}"),
+                    "it makes no sense",
+                ));
             };
             log.add_live(block.seq, block.record_len());
             missing += u64::from(log.path_of(block.seq).is_none());
@@ -230,7 +333,9 @@ pub(crate) fn account(log: &Log, index: &dyn Index) -> Result<std::collections::
         }
     }
     if missing > 0 {
-        log::error!("segments are missing: {missing} blocks cannot be read (s2sfs check names them)");
+        log::error!(
+            "segments are missing: {missing} blocks cannot be read (s2sfs check names them)"
+        );
     }
     Ok(ends)
 }
@@ -238,11 +343,16 @@ pub(crate) fn account(log: &Log, index: &dyn Index) -> Result<std::collections::
 /// A file of the log opened for writing, cut to `len`, and durable.
 pub(crate) fn cut(log: &Log, name: SegmentName, len: u64) -> Result<Arc<dyn super::StorageFile>> {
     let path = name.path();
-    let file = log.storage.open(&path, true).map_err(StoreError::io("open", &path))?;
-    if file.len().map_err(StoreError::io("stat", &path))? > len {
-        file.truncate(len).map_err(StoreError::io("truncate", &path))?;
+    let file = log
+        .storage
+        .open(&path, true)
+        .map_err(StoreError::io("open", &path))?;
+    if file.size().map_err(StoreError::io("stat", &path))? > len {
+        file.truncate(len)
+            .map_err(StoreError::io("truncate", &path))?;
     }
-    file.sync_data().map_err(StoreError::io("fdatasync", &path))?;
+    file.sync_data()
+        .map_err(StoreError::io("fdatasync", &path))?;
     log.set_len(name.seq, len);
     Ok(file)
 }

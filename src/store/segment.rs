@@ -64,7 +64,11 @@ impl SegmentName {
 }
 
 /// The header bytes of a segment.
-pub(crate) fn encode_header(name: SegmentName, store: Uuid, lsn: u64) -> [u8; SEGMENT_HEADER_LEN as usize] {
+pub(crate) fn encode_header(
+    name: SegmentName,
+    store: Uuid,
+    lsn: u64,
+) -> [u8; SEGMENT_HEADER_LEN as usize] {
     let mut bytes = [0u8; SEGMENT_HEADER_LEN as usize];
     bytes[..8].copy_from_slice(&MAGIC);
     bytes[8..10].copy_from_slice(&(FORMAT_VERSION as u16).to_le_bytes());
@@ -87,7 +91,8 @@ struct Window {
 impl Window {
     /// `len` bytes at `offset`; the caller has checked that the file has them.
     fn get(&mut self, offset: u64, len: usize) -> std::io::Result<&[u8]> {
-        let inside = offset >= self.start && offset + len as u64 <= self.start + self.bytes.len() as u64;
+        let inside =
+            offset >= self.start && offset + len as u64 <= self.start + self.bytes.len() as u64;
         if !inside {
             self.bytes.resize(len.max(WINDOW), 0);
             self.start = offset;
@@ -101,16 +106,25 @@ impl Window {
             self.bytes.truncate(got);
         }
         let at = (offset - self.start) as usize;
-        self.bytes.get(at..at + len).ok_or_else(|| std::io::ErrorKind::UnexpectedEof.into())
+        self.bytes
+            .get(at..at + len)
+            .ok_or_else(|| std::io::ErrorKind::UnexpectedEof.into())
     }
 }
 
 /// What lies at the cursor of a [`SegmentReader`].
 pub(crate) enum Step<'a> {
-    Record { offset: u64, header: RecordHeader, body: &'a [u8] },
+    Record {
+        offset: u64,
+        header: RecordHeader,
+        body: &'a [u8],
+    },
     End,
     /// Not a valid record. The cursor stays where it is.
-    Bad { offset: u64, why: &'static str },
+    Bad {
+        offset: u64,
+        why: &'static str,
+    },
 }
 
 /// Walks over the records of one segment.
@@ -125,21 +139,44 @@ pub(crate) struct SegmentReader {
 
 impl SegmentReader {
     /// Opens a segment; the cursor is on the first record. The header is not looked at yet.
-    pub(crate) fn open(storage: &dyn Storage, store: Uuid, name: SegmentName) -> Result<SegmentReader> {
+    pub(crate) fn open(
+        storage: &dyn Storage,
+        store: Uuid,
+        name: SegmentName,
+    ) -> Result<SegmentReader> {
         let path = name.path();
-        let file = storage.open(&path, false).map_err(StoreError::io("open", &path))?;
+        let file = storage
+            .open(&path, false)
+            .map_err(StoreError::io("open", &path))?;
         Self::of_file(file, store, name)
     }
 
-    pub(crate) fn of_file(file: Arc<dyn StorageFile>, store: Uuid, name: SegmentName) -> Result<SegmentReader> {
+    pub(crate) fn of_file(
+        file: Arc<dyn StorageFile>,
+        store: Uuid,
+        name: SegmentName,
+    ) -> Result<SegmentReader> {
         let place = name.path();
-        let len = file.len().map_err(StoreError::io("stat", &place))?;
-        let window = Window { file, bytes: Vec::new(), start: 0 };
-        Ok(SegmentReader { name, store, place, window, len, cursor: SEGMENT_HEADER_LEN })
+        let len = file.size().map_err(StoreError::io("stat", &place))?;
+        let window = Window {
+            file,
+            bytes: Vec::new(),
+            start: 0,
+        };
+        Ok(SegmentReader {
+            name,
+            store,
+            place,
+            window,
+            len,
+            cursor: SEGMENT_HEADER_LEN,
+        })
     }
 
     fn bytes(&mut self, offset: u64, len: usize) -> Result<&[u8]> {
-        self.window.get(offset, len).map_err(StoreError::io("read", &self.place))
+        self.window
+            .get(offset, len)
+            .map_err(StoreError::io("read", &self.place))
     }
 
     /// Checks the header and returns the LSN in it: the next one when the segment was created.
@@ -160,11 +197,17 @@ impl SegmentReader {
         }
         let found = u32::from(u16::from_le_bytes([bytes[8], bytes[9]]));
         if found > FORMAT_VERSION {
-            return Err(StoreError::NewerFormat { path: place, found, known: FORMAT_VERSION });
+            return Err(StoreError::NewerFormat {
+                path: place,
+                found,
+                known: FORMAT_VERSION,
+            });
         }
         let lsn = u64::from_le_bytes(bytes[36..44].try_into().map_err(|_| damaged("too short"))?);
         if bytes != encode_header(name, store, lsn) {
-            return Err(damaged("it belongs to another store or another place of this one"));
+            return Err(damaged(
+                "it belongs to another store or another place of this one",
+            ));
         }
         Ok(lsn)
     }
@@ -177,23 +220,43 @@ impl SegmentReader {
             return Ok(Step::End);
         }
         if left < HEADER_LEN as u64 {
-            return Ok(Step::Bad { offset, why: "the record is cut off" });
+            return Ok(Step::Bad {
+                offset,
+                why: "the record is cut off",
+            });
         }
         let Some(header) = RecordHeader::parse(self.bytes(offset, HEADER_LEN)?) else {
-            return Ok(Step::Bad { offset, why: "no record begins here" });
+            return Ok(Step::Bad {
+                offset,
+                why: "no record begins here",
+            });
         };
         if header.record_len() > left {
-            return Ok(Step::Bad { offset, why: "the record is cut off" });
+            return Ok(Step::Bad {
+                offset,
+                why: "the record is cut off",
+            });
         }
-        let place = Place { store: self.store, seq: self.name.seq, offset };
+        let place = Place {
+            store: self.store,
+            seq: self.name.seq,
+            offset,
+        };
         let record = self.bytes(offset, header.record_len() as usize)?;
         if !record::verify(record, place) {
-            return Ok(Step::Bad { offset, why: "wrong checksum" });
+            return Ok(Step::Bad {
+                offset,
+                why: "wrong checksum",
+            });
         }
         self.cursor = offset + header.record_len();
         // Borrowed again because the cursor could not be moved while the first borrow was alive.
         let record = self.bytes(offset, header.record_len() as usize)?;
-        Ok(Step::Record { offset, header, body: &record[HEADER_LEN..] })
+        Ok(Step::Record {
+            offset,
+            header,
+            body: &record[HEADER_LEN..],
+        })
     }
 
     /// Puts the cursor on the first valid record at or after `from`. False if there is none.

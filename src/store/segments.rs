@@ -19,6 +19,8 @@ use super::{BlockId, Result, StoreError};
 /// Segments that are kept open for reading.
 const OPEN_FILES: usize = 64;
 
+const CLOSED: &str = "it was closed";
+
 /// A place in a stream. Later places of one stream compare greater.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub(crate) struct Position {
@@ -49,7 +51,12 @@ pub(crate) struct Log {
 }
 
 impl Log {
-    pub(crate) fn new(storage: Arc<dyn Storage>, uuid: Uuid, segment_bytes: u64, read_only: bool) -> Log {
+    pub(crate) fn new(
+        storage: Arc<dyn Storage>,
+        uuid: Uuid,
+        segment_bytes: u64,
+        read_only: bool,
+    ) -> Log {
         let capacity = NonZeroUsize::new(OPEN_FILES).unwrap_or(NonZeroUsize::MIN);
         Log {
             storage,
@@ -67,7 +74,10 @@ impl Log {
     pub(crate) fn fail(&self, error: StoreError) -> StoreError {
         let mut failure = self.failure.lock();
         if failure.is_none() {
-            log::error!("store {}: {error}; no more changes until it is mounted again", self.storage.describe());
+            log::error!(
+                "store {}: {error}; no more changes until it is mounted again",
+                self.storage.describe()
+            );
             *failure = Some(error.to_string());
         }
         error
@@ -84,6 +94,15 @@ impl Log {
         }
     }
 
+    /// Refuses all changes from now on because the store was closed.
+    pub(crate) fn close(&self) {
+        self.failure.lock().get_or_insert_with(|| CLOSED.to_owned());
+    }
+
+    pub(crate) fn is_closed(&self) -> bool {
+        self.failure.lock().as_deref() == Some(CLOSED)
+    }
+
     /// A number no segment has had.
     pub(crate) fn take_seq(&self) -> u64 {
         self.next_seq.fetch_add(1, Ordering::Relaxed)
@@ -98,7 +117,14 @@ impl Log {
     }
 
     pub(crate) fn add_segment(&self, name: SegmentName, len: u64) {
-        self.segments.lock().insert(name.seq, SegmentState { kind: name.kind, len, live: 0 });
+        self.segments.lock().insert(
+            name.seq,
+            SegmentState {
+                kind: name.kind,
+                len,
+                live: 0,
+            },
+        );
         self.raise_seq(name.seq + 1);
     }
 
@@ -143,7 +169,10 @@ impl Log {
         if let Some(file) = self.files.lock().get(&seq) {
             return Ok(file.clone());
         }
-        let file = self.storage.open(path, false).map_err(StoreError::io("open", path))?;
+        let file = self
+            .storage
+            .open(path, false)
+            .map_err(StoreError::io("open", path))?;
         self.remember_file(seq, file.clone());
         Ok(file)
     }
@@ -151,7 +180,10 @@ impl Log {
     /// Reads the payload of the block that `entry` describes, and checks that it is that block.
     pub(crate) fn read_block(&self, id: BlockId, entry: &BlockEntry) -> Result<Vec<u8>> {
         let damaged = |why: String| {
-            let name = format!("segment {LOG_DIR}/{:08x}, offset {}, block {id}", entry.seq, entry.offset);
+            let name = format!(
+                "segment {LOG_DIR}/{:08x}, offset {}, block {id}",
+                entry.seq, entry.offset
+            );
             StoreError::damaged("block", name, why)
         };
         let Some(path) = self.path_of(entry.seq) else {
@@ -160,16 +192,27 @@ impl Log {
         let file = self.file(entry.seq, &path)?;
         let len = entry.record_len() as usize;
         let mut record = vec![0u8; len];
-        let got = file.read_at(entry.offset, &mut record).map_err(StoreError::io("read", &path))?;
-        let place = Place { store: self.uuid, seq: entry.seq, offset: entry.offset };
+        let got = file
+            .read_at(entry.offset, &mut record)
+            .map_err(StoreError::io("read", &path))?;
+        let place = Place {
+            store: self.uuid,
+            seq: entry.seq,
+            offset: entry.offset,
+        };
         if got < len {
-            return Err(damaged(format!("the segment ends {} bytes too early", len - got)));
+            return Err(damaged(format!(
+                "the segment ends {} bytes too early",
+                len - got
+            )));
         }
         if !record::verify(&record, place) {
             return Err(damaged("wrong checksum".into()));
         }
-        let same = RecordHeader::parse(&record).is_some_and(|h| h.object == id && h.tag == entry.info.codec);
-        let head = entry::split_block_body(&record[HEADER_LEN..]).map(|(raw, anchor, _)| (raw, anchor));
+        let same = RecordHeader::parse(&record)
+            .is_some_and(|h| h.object == id && h.tag == entry.info.codec);
+        let head =
+            entry::split_block_body(&record[HEADER_LEN..]).map(|(raw, anchor, _)| (raw, anchor));
         if !same || head != Some((entry.info.raw_len, entry.info.anchor)) {
             return Err(damaged("another record lies there".into()));
         }

@@ -39,7 +39,7 @@ pub trait StorageFile: Send + Sync {
     /// Makes the contents and the length durable, not the name (see [`Storage::sync_dir`]).
     fn sync_data(&self) -> io::Result<()>;
     fn truncate(&self, len: u64) -> io::Result<()>;
-    fn len(&self) -> io::Result<u64>;
+    fn size(&self) -> io::Result<u64>;
     /// Allocates disk space for the first `len` bytes without changing the length of the file.
     fn reserve(&self, len: u64) -> io::Result<()>;
 }
@@ -86,7 +86,11 @@ impl RealStorage {
     }
 
     fn path(&self, path: &str) -> PathBuf {
-        if path.is_empty() { self.root.clone() } else { self.root.join(path) }
+        if path.is_empty() {
+            self.root.clone()
+        } else {
+            self.root.join(path)
+        }
     }
 }
 
@@ -113,13 +117,20 @@ fn allocated_in(path: &Path) -> io::Result<u64> {
 
 impl Storage for RealStorage {
     fn open(&self, path: &str, writable: bool) -> io::Result<Arc<dyn StorageFile>> {
-        let file = OpenOptions::new().read(true).write(writable).open(self.path(path))?;
+        let file = OpenOptions::new()
+            .read(true)
+            .write(writable)
+            .open(self.path(path))?;
         Ok(Arc::new(RealFile { file }))
     }
 
     fn create(&self, path: &str) -> io::Result<Arc<dyn StorageFile>> {
-        let file =
-            OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(self.path(path))?;
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(self.path(path))?;
         Ok(Arc::new(RealFile { file }))
     }
 
@@ -139,7 +150,10 @@ impl Storage for RealStorage {
     }
 
     fn mkdir(&self, path: &str) -> io::Result<()> {
-        fs::DirBuilder::new().recursive(true).mode(0o700).create(self.path(path))
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(self.path(path))
     }
 
     fn list(&self, path: &str) -> io::Result<Vec<Entry>> {
@@ -147,7 +161,10 @@ impl Storage for RealStorage {
         for entry in fs::read_dir(self.path(path))? {
             let entry = entry?;
             let name = entry.file_name().to_string_lossy().into_owned();
-            entries.push(Entry { name, is_dir: entry.file_type()?.is_dir() });
+            entries.push(Entry {
+                name,
+                is_dir: entry.file_type()?.is_dir(),
+            });
         }
         entries.sort();
         Ok(entries)
@@ -176,14 +193,23 @@ impl Storage for RealStorage {
     fn lock(&self, exclusive: bool) -> io::Result<Option<Box<dyn LockGuard>>> {
         let path = self.path(LOCK_FILE);
         let opened = if exclusive {
-            OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path)
+            OpenOptions::new()
+                .read(true)
+                .write(true)
+                .create(true)
+                .truncate(false)
+                .mode(0o600)
+                .open(&path)
         } else {
             // A reader writes nothing, so a store that never had a writer here (a read-only copy) has no lock file.
             File::open(&path).or_else(|_| File::open(&self.root))
         };
         let file = opened?;
-        let operation =
-            if exclusive { FlockOperation::NonBlockingLockExclusive } else { FlockOperation::NonBlockingLockShared };
+        let operation = if exclusive {
+            FlockOperation::NonBlockingLockExclusive
+        } else {
+            FlockOperation::NonBlockingLockShared
+        };
         match rustix::fs::flock(&file, operation) {
             Ok(()) => Ok(Some(Box::new(FileLock { _file: file }))),
             Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
@@ -245,11 +271,16 @@ impl StorageFile for RealFile {
         self.file.set_len(len)
     }
 
-    fn len(&self) -> io::Result<u64> {
+    fn size(&self) -> io::Result<u64> {
         Ok(self.file.metadata()?.len())
     }
 
     fn reserve(&self, len: u64) -> io::Result<()> {
-        Ok(rustix::fs::fallocate(&self.file, FallocateFlags::KEEP_SIZE, 0, len)?)
+        Ok(rustix::fs::fallocate(
+            &self.file,
+            FallocateFlags::KEEP_SIZE,
+            0,
+            len,
+        )?)
     }
 }

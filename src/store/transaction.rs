@@ -2,6 +2,7 @@
 //! body of a journal record and back.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry as Slot;
 
 use super::entry::{self, BlockEntry};
 use super::index::Change;
@@ -37,8 +38,14 @@ pub(crate) fn resolve(txn: Transaction, lookup: Lookup) -> Result<Resolved> {
     let mut deltas: BTreeMap<BlockId, (i64, i64)> = BTreeMap::new();
     for op in txn.ops {
         match op {
-            Op::Put { key, value } => resolved.changes.push(Change { key: own_key(key)?, value: Some(value) }),
-            Op::Delete { key } => resolved.changes.push(Change { key: own_key(key)?, value: None }),
+            Op::Put { key, value } => resolved.changes.push(Change {
+                key: own_key(key)?,
+                value: Some(value),
+            }),
+            Op::Delete { key } => resolved.changes.push(Change {
+                key: own_key(key)?,
+                value: None,
+            }),
             Op::Ref { block, refs, live } => {
                 let delta = deltas.entry(block).or_default();
                 delta.0 += i64::from(refs);
@@ -50,7 +57,12 @@ pub(crate) fn resolve(txn: Transaction, lookup: Lookup) -> Result<Resolved> {
     let mut plain: BTreeMap<BlockId, Touched> = BTreeMap::new();
     for (block, (refs, live)) in deltas {
         let (entry, pending) = lookup(block)?.ok_or(StoreError::NoSuchBlock(block))?;
-        let touched = Touched { entry, pending, refs, live };
+        let touched = Touched {
+            entry,
+            pending,
+            refs,
+            live,
+        };
         if entry.info.anchor.is_some() {
             anchored.push((block, touched));
         } else {
@@ -63,12 +75,12 @@ pub(crate) fn resolve(txn: Transaction, lookup: Lookup) -> Result<Resolved> {
         if change == 0 {
             continue;
         }
-        if !plain.contains_key(&anchor) {
-            let (entry, pending) = lookup(anchor)?.ok_or(StoreError::NoSuchBlock(anchor))?;
-            plain.insert(anchor, Touched { entry, pending, refs: 0, live: 0 });
-        }
-        if let Some(touched) = plain.get_mut(&anchor) {
-            touched.refs += change;
+        match plain.entry(anchor) {
+            Slot::Occupied(mut known) => known.get_mut().refs += change,
+            Slot::Vacant(slot) => {
+                let (entry, pending) = lookup(anchor)?.ok_or(StoreError::NoSuchBlock(anchor))?;
+                slot.insert(Touched { entry, pending, refs: change, live: 0 });
+            }
         }
     }
     for (block, touched) in plain {
@@ -79,19 +91,26 @@ pub(crate) fn resolve(txn: Transaction, lookup: Lookup) -> Result<Resolved> {
 
 fn own_key(key: Vec<u8>) -> Result<Vec<u8>> {
     match key.first() {
-        None | Some(&entry::BLOCK_KEY | &entry::STORE_KEY) => {
-            Err(StoreError::Invalid("a key that belongs to the store".into()))
-        }
+        None | Some(&entry::BLOCK_KEY | &entry::STORE_KEY) => Err(StoreError::Invalid(
+            "a key that belongs to the store".into(),
+        )),
         Some(_) => Ok(key),
     }
 }
 
 /// Records the final state of one block; returns what that does to the references of its anchor.
 fn settle(block: BlockId, touched: Touched, resolved: &mut Resolved) -> Result<i64> {
-    let Touched { mut entry, pending, refs, live } = touched;
+    let Touched {
+        mut entry,
+        pending,
+        refs,
+        live,
+    } = touched;
     let refs = i64::from(entry.info.refs) + refs;
     let Ok(refs) = u32::try_from(refs) else {
-        return Err(StoreError::Invalid(format!("block {block} would have {refs} references")));
+        return Err(StoreError::Invalid(format!(
+            "block {block} would have {refs} references"
+        )));
     };
     entry.info.refs = refs;
     entry.info.live = entry.info.live.checked_add_signed(live).unwrap_or_else(|| {
@@ -106,20 +125,34 @@ fn settle(block: BlockId, touched: Touched, resolved: &mut Resolved) -> Result<i
         }
         return Ok(if pending { 0 } else { -1 });
     }
-    resolved.changes.push(Change { key, value: Some(entry.encode()) });
+    resolved.changes.push(Change {
+        key,
+        value: Some(entry.encode()),
+    });
     if pending {
         resolved.adopted.push(block);
     }
     Ok(i64::from(pending))
 }
 
+/// Upper bound of the body's length for ordinary keys and values.
+pub(crate) fn body_size(changes: &[Change]) -> usize {
+    changes
+        .iter()
+        .map(|c| c.key.len() + c.value.as_ref().map_or(0, Vec::len) + 8)
+        .sum::<usize>()
+        + 10
+}
+
 /// The body of a transaction's record. `durable` is how much of the segment was durable when it was written.
 pub(crate) fn encode_body(durable: u64, changes: &[Change]) -> Vec<u8> {
-    let size: usize = changes.iter().map(|c| c.key.len() + c.value.as_ref().map_or(0, Vec::len) + 8).sum();
-    let mut out = Vec::with_capacity(size + 10);
+    let mut out = Vec::with_capacity(body_size(changes));
     varint::put(&mut out, durable);
     for change in changes {
-        varint::put(&mut out, (change.key.len() as u64) << 1 | u64::from(change.value.is_some()));
+        varint::put(
+            &mut out,
+            (change.key.len() as u64) << 1 | u64::from(change.value.is_some()),
+        );
         out.extend_from_slice(&change.key);
         if let Some(value) = &change.value {
             varint::put(&mut out, value.len() as u64);

@@ -3,11 +3,13 @@
 use super::attr::Attr;
 use super::counters::Totals;
 use super::inode::State;
-use super::keys::{self, Extent};
+use super::keys;
 use super::{Result, Volume, VolumeError};
 use crate::codec::CodecId;
+use crate::settle::Extent;
 use crate::store::{BlockId, BlockInfo, Op, Transaction};
 use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::Ordering::Relaxed;
 
 /// Extents that one scan reads.
 const SCAN: usize = 512;
@@ -72,6 +74,7 @@ impl<'v> Change<'v> {
         totals.logical += len;
         totals.stored += share;
         if extent.staged {
+            self.totals.staged_extents += sign;
             self.totals.staged_logical += len;
             self.totals.staged_stored += share;
         }
@@ -85,7 +88,7 @@ impl<'v> Change<'v> {
     /// Shows `extent` in a place where nothing is. Returns its stored share.
     fn add_extent(&mut self, ino: u64, extent: &Extent) -> Result<i64> {
         let share = self.count_extent(extent, 1)?;
-        self.put(keys::extent(ino, extent.offset), extent.encode());
+        self.put(keys::extent(ino, extent.offset), keys::encode_extent(extent));
         self.reference(extent.block, 1, i64::from(extent.len));
         Ok(share)
     }
@@ -97,7 +100,7 @@ impl<'v> Change<'v> {
         self.delete(keys::extent(ino, old.offset));
         for kept in remainder(old, cuts) {
             share += self.count_extent(&kept, 1)?;
-            self.put(keys::extent(ino, kept.offset), kept.encode());
+            self.put(keys::extent(ino, kept.offset), keys::encode_extent(&kept));
             refs += 1;
             live += i64::from(kept.len);
         }
@@ -145,18 +148,21 @@ impl<'v> Change<'v> {
         Ok(all)
     }
 
-    /// Number of changes collected.
-    pub fn len(&self) -> usize {
-        self.ops.len()
-    }
-
     /// Makes the changes happen, all or none.
-    pub fn commit(self) -> Result<()> {
+    pub fn commit(mut self) -> Result<()> {
         if self.ops.is_empty() {
             return Ok(());
         }
         let store = self.volume.store()?;
-        store.commit(Transaction { ops: self.ops })?;
+        // The first change since the mount makes the stored totals wrong.
+        let first = self.volume.counters_stored.swap(false, Relaxed);
+        if first {
+            self.delete(keys::META_COUNTERS.to_vec());
+        }
+        if let Err(error) = store.commit(Transaction { ops: self.ops }) {
+            self.volume.counters_stored.fetch_or(first, Relaxed);
+            return Err(error.into());
+        }
         self.volume.counters.add(self.totals);
         self.volume.mark_changed();
         Ok(())
@@ -221,7 +227,7 @@ impl Volume {
         loop {
             let page = store.scan(&cursor, &end, SCAN)?;
             for (key, value) in &page {
-                let extent = Extent::decode(key, value)?;
+                let extent = keys::decode_extent(key, value)?;
                 if extent.end() > from && !visit(extent) {
                     return Ok(());
                 }

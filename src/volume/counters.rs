@@ -22,7 +22,8 @@ pub struct CodecTotals {
 pub struct Totals {
     pub files: i64,
     pub directories: i64,
-    /// Decoded bytes and payload share of staged extents.
+    /// Number, decoded bytes and payload share of staged extents.
+    pub staged_extents: i64,
     pub staged_logical: i64,
     pub staged_stored: i64,
     pub codecs: [CodecTotals; CODECS],
@@ -33,6 +34,7 @@ impl Totals {
         [
             &mut self.files,
             &mut self.directories,
+            &mut self.staged_extents,
             &mut self.staged_logical,
             &mut self.staged_stored,
         ]
@@ -71,7 +73,7 @@ impl Totals {
 /// [`Totals`] that many threads change.
 #[derive(Debug, Default)]
 pub struct Counters {
-    cells: [AtomicI64; 4 + 3 * CODECS],
+    cells: [AtomicI64; 5 + 3 * CODECS],
 }
 
 impl Counters {

@@ -3,9 +3,10 @@
 use super::attr::{FileKind, Stat, Timestamp};
 use super::change::Change;
 use super::inode::{Inode, State, stat_of};
-use super::keys::{self, Extent};
+use super::keys;
 use super::stage::StageMode;
 use super::{Result, Volume, VolumeError};
+use crate::settle::Extent;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Instant;
@@ -213,6 +214,9 @@ impl Volume {
         self.writable()?;
         let inode = self.inode(ino)?;
         let len = data.len() as u64;
+        if len == 0 {
+            return self.getattr(ino);
+        }
         if offset.checked_add(len).is_none_or(|end| end > MAX_SIZE) {
             return Err(VolumeError::FileTooLarge);
         }
@@ -285,7 +289,7 @@ impl Volume {
                 self.read_ahead(ino, &mut state, offset, len as u64)?;
                 (holes, extents)
             };
-            match self.fill(offset, &mut out, &holes, &extents) {
+            match self.fill(offset, &mut out, &holes, &extents, false) {
                 Err(error) if self.was_replaced(&error, &extents)? => continue,
                 Err(error) => return Err(error.in_file(ino, offset)),
                 Ok(()) => {
@@ -307,13 +311,17 @@ impl Volume {
         out: &mut [u8],
         holes: &[(u64, u64)],
         extents: &[Extent],
+        once: bool,
     ) -> Result<()> {
         for &(from, to) in holes {
             for extent in extents.iter().filter(|e| e.offset < to && e.end() > from) {
                 let part = extent.slice(from, to);
                 let at = (part.offset - offset) as usize;
                 let target = &mut out[at..at + part.len as usize];
-                self.cache.read(part.block, part.skip, target)?;
+                match once {
+                    true => self.cache.read_once(part.block, part.skip, target)?,
+                    false => self.cache.read(part.block, part.skip, target)?,
+                }
             }
         }
         Ok(())
@@ -330,10 +338,10 @@ impl Volume {
             .any(|e| matches!(store.block_info(e.block), Err(crate::store::StoreError::NoSuchBlock(_)))))
     }
 
-    /// Reads committed bytes of a file: what extents show, without dirty data. Holes are zero.
+    /// Reads committed bytes of a file, once: what extents show, without dirty data. Holes are zero.
     pub(super) fn read_extents(&self, from: u64, out: &mut [u8], extents: &[Extent]) -> Result<()> {
         let range = (from, from + out.len() as u64);
-        self.fill(from, out, &[range], extents)
+        self.fill(from, out, &[range], extents, true)
     }
 
     /// Asks the cache for what comes next when a file is read from front to back.

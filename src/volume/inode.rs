@@ -142,16 +142,6 @@ impl InodeTable {
     pub fn remove(&self, ino: u64) {
         self.shard(ino).pop(&ino);
     }
-
-    /// Every inode in memory that matches.
-    pub fn collect(&self, matches: impl Fn(&State) -> bool) -> Vec<Arc<Inode>> {
-        let all: Vec<Arc<Inode>> = self
-            .shards
-            .iter()
-            .flat_map(|s| s.lock().iter().map(|(_, i)| i.clone()).collect::<Vec<_>>())
-            .collect();
-        all.into_iter().filter(|i| matches(&i.state.lock())).collect()
-    }
 }
 
 /// Makes room for one more. An inode that anybody holds, or that has anything to lose, stays: the

@@ -4,7 +4,7 @@
 //! offset order. Numbers in values are LEB128 varints.
 
 use super::VolumeError;
-use crate::store::BlockId;
+use crate::settle::Extent;
 
 /// Format version of the volume's keys and values, in `Mformat`.
 pub const FORMAT: u64 = 1;
@@ -167,64 +167,34 @@ impl<'a> Fields<'a> {
     }
 }
 
-/// A contiguous piece of a file that a block holds.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Extent {
-    pub offset: u64,
-    pub len: u32,
-    pub block: BlockId,
-    /// Where the piece begins in the block's decoded bytes.
-    pub skip: u32,
-    /// The block is staged: it awaits settling.
-    pub staged: bool,
+/// The stored form of an extent; its offset is in its key.
+pub fn encode_extent(extent: &Extent) -> Vec<u8> {
+    let mut out = Vec::with_capacity(12);
+    put_varint(&mut out, u64::from(extent.len));
+    put_varint(&mut out, extent.block << 1 | u64::from(extent.staged));
+    if extent.skip != 0 {
+        put_varint(&mut out, u64::from(extent.skip));
+    }
+    out
 }
 
-impl Extent {
-    pub fn end(&self) -> u64 {
-        self.offset.saturating_add(u64::from(self.len))
+pub fn decode_extent(key: &[u8], value: &[u8]) -> Result<Extent, VolumeError> {
+    let mut fields = Fields::new("extent", value);
+    let offset = offset_of(key)?;
+    let len = fields.u32()?;
+    let block = fields.varint()?;
+    let skip = if fields.is_empty() { 0 } else { fields.u32()? };
+    fields.finish()?;
+    if len == 0 || offset.checked_add(u64::from(len)).is_none() || skip.checked_add(len).is_none() {
+        return Err(damaged("extent", "impossible length"));
     }
-
-    /// The part of this extent that lies in `from..to`; the caller made sure that there is one.
-    pub fn slice(&self, from: u64, to: u64) -> Extent {
-        let from = from.max(self.offset);
-        let to = to.min(self.end());
-        Extent {
-            offset: from,
-            len: (to - from) as u32,
-            skip: self.skip + (from - self.offset) as u32,
-            ..*self
-        }
-    }
-
-    pub fn encode(&self) -> Vec<u8> {
-        let mut out = Vec::with_capacity(12);
-        put_varint(&mut out, u64::from(self.len));
-        put_varint(&mut out, self.block << 1 | u64::from(self.staged));
-        if self.skip != 0 {
-            put_varint(&mut out, u64::from(self.skip));
-        }
-        out
-    }
-
-    pub fn decode(key: &[u8], value: &[u8]) -> Result<Extent, VolumeError> {
-        let mut fields = Fields::new("extent", value);
-        let offset = offset_of(key)?;
-        let len = fields.u32()?;
-        let block = fields.varint()?;
-        let skip = if fields.is_empty() { 0 } else { fields.u32()? };
-        fields.finish()?;
-        if len == 0 || offset.checked_add(u64::from(len)).is_none() || skip.checked_add(len).is_none()
-        {
-            return Err(damaged("extent", "impossible length"));
-        }
-        Ok(Extent {
-            offset,
-            len,
-            block: block >> 1,
-            skip,
-            staged: block & 1 == 1,
-        })
-    }
+    Ok(Extent {
+        offset,
+        len,
+        block: block >> 1,
+        skip,
+        staged: block & 1 == 1,
+    })
 }
 
 #[cfg(test)]
@@ -237,12 +207,12 @@ mod tests {
         fn extents_survive_encoding(offset in 0..u64::MAX / 2, len in 1u32..1 << 20, block in 0..1u64 << 60,
                                     skip in 0u32..1 << 20, staged: bool) {
             let extent = Extent { offset, len, block, skip, staged };
-            prop_assert_eq!(Extent::decode(&super::extent(7, offset), &extent.encode()).unwrap(), extent);
+            prop_assert_eq!(decode_extent(&super::extent(7, offset), &encode_extent(&extent)).unwrap(), extent);
         }
 
         #[test]
         fn any_bytes_decode_or_fail_but_never_panic(key: Vec<u8>, value: Vec<u8>) {
-            let _ = Extent::decode(&key, &value);
+            let _ = decode_extent(&key, &value);
         }
 
         #[test]

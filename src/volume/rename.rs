@@ -141,6 +141,7 @@ impl Volume {
         self.touch_dir(&mut states, &mut attrs, to.parent, now, gained)?;
         self.touch_moved(&mut states, &mut attrs, source.ino, to.parent, now)?;
         finish(change, &mut states, attrs, victim.as_ref().map(|v| v.ino))?;
+        drop(states);
         Ok(victim)
     }
 

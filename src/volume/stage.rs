@@ -3,8 +3,9 @@
 use super::change::Change;
 use super::dirty::Pieces;
 use super::inode::{Inode, State};
-use super::keys::{self, Extent};
+use super::keys;
 use super::{Result, Volume, VolumeError};
+use crate::settle::Extent;
 use crate::store::NewBlock;
 use log::{error, warn};
 use parking_lot::{Condvar, Mutex, MutexGuard};
