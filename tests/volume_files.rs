@@ -109,7 +109,7 @@ fn truncation_inside_a_packed_slice_cuts_only_that_file() {
 
 #[test]
 fn a_packed_block_dies_with_its_last_file() {
-    let (_storage, volume) = fresh();
+    let (storage, volume) = fresh();
     for i in 0..40 {
         put(&volume, &format!("{i:02}.txt"), &noise(i, 20_000));
     }
@@ -118,6 +118,7 @@ fn a_packed_block_dies_with_its_last_file() {
         volume.unlink(ROOT, format!("{i:02}.txt").as_bytes()).unwrap();
     }
     settle(&volume);
+    let volume = remount(&storage, volume);
     let status = volume.status().unwrap();
     assert_eq!((status.logical_bytes, status.files), (0, 0));
     assert!(status.codecs.is_empty(), "{:?}", status.codecs);
@@ -126,13 +127,14 @@ fn a_packed_block_dies_with_its_last_file() {
 
 #[test]
 fn sparse_packs_are_repacked() {
-    let (_storage, volume) = fresh();
+    let (storage, volume) = fresh();
     let files: Vec<u64> = (0..60).map(|i| put(&volume, &format!("{i:02}.bin"), &noise(i, 10_000)).ino).collect();
     settle(&volume);
     for i in (0..60).filter(|i| i % 5 != 0) {
         volume.unlink(ROOT, format!("{i:02}.bin").as_bytes()).unwrap();
     }
     settle(&volume);
+    let volume = remount(&storage, volume);
     let status = volume.status().unwrap();
     assert!(status.log_bytes < 250_000, "{} bytes of log for 120,000 live ones", status.log_bytes);
     for i in (0..60).step_by(5) {

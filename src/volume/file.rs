@@ -391,6 +391,19 @@ impl Volume {
         result
     }
 
+    /// Makes a file at least this long.
+    pub fn extend(&self, ino: u64, size: u64, clear_privileges: bool) -> Result<()> {
+        if self.getattr(ino)?.attr.size >= size {
+            return Ok(());
+        }
+        let set = SetAttr {
+            size: Some(size),
+            clear_privileges,
+            ..SetAttr::default()
+        };
+        self.setattr(ino, set).map(|_| ())
+    }
+
     /// The first offset at or after `offset` that lies in data, or in a hole.
     pub fn seek(&self, ino: u64, offset: u64, data: bool) -> Result<u64> {
         let inode = self.inode(ino)?;

@@ -1,6 +1,8 @@
 //! What the volume's tests share: volumes on simulated storage.
 #![allow(dead_code)]
 
+pub mod mounted;
+
 use s2sfs::codec::Codecs;
 use s2sfs::store::{OpenOptions, SimStorage, Store};
 use s2sfs::volume::{Caller, ROOT, Stat, Volume, VolumeOptions, WriteMode};
