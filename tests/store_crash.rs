@@ -13,14 +13,28 @@ use s2sfs::store::{
 #[derive(Debug, Clone)]
 enum Action {
     /// Puts a key that refers to a new staged (or settled) block of this length.
-    Write { key: u8, settled: bool, len: u16, anchored: bool },
+    Write {
+        key: u8,
+        settled: bool,
+        len: u16,
+        anchored: bool,
+    },
     /// Puts the new settled copy of a key's block in its place.
-    Settle { key: u8 },
+    Settle {
+        key: u8,
+    },
     /// Deletes a key and drops its block.
-    Remove { key: u8 },
+    Remove {
+        key: u8,
+    },
     /// Lets a second key show the same block.
-    Share { from: u8, to: u8 },
-    Abandon { len: u16 },
+    Share {
+        from: u8,
+        to: u8,
+    },
+    Abandon {
+        len: u16,
+    },
     Sync,
     Checkpoint,
     Reclaim,
@@ -59,7 +73,11 @@ struct Run {
 
 fn options() -> OpenOptions {
     // Tiny segments, so that short runs have many.
-    OpenOptions { create: true, segment_bytes: 8 << 10, ..OpenOptions::default() }
+    OpenOptions {
+        create: true,
+        segment_bytes: 8 << 10,
+        ..OpenOptions::default()
+    }
 }
 
 fn key_bytes(key: u8) -> Vec<u8> {
@@ -72,7 +90,13 @@ fn open(storage: &SimStorage) -> Result<Store, StoreError> {
 
 impl Run {
     fn new() -> Run {
-        Run { storage: SimStorage::new(), store: None, history: vec![State::new()], durable: 0, written: 0 }
+        Run {
+            storage: SimStorage::new(),
+            store: None,
+            history: vec![State::new()],
+            durable: 0,
+            written: 0,
+        }
     }
 
     fn store(&self) -> &Store {
@@ -99,23 +123,53 @@ impl Run {
     /// The operations that make `key` show `block`, and drop what it showed before.
     fn point(&self, key: u8, block: BlockId, state: &State) -> Vec<Op> {
         let mut ops = vec![
-            Op::Put { key: key_bytes(key), value: block.to_be_bytes().to_vec() },
-            Op::Ref { block, refs: 1, live: 7 },
+            Op::Put {
+                key: key_bytes(key),
+                value: block.to_be_bytes().to_vec(),
+            },
+            Op::Ref {
+                block,
+                refs: 1,
+                live: 7,
+            },
         ];
         if let Some((old, _)) = state.get(&key) {
-            ops.push(Op::Ref { block: *old, refs: -1, live: -7 });
+            ops.push(Op::Ref {
+                block: *old,
+                refs: -1,
+                live: -7,
+            });
         }
         ops
     }
 
-    fn write(&mut self, key: u8, settled: bool, len: u16, anchored: bool) -> Result<(), StoreError> {
+    fn write(
+        &mut self,
+        key: u8,
+        settled: bool,
+        len: u16,
+        anchored: bool,
+    ) -> Result<(), StoreError> {
         let payload = self.payload(len);
         let mut state = self.state();
         let candidates: Vec<BlockId> = state.values().map(|(block, _)| *block).collect();
-        let plain = |id: &BlockId| self.store().block_info(*id).is_ok_and(|info| info.anchor.is_none());
+        let plain = |id: &BlockId| {
+            self.store()
+                .block_info(*id)
+                .is_ok_and(|info| info.anchor.is_none())
+        };
         let anchor = candidates.into_iter().find(|id| anchored && plain(id));
-        let block = NewBlock { codec: 1, raw_len: u32::from(len), anchor, payload: &payload };
-        let id = if settled { self.store().append(&block)? } else { self.store().stage(&block)? };
+        let block = NewBlock {
+            codec: 1,
+            raw_len: u32::from(len),
+            anchor,
+            payload: &payload,
+        };
+        let id = if settled {
+            self.store().append(&block)?
+        } else {
+            self.store().stage(&block)?
+        };
         let ops = self.point(key, id, &state);
         state.insert(key, (id, payload));
         self.commit(ops, state)
@@ -123,8 +177,15 @@ impl Run {
 
     fn settle(&mut self, key: u8) -> Result<(), StoreError> {
         let mut state = self.state();
-        let Some((_, payload)) = state.get(&key).cloned() else { return Ok(()) };
-        let id = self.store().append(&NewBlock { codec: 2, raw_len: 9, anchor: None, payload: &payload })?;
+        let Some((_, payload)) = state.get(&key).cloned() else {
+            return Ok(());
+        };
+        let id = self.store().append(&NewBlock {
+            codec: 2,
+            raw_len: 9,
+            anchor: None,
+            payload: &payload,
+        })?;
         let ops = self.point(key, id, &state);
         state.insert(key, (id, payload));
         self.commit(ops, state)
@@ -133,23 +194,51 @@ impl Run {
     fn step(&mut self, action: &Action) -> Result<(), StoreError> {
         let mut state = self.state();
         match *action {
-            Action::Write { key, settled, len, anchored } => self.write(key, settled, len, anchored),
+            Action::Write {
+                key,
+                settled,
+                len,
+                anchored,
+            } => self.write(key, settled, len, anchored),
             Action::Settle { key } => self.settle(key),
             Action::Remove { key } => {
-                let Some((block, _)) = state.remove(&key) else { return Ok(()) };
-                let ops = vec![Op::Delete { key: key_bytes(key) }, Op::Ref { block, refs: -1, live: -7 }];
+                let Some((block, _)) = state.remove(&key) else {
+                    return Ok(());
+                };
+                let ops = vec![
+                    Op::Delete {
+                        key: key_bytes(key),
+                    },
+                    Op::Ref {
+                        block,
+                        refs: -1,
+                        live: -7,
+                    },
+                ];
                 self.commit(ops, state)
             }
             Action::Share { from, to } => {
-                let Some((block, payload)) = state.get(&from).cloned() else { return Ok(()) };
+                let Some((block, payload)) = state.get(&from).cloned() else {
+                    return Ok(());
+                };
                 let ops = self.point(to, block, &state);
                 state.insert(to, (block, payload));
                 self.commit(ops, state)
             }
             Action::Abandon { len } => {
                 let payload = self.payload(len);
-                self.store().stage(&NewBlock { codec: 1, raw_len: 1, anchor: None, payload: &payload })?;
-                self.store().append(&NewBlock { codec: 1, raw_len: 1, anchor: None, payload: &payload })?;
+                self.store().stage(&NewBlock {
+                    codec: 1,
+                    raw_len: 1,
+                    anchor: None,
+                    payload: &payload,
+                })?;
+                self.store().append(&NewBlock {
+                    codec: 1,
+                    raw_len: 1,
+                    anchor: None,
+                    payload: &payload,
+                })?;
                 Ok(())
             }
             Action::Sync => {
@@ -158,9 +247,13 @@ impl Run {
                 Ok(())
             }
             Action::Checkpoint => self.store().checkpoint(),
-            Action::Reclaim => {
-                self.store().reclaim(Reclaim { min_dead_percent: 20, ..Reclaim::default() }).map(|_| ())
-            }
+            Action::Reclaim => self
+                .store()
+                .reclaim(Reclaim {
+                    min_dead_percent: 20,
+                    ..Reclaim::default()
+                })
+                .map(|_| ()),
             Action::Reopen => {
                 self.store().close()?;
                 self.durable = self.history.len() - 1;
@@ -177,25 +270,56 @@ impl Run {
         actions.iter().try_for_each(|action| self.step(action))
     }
 
+    /// Runs to the end; an action that fails for lack of space has not happened, and the next one is tried.
+    fn run_on_full_disk(&mut self, actions: &[Action]) -> Result<(), StoreError> {
+        self.store = Some(open(&self.storage)?);
+        for action in actions {
+            let before = self.history.len();
+            match self.step(action) {
+                Ok(()) => {}
+                Err(error) if error.is_no_space() => self.history.truncate(before),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
     /// Opens the store after a crash and compares it with the states it may be in.
     fn check_recovered(&mut self) -> Result<(), TestCaseError> {
-        let store = open(&self.storage).map_err(|e| TestCaseError::fail(format!("recovery: {e}")))?;
-        let pairs = store.scan(b"I", b"J", 1000).map_err(|e| TestCaseError::fail(e.to_string()))?;
+        let store =
+            open(&self.storage).map_err(|e| TestCaseError::fail(format!("recovery: {e}")))?;
+        let pairs = store
+            .scan(b"I", b"J", 1000)
+            .map_err(|e| TestCaseError::fail(e.to_string()))?;
         let mut found = State::new();
         for (key, value) in pairs {
             let id = BlockId::from_be_bytes(value.try_into().expect("eight bytes"));
-            let payload = store.read_block(id).map_err(|e| TestCaseError::fail(e.to_string()))?;
+            let payload = store
+                .read_block(id)
+                .map_err(|e| TestCaseError::fail(e.to_string()))?;
             found.insert(key[1], (id, payload));
         }
         let at = self.history.iter().rposition(|state| *state == found);
-        prop_assert!(at.is_some_and(|at| at >= self.durable), "not a state since the last sync: {found:?}");
+        prop_assert!(
+            at.is_some_and(|at| at >= self.durable),
+            "not a state since the last sync: {found:?}"
+        );
         check_counts(&store, &found)?;
         // The recovered store works: what is written now is there after a clean close.
-        store.commit(Transaction { ops: vec![Op::Put { key: b"J".to_vec(), value: b"new".to_vec() }] })
+        store
+            .commit(Transaction {
+                ops: vec![Op::Put {
+                    key: b"J".to_vec(),
+                    value: b"new".to_vec(),
+                }],
+            })
             .map_err(|e| TestCaseError::fail(e.to_string()))?;
-        store.close().map_err(|e| TestCaseError::fail(e.to_string()))?;
+        store
+            .close()
+            .map_err(|e| TestCaseError::fail(e.to_string()))?;
         drop(store);
-        let store = open(&self.storage).map_err(|e| TestCaseError::fail(format!("after close: {e}")))?;
+        let store =
+            open(&self.storage).map_err(|e| TestCaseError::fail(format!("after close: {e}")))?;
         prop_assert_eq!(store.get(b"J").expect("get"), Some(b"new".to_vec()));
         for (id, payload) in found.values() {
             prop_assert_eq!(&store.read_block(*id).expect("read"), payload);
@@ -212,14 +336,18 @@ fn check_counts(store: &Store, state: &State) -> Result<(), TestCaseError> {
         count.0 += 1;
         count.1 += 7;
     }
-    let blocks = store.blocks(0, 1000).map_err(|e| TestCaseError::fail(e.to_string()))?;
+    let blocks = store
+        .blocks(0, 1000)
+        .map_err(|e| TestCaseError::fail(e.to_string()))?;
     for (_, info) in &blocks {
         if let Some(anchor) = info.anchor {
             expected.entry(anchor).or_default().0 += 1;
         }
     }
-    let found: BTreeMap<BlockId, (u32, u64)> =
-        blocks.iter().map(|(id, info)| (*id, (info.refs, info.live))).collect();
+    let found: BTreeMap<BlockId, (u32, u64)> = blocks
+        .iter()
+        .map(|(id, info)| (*id, (info.refs, info.live)))
+        .collect();
     prop_assert_eq!(found, expected);
     Ok(())
 }
@@ -282,6 +410,26 @@ proptest! {
         let _ = run.run(&actions);
         run.storage.crash(seed);
         run.store = None;
+        run.check_recovered()?;
+    }
+
+    #[test]
+    fn what_fails_on_a_full_disk_has_not_happened_and_all_else_has(
+        actions in prop::collection::vec(action(), 1..80), blocks in 6u64..40, power_cut: bool, seed: u64,
+    ) {
+        let mut run = Run::new();
+        run.storage.set_capacity(blocks * 4096);
+        if run.run_on_full_disk(&actions).is_err() {
+            // The disk was too full even to open the store again.
+            run.storage.kill();
+        } else if power_cut {
+            run.storage.crash(seed);
+        } else {
+            run.durable = run.history.len() - 1;
+            run.storage.kill();
+        }
+        run.store = None;
+        run.storage.set_capacity(1 << 30);
         run.check_recovered()?;
     }
 }

@@ -174,6 +174,8 @@ pub(crate) struct CheckpointWriter<'a> {
     level: i32,
     pages: u64,
     pairs: u64,
+    /// It has its name.
+    finished: bool,
 }
 
 impl<'a> CheckpointWriter<'a> {
@@ -197,6 +199,7 @@ impl<'a> CheckpointWriter<'a> {
             level,
             pages: 0,
             pairs: 0,
+            finished: false,
         };
         writer
             .file
@@ -282,15 +285,21 @@ impl<'a> CheckpointWriter<'a> {
             .storage
             .rename(&self.temporary, &path)
             .map_err(StoreError::io("rename", &path))?;
+        self.finished = true;
         self.log
             .storage
             .sync_dir(LOG_DIR)
             .map_err(StoreError::io("fsync", LOG_DIR))?;
         Ok((self.name.seq, self.len))
     }
+}
 
-    /// Removes what has been written.
-    pub(crate) fn abandon(self) {
+impl Drop for CheckpointWriter<'_> {
+    /// A checkpoint that was not finished must not keep its space.
+    fn drop(&mut self) {
+        if self.finished {
+            return;
+        }
         if let Err(e) = self.log.storage.unlink(&self.temporary) {
             log::warn!("unlink {}: {e}", self.temporary);
         }

@@ -2,7 +2,7 @@
 //!
 //! Lock order: `maintenance`, `commit`, then the locks of a [`Stream`], then `pending`, then the index.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -15,17 +15,13 @@ use super::entry::{self, BlockEntry};
 use super::index::{Index, Pair};
 use super::layout::{self, Description, INDEX_DIR, RESERVE};
 use super::record::{RecordHeader, RecordKind};
-use super::recovery::{self, Recovered};
-use super::segment::{LOG_DIR, SEGMENT_HEADER_LEN, SegmentKind, SegmentName};
+use super::segment::{SegmentKind, SegmentName};
 use super::segments::{Log, Position};
 use super::space::SpaceKeeper;
-use super::storage::{LockGuard, Storage};
+use super::storage::LockGuard;
 use super::stream::Stream;
 use super::transaction::{self, Resolved};
-use super::{
-    BlockId, BlockInfo, FORMAT_VERSION, Lsn, NewBlock, Op, OpenOptions, Result, StoreError,
-    Transaction, Usage,
-};
+use super::{BlockId, BlockInfo, Lsn, NewBlock, Op, Result, StoreError, Transaction, Usage};
 
 /// A checkpoint is due when the journal has grown by this much, or by the size of the last checkpoint.
 const CHECKPOINT_JOURNAL_BYTES: u64 = 16 << 20;
@@ -43,12 +39,12 @@ pub struct Store {
     pub(super) commit: Mutex<CommitState>,
     /// Held by checkpoint, reclaim and close: one of them at a time.
     pub(super) maintenance: Mutex<Maintenance>,
-    next_block: AtomicU64,
+    pub(super) next_block: AtomicU64,
     /// The last LSN given out; only changed under `commit`.
-    lsn: AtomicU64,
+    pub(super) lsn: AtomicU64,
     pub(super) space: SpaceKeeper,
-    description: Description,
-    _lock: Box<dyn LockGuard>,
+    pub(super) description: Description,
+    pub(super) _lock: Box<dyn LockGuard>,
 }
 
 /// Guarded by the commit lock.
@@ -65,92 +61,6 @@ pub(super) struct Maintenance {
 }
 
 impl Store {
-    /// Opens the store under `storage`; recovers it if it was not closed.
-    pub fn open(storage: Arc<dyn Storage>, options: &OpenOptions) -> Result<Store> {
-        let place = storage.describe();
-        if !storage.exists("").map_err(StoreError::io("stat", &place))? {
-            if !options.create || options.read_only {
-                return Err(StoreError::Missing(place));
-            }
-            storage.mkdir("").map_err(StoreError::io("mkdir", &place))?;
-        }
-        // Before the lock is taken, so that no lock file appears in a directory that is refused.
-        if layout::read_description(&*storage)?.is_none() && (!options.create || options.read_only)
-        {
-            return Err(StoreError::Missing(place));
-        }
-        let lock = storage
-            .lock(!options.read_only)
-            .map_err(StoreError::io("lock", &place))?;
-        let lock = lock.ok_or(StoreError::Locked(place))?;
-        let description = match layout::read_description(&*storage)? {
-            Some(description) => description,
-            None => create(storage.clone(), options)?,
-        };
-        Store::recover(storage, description, options, lock)
-    }
-
-    fn recover(
-        storage: Arc<dyn Storage>,
-        description: Description,
-        options: &OpenOptions,
-        lock: Box<dyn LockGuard>,
-    ) -> Result<Store> {
-        let log = Arc::new(Log::new(
-            storage,
-            description.uuid,
-            options.segment_bytes,
-            options.read_only,
-        ));
-        let (names, leftovers) = recovery::list_segments(&log)?;
-        recovery::register(&log, &names)?;
-        let journal = Stream::new(SegmentKind::Journal, log.clone());
-        let blocks = Stream::new(SegmentKind::Blocks, log.clone());
-        let (index, recovered, ends) = match AdaptiveIndex::reuse(&log, options)? {
-            Some((index, state)) => {
-                let recovered = recovery::resume_clean(&log, &names, &state)?;
-                (index, recovered, None)
-            }
-            None => {
-                let index = AdaptiveIndex::empty(&log, options)?;
-                let recovered = recovery::recover(&log, &names, &index)?;
-                let ends = recovery::account(&log, &index)?;
-                (index, recovered, Some(ends))
-            }
-        };
-        if !options.read_only {
-            resume_journal(&log, &journal, &recovered)?;
-            resume_blocks(&log, &blocks, &names, ends.as_ref())?;
-            remove_leftovers(&log, &names, leftovers)?;
-        }
-        let checkpoint_seq = recovery::newest_checkpoint(&names).map_or(0, |name| name.seq);
-        let maintenance = Maintenance {
-            checkpoint: recovered.checkpoint,
-            checkpoint_seq,
-            checkpoint_bytes: recovered.checkpoint_bytes,
-        };
-        let store = Store {
-            log,
-            journal,
-            blocks,
-            index,
-            pending: Mutex::new(HashMap::new()),
-            commit: Mutex::new(CommitState {
-                journal_bytes: recovered.replayed_bytes,
-            }),
-            maintenance: Mutex::new(maintenance),
-            next_block: AtomicU64::new(recovered.next_block.max(1)),
-            lsn: AtomicU64::new(recovered.lsn),
-            space: SpaceKeeper::new(),
-            description,
-            _lock: lock,
-        };
-        if !options.read_only {
-            store.space.restore_reserve(&*store.log.storage);
-        }
-        Ok(store)
-    }
-
     /// The store's name, unique in the world.
     pub fn uuid(&self) -> Uuid {
         self.description.uuid
@@ -464,18 +374,11 @@ impl Store {
             (self.lsn.load(Ordering::Relaxed), self.journal.end())
         };
         let mut writer = CheckpointWriter::create(&self.log, lsn, level)?;
-        let written = writer
+        let last_lsn = writer
             .write_all(&|from| scan_step(&self.index, from))
             // The pages may show transactions up to this one, so they must not be lost.
             .map(|()| self.lsn.load(Ordering::Relaxed))
-            .and_then(|last_lsn| self.journal.sync().map(|()| last_lsn));
-        let last_lsn = match written {
-            Ok(last_lsn) => last_lsn,
-            Err(error) => {
-                writer.abandon();
-                return Err(error);
-            }
-        };
+            .and_then(|last_lsn| self.journal.sync().map(|()| last_lsn))?;
         let next_block = self.next_block.load(Ordering::Relaxed);
         let end = CheckpointEnd {
             lsn,
@@ -572,120 +475,6 @@ impl Store {
     pub fn get_model(&self, name: &str) -> Result<Option<Vec<u8>>> {
         layout::get_model(&*self.log.storage, name)
     }
-}
-
-/// Makes a new store: a checkpoint of nothing, then the description that makes it a store.
-fn create(storage: Arc<dyn Storage>, options: &OpenOptions) -> Result<Description> {
-    let description = Description {
-        uuid: Uuid::new_v4(),
-        format: FORMAT_VERSION,
-        features: Vec::new(),
-    };
-    // Left over if an earlier creation was interrupted; `read_description` saw that they hold nothing.
-    for dir in [LOG_DIR, INDEX_DIR] {
-        storage
-            .remove_tree(dir)
-            .map_err(StoreError::io("remove", dir))?;
-    }
-    storage
-        .mkdir(LOG_DIR)
-        .map_err(StoreError::io("mkdir", LOG_DIR))?;
-    storage.sync_dir("").map_err(StoreError::io("fsync", "."))?;
-    let log = Log::new(
-        storage.clone(),
-        description.uuid,
-        options.segment_bytes,
-        false,
-    );
-    let end = CheckpointEnd {
-        next_block: 1,
-        replay: Position { seq: 1, offset: 0 },
-        ..Default::default()
-    };
-    CheckpointWriter::create(&log, 0, 1)?.finish(end)?;
-    layout::write_description(&*storage, &description)?;
-    Ok(description)
-}
-
-/// Cuts the torn tail of the journal, makes what was read durable, and continues there.
-fn resume_journal(log: &Log, journal: &Stream, recovered: &Recovered) -> Result<()> {
-    let Some(end) = recovered.journal_end else {
-        return Ok(());
-    };
-    let name = SegmentName {
-        seq: end.seq,
-        kind: SegmentKind::Journal,
-    };
-    if end.offset < SEGMENT_HEADER_LEN {
-        let path = name.path();
-        log.storage
-            .unlink(&path)
-            .map_err(StoreError::io("unlink", &path))?;
-        log.forget_segment(name.seq);
-        return log
-            .storage
-            .sync_dir(LOG_DIR)
-            .map_err(StoreError::io("fsync", LOG_DIR));
-    }
-    let file = recovery::cut(log, name, end.offset)?;
-    journal.resume(name, file, end.offset);
-    Ok(())
-}
-
-/// Cuts blocks off the last block segment that no transaction refers to, and continues there. The
-/// journal that says so is durable already. Without `ends`, the store was closed and nothing is cut.
-fn resume_blocks(
-    log: &Log,
-    blocks: &Stream,
-    names: &[SegmentName],
-    ends: Option<&BTreeMap<u64, u64>>,
-) -> Result<()> {
-    let Some(&name) = names
-        .iter()
-        .rev()
-        .find(|name| name.kind == SegmentKind::Blocks)
-    else {
-        return Ok(());
-    };
-    let len = log.segments().get(&name.seq).map_or(0, |state| state.len);
-    let end = match ends {
-        Some(ends) => ends.get(&name.seq).copied().unwrap_or(0),
-        None => len,
-    };
-    if end > len {
-        log::error!(
-            "{}: {} bytes of live blocks are missing at its end",
-            name.path(),
-            end - len
-        );
-    }
-    if end > len || end < SEGMENT_HEADER_LEN {
-        return Ok(());
-    }
-    let file = recovery::cut(log, name, end)?;
-    blocks.resume(name, file, end);
-    Ok(())
-}
-
-/// Removes what interrupted work has left, and checkpoints that a newer one has replaced.
-fn remove_leftovers(log: &Log, names: &[SegmentName], leftovers: Vec<String>) -> Result<()> {
-    for path in leftovers {
-        log.storage
-            .unlink(&path)
-            .map_err(StoreError::io("unlink", &path))?;
-    }
-    let newest = recovery::newest_checkpoint(names).map_or(0, |name| name.seq);
-    for name in names
-        .iter()
-        .filter(|name| name.kind == SegmentKind::Checkpoint && name.seq < newest)
-    {
-        let path = name.path();
-        log.storage
-            .unlink(&path)
-            .map_err(StoreError::io("unlink", &path))?;
-        log.forget_segment(name.seq);
-    }
-    Ok(())
 }
 
 /// True if a transaction is made to give space back.

@@ -88,7 +88,8 @@ pub(crate) fn read_description(storage: &dyn Storage) -> Result<Option<Descripti
     }))
 }
 
-/// Err unless the directory is missing, empty, or a store whose creation was interrupted.
+/// Err unless the directory is missing, empty, or a store whose creation was interrupted: that one has
+/// a description under its temporary name, which creation writes first and renames last.
 fn check_unused(storage: &dyn Storage) -> Result<()> {
     if !storage
         .exists("")
@@ -97,24 +98,38 @@ fn check_unused(storage: &dyn Storage) -> Result<()> {
         return Ok(());
     }
     let list = |dir: &str| storage.list(dir).map_err(StoreError::io("list", dir));
-    let foreign = list("")?
+    let entries = list("")?;
+    let has = |name: &str| entries.iter().any(|entry| entry.name == name);
+    let foreign = entries
         .iter()
         .any(|entry| !NOT_CONTENT.contains(&entry.name.as_str()));
-    // An interrupted creation has written a checkpoint of nothing and no other segment.
-    let used = storage
-        .exists(LOG_DIR)
-        .map_err(StoreError::io("stat", LOG_DIR))?
-        && list(LOG_DIR)?
-            .iter()
-            .any(|entry| !entry.name.ends_with(".c") && !entry.name.ends_with(".c.tmp"));
+    let used = !has(DESCRIPTION_TEMPORARY) && has(LOG_DIR) && !list(LOG_DIR)?.is_empty();
     if foreign || used {
         return Err(StoreError::NotAStore(storage.describe()));
     }
     Ok(())
 }
 
-/// Writes the description, the last step of the creation of a store.
-pub(crate) fn write_description(storage: &dyn Storage, description: &Description) -> Result<()> {
+/// Begins the creation of a store: what an interrupted attempt has left is removed, and the
+/// description is written under its temporary name, durably.
+pub(crate) fn begin_creation(storage: &dyn Storage, description: &Description) -> Result<()> {
+    if storage
+        .exists(LOG_DIR)
+        .map_err(StoreError::io("stat", LOG_DIR))?
+    {
+        for entry in storage
+            .list(LOG_DIR)
+            .map_err(StoreError::io("list", LOG_DIR))?
+        {
+            let path = format!("{LOG_DIR}/{}", entry.name);
+            storage
+                .unlink(&path)
+                .map_err(StoreError::io("unlink", &path))?;
+        }
+        storage
+            .sync_dir(LOG_DIR)
+            .map_err(StoreError::io("fsync", LOG_DIR))?;
+    }
     let Description {
         uuid,
         format,
@@ -126,13 +141,16 @@ pub(crate) fn write_description(storage: &dyn Storage, description: &Description
         features,
     })
     .map_err(|e| StoreError::Invalid(format!("{DESCRIPTION} cannot be written: {e}")))?;
-    replace_file(
-        storage,
-        "",
-        DESCRIPTION,
-        DESCRIPTION_TEMPORARY,
-        text.as_bytes(),
-    )
+    write_temporary(storage, DESCRIPTION_TEMPORARY, text.as_bytes())?;
+    storage.sync_dir("").map_err(StoreError::io("fsync", "."))
+}
+
+/// The last step of the creation of a store.
+pub(crate) fn finish_creation(storage: &dyn Storage) -> Result<()> {
+    storage
+        .rename(DESCRIPTION_TEMPORARY, DESCRIPTION)
+        .map_err(StoreError::io("rename", DESCRIPTION))?;
+    storage.sync_dir("").map_err(StoreError::io("fsync", "."))
 }
 
 /// Reads a whole file of modest size.
@@ -148,14 +166,8 @@ pub(crate) fn read_file(storage: &dyn Storage, path: &str) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Replaces a file as a whole: after a crash it has the old or the new contents, after return the new ones.
-pub(crate) fn replace_file(
-    storage: &dyn Storage,
-    dir: &str,
-    path: &str,
-    temporary: &str,
-    bytes: &[u8],
-) -> Result<()> {
+/// Writes a file that is to be renamed; its contents are durable on return, its name is not.
+fn write_temporary(storage: &dyn Storage, temporary: &str, bytes: &[u8]) -> Result<()> {
     if storage
         .exists(temporary)
         .map_err(StoreError::io("stat", temporary))?
@@ -171,6 +183,18 @@ pub(crate) fn replace_file(
         .map_err(StoreError::io("write", temporary))?;
     file.sync_data()
         .map_err(StoreError::io("fdatasync", temporary))?;
+    Ok(())
+}
+
+/// Replaces a file as a whole: after a crash it has the old or the new contents, after return the new ones.
+pub(crate) fn replace_file(
+    storage: &dyn Storage,
+    dir: &str,
+    path: &str,
+    temporary: &str,
+    bytes: &[u8],
+) -> Result<()> {
+    write_temporary(storage, temporary, bytes)?;
     storage
         .rename(temporary, path)
         .map_err(StoreError::io("rename", path))?;

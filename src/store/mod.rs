@@ -5,12 +5,15 @@
 //! See docs/format.md for what is on disk and docs/durability.md for what survives what.
 
 mod adaptive_index;
+mod check;
 mod checkpoint;
+mod close;
 mod engine;
 mod entry;
 mod error;
 mod index;
 mod layout;
+mod open;
 mod reclaim;
 mod record;
 mod recovery;
@@ -24,6 +27,7 @@ mod stream;
 mod transaction;
 mod varint;
 
+pub use check::{BlockVisitor, CheckReport, ExtentRef, Problem};
 pub use engine::Store;
 pub use error::StoreError;
 pub use index::Pair;

@@ -187,7 +187,7 @@ impl Replay<'_> {
 
     /// A segment whose header never reached the disk holds nothing that was ever durable.
     fn bad_header(&mut self, reader: &mut SegmentReader, error: StoreError) -> Result<()> {
-        let torn = matches!(error, StoreError::Damaged { .. });
+        let torn = matches!(error, StoreError::Damaged { .. }) && !reader.header_is_whole()?;
         if !torn || !self.last || durable_evidence(reader, SEGMENT_HEADER_LEN, 0)? {
             return Err(error);
         }

@@ -179,6 +179,15 @@ impl SegmentReader {
             .map_err(StoreError::io("read", &self.place))
     }
 
+    /// False if the header is not there as it was written: it never reached the disk, or is damaged.
+    pub(crate) fn header_is_whole(&mut self) -> Result<bool> {
+        if self.len < SEGMENT_HEADER_LEN {
+            return Ok(false);
+        }
+        let bytes = self.bytes(0, SEGMENT_HEADER_LEN as usize)?;
+        Ok(bytes[..8] == MAGIC && crc32c::crc32c(&bytes[..44]).to_le_bytes() == bytes[44..])
+    }
+
     /// Checks the header and returns the LSN in it: the next one when the segment was created.
     pub(crate) fn check_header(&mut self) -> Result<u64> {
         let place = self.place.clone();

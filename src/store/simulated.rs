@@ -147,7 +147,10 @@ impl FileChange {
 
 impl SimFile {
     fn allocated(&self) -> u64 {
-        (self.data.len() as u64).max(self.reserved).div_ceil(ALLOCATION) * ALLOCATION
+        (self.data.len() as u64)
+            .max(self.reserved)
+            .div_ceil(ALLOCATION)
+            * ALLOCATION
     }
 
     fn crash(&mut self, random: &mut Random) {
@@ -199,13 +202,18 @@ impl State {
         match self.fault {
             Some(Fault::PowerCutAt(at)) if number >= at => Err(error(libc::EIO)),
             Some(Fault::FailOnceAt(at, errno)) if number == at => Err(error(errno)),
-            Some(Fault::FailKind(kind, at, errno)) if kind == op && number_of_kind == at => Err(error(errno)),
+            Some(Fault::FailKind(kind, at, errno)) if kind == op && number_of_kind == at => {
+                Err(error(errno))
+            }
             _ => Ok(()),
         }
     }
 
     fn find(&self, path: &str) -> io::Result<FileId> {
-        self.names.get(path).copied().ok_or_else(|| error(libc::ENOENT))
+        self.names
+            .get(path)
+            .copied()
+            .ok_or_else(|| error(libc::ENOENT))
     }
 
     fn file(&mut self, id: FileId, generation: u64) -> io::Result<&mut SimFile> {
@@ -221,12 +229,18 @@ impl State {
     }
 
     fn used(&self) -> u64 {
-        self.names.values().filter_map(|id| self.files.get(id)).map(SimFile::allocated).sum()
+        self.names
+            .values()
+            .filter_map(|id| self.files.get(id))
+            .map(SimFile::allocated)
+            .sum()
     }
 
     /// How many of `len` bytes at `offset` of a file fit the disk.
     fn fitting(&self, id: FileId, offset: u64, len: u64) -> u64 {
-        let Some(file) = self.files.get(&id) else { return 0 };
+        let Some(file) = self.files.get(&id) else {
+            return 0;
+        };
         let others = self.used().saturating_sub(file.allocated());
         let limit = self.capacity.saturating_sub(others) / ALLOCATION * ALLOCATION;
         limit.max(file.allocated()).saturating_sub(offset).min(len)
@@ -311,9 +325,16 @@ impl SimStorage {
     /// Replaces the contents of a file, durably, as damage would.
     pub fn set_contents(&self, path: &str, bytes: Vec<u8>) {
         let mut state = self.state.lock();
-        let Some(&id) = state.names.get(path) else { return };
+        let Some(&id) = state.names.get(path) else {
+            return;
+        };
         if let Some(file) = state.files.get_mut(&id) {
-            *file = SimFile { data: bytes.clone(), durable: bytes, unsynced: Vec::new(), reserved: 0 };
+            *file = SimFile {
+                data: bytes.clone(),
+                durable: bytes,
+                unsynced: Vec::new(),
+                reserved: 0,
+            };
         }
     }
 
@@ -322,12 +343,18 @@ impl SimStorage {
         let mut state = self.state.lock();
         state.names.remove(path);
         state.durable_names.remove(path);
-        state.unsynced_names.retain(|change| change.linked.as_ref().is_none_or(|(name, _)| name != path));
+        state
+            .unsynced_names
+            .retain(|change| change.linked.as_ref().is_none_or(|(name, _)| name != path));
     }
 
     fn handle(&self, id: FileId) -> Arc<dyn StorageFile> {
         let generation = self.state.lock().generation;
-        Arc::new(SimHandle { state: self.state.clone(), id, generation })
+        Arc::new(SimHandle {
+            state: self.state.clone(),
+            id,
+            generation,
+        })
     }
 }
 
@@ -347,7 +374,11 @@ impl Storage for SimStorage {
         state.next_file += 1;
         state.files.insert(id, SimFile::default());
         let linked = Some((path.to_owned(), id));
-        state.change_names(NameChange { dir: parent(path).to_owned(), removed: None, linked });
+        state.change_names(NameChange {
+            dir: parent(path).to_owned(),
+            removed: None,
+            linked,
+        });
         drop(state);
         Ok(self.handle(id))
     }
@@ -369,15 +400,25 @@ impl Storage for SimStorage {
         let mut state = self.state.lock();
         state.begin(SimOp::Unlink)?;
         state.find(path)?;
-        let change = NameChange { dir: parent(path).to_owned(), removed: Some(path.to_owned()), linked: None };
+        let change = NameChange {
+            dir: parent(path).to_owned(),
+            removed: Some(path.to_owned()),
+            linked: None,
+        };
         state.change_names(change);
         Ok(())
     }
 
     fn remove_tree(&self, path: &str) -> io::Result<()> {
         let prefix = format!("{path}/");
-        let inside: Vec<String> =
-            self.state.lock().names.keys().filter(|name| name.starts_with(&prefix)).cloned().collect();
+        let inside: Vec<String> = self
+            .state
+            .lock()
+            .names
+            .keys()
+            .filter(|name| name.starts_with(&prefix))
+            .cloned()
+            .collect();
         inside.iter().try_for_each(|name| self.unlink(name))
     }
 
@@ -392,8 +433,14 @@ impl Storage for SimStorage {
         let state = self.state.lock();
         let inside = |name: &&String| parent(name) == path && !name.is_empty();
         let base = |name: &String| name.rsplit('/').next().unwrap_or_default().to_owned();
-        let dirs = state.dirs.iter().filter(inside).map(|name| Entry { name: base(name), is_dir: true });
-        let files = state.names.keys().filter(inside).map(|name| Entry { name: base(name), is_dir: false });
+        let dirs = state.dirs.iter().filter(inside).map(|name| Entry {
+            name: base(name),
+            is_dir: true,
+        });
+        let files = state.names.keys().filter(inside).map(|name| Entry {
+            name: base(name),
+            is_dir: false,
+        });
         let mut entries: Vec<Entry> = dirs.chain(files).collect();
         entries.sort();
         Ok(entries)
@@ -402,8 +449,9 @@ impl Storage for SimStorage {
     fn sync_dir(&self, path: &str) -> io::Result<()> {
         let mut state = self.state.lock();
         state.begin(SimOp::SyncDir)?;
-        let (here, elsewhere) =
-            std::mem::take(&mut state.unsynced_names).into_iter().partition(|change| change.dir == path);
+        let (here, elsewhere) = std::mem::take(&mut state.unsynced_names)
+            .into_iter()
+            .partition(|change| change.dir == path);
         let here: Vec<NameChange> = here;
         for change in &here {
             change.apply(&mut state.durable_names);
@@ -422,12 +470,18 @@ impl Storage for SimStorage {
         let prefix = format!("{path}/");
         let inside = |name: &str| path.is_empty() || name == path || name.starts_with(&prefix);
         let files = state.names.iter().filter(|(name, _)| inside(name));
-        Ok(files.filter_map(|(_, id)| state.files.get(id)).map(SimFile::allocated).sum())
+        Ok(files
+            .filter_map(|(_, id)| state.files.get(id))
+            .map(SimFile::allocated)
+            .sum())
     }
 
     fn free_space(&self) -> io::Result<Space> {
         let state = self.state.lock();
-        Ok(Space { available: state.capacity.saturating_sub(state.used()), total: state.capacity })
+        Ok(Space {
+            available: state.capacity.saturating_sub(state.used()),
+            total: state.capacity,
+        })
     }
 
     fn lock(&self, exclusive: bool) -> io::Result<Option<Box<dyn LockGuard>>> {
@@ -441,7 +495,11 @@ impl Storage for SimStorage {
             state.readers += 1;
         }
         let generation = state.generation;
-        Ok(Some(Box::new(SimLock { state: self.state.clone(), exclusive, generation })))
+        Ok(Some(Box::new(SimLock {
+            state: self.state.clone(),
+            exclusive,
+            generation,
+        })))
     }
 
     fn local_path(&self, _path: &str) -> Option<std::path::PathBuf> {

@@ -200,7 +200,12 @@ impl Stream {
             .and_then(|()| self.log.storage.sync_dir(LOG_DIR))
             .map_err(StoreError::io("write", &path));
         if let Err(error) = written {
-            if let Err(left) = self.log.storage.unlink(&path) {
+            // Durably, because recovery accepts only the last segment without a whole header.
+            let storage = &self.log.storage;
+            if let Err(left) = storage
+                .unlink(&path)
+                .and_then(|()| storage.sync_dir(LOG_DIR))
+            {
                 self.log.fail(StoreError::io("unlink", &path)(left));
             }
             return Err(error);

@@ -79,7 +79,12 @@ pub(crate) fn resolve(txn: Transaction, lookup: Lookup) -> Result<Resolved> {
             Slot::Occupied(mut known) => known.get_mut().refs += change,
             Slot::Vacant(slot) => {
                 let (entry, pending) = lookup(anchor)?.ok_or(StoreError::NoSuchBlock(anchor))?;
-                slot.insert(Touched { entry, pending, refs: change, live: 0 });
+                slot.insert(Touched {
+                    entry,
+                    pending,
+                    refs: change,
+                    live: 0,
+                });
             }
         }
     }
