@@ -1,1 +1,222 @@
-//! The train layer.
+//! Training: from a directory of files to a model.
+//!
+//! The data is cut into pieces, shuffled with a fixed seed and divided: nearly all of it trains the
+//! tables, a part that the tables never see trains what adapts, a last part measures the result.
+
+pub mod corpus;
+pub mod params;
+pub mod tables;
+
+use std::path::Path;
+
+use thiserror::Error;
+
+use crate::model::contexts::CONTEXTS;
+use crate::model::predictor::{Params, State};
+use crate::model::tables::Tables;
+use crate::model::tokenizer::Tokenizer;
+use crate::model::{Model, ModelError, ModelInfo};
+use corpus::{Corpus, PIECE, Piece, Random};
+
+/// What can go wrong in training.
+#[derive(Debug, Error)]
+pub enum TrainError {
+    #[error("cannot read {path}: {source}")]
+    Read {
+        path: String,
+        source: std::io::Error,
+    },
+    #[error("{path} holds {bytes} bytes; training needs at least {least}")]
+    TooLittle {
+        path: String,
+        bytes: usize,
+        least: usize,
+    },
+    #[error(transparent)]
+    Model(#[from] ModelError),
+}
+
+/// What to train.
+#[derive(Debug, Clone)]
+pub struct TrainOptions {
+    /// Name that the model carries.
+    pub name: String,
+    /// Buckets of all tables together: about 5 bytes each in the file, 24 in memory.
+    pub buckets: usize,
+    /// Tokens of the vocabulary.
+    pub vocabulary: usize,
+    /// Bytes of the zstd dictionary.
+    pub dictionary: usize,
+    pub seed: u64,
+}
+
+impl Default for TrainOptions {
+    fn default() -> TrainOptions {
+        TrainOptions {
+            name: "default".into(),
+            buckets: 4_000_000,
+            vocabulary: 4096,
+            dictionary: 112 << 10,
+            seed: 1,
+        }
+    }
+}
+
+/// Where training reports to: what is being done, how much of how much, and bits per byte so far.
+pub struct Progress<'a> {
+    sink: &'a (dyn Fn(&str, usize, usize, Option<f64>) + Sync),
+}
+
+impl<'a> Progress<'a> {
+    /// Reports to `sink`.
+    pub fn new(sink: &'a (dyn Fn(&str, usize, usize, Option<f64>) + Sync)) -> Progress<'a> {
+        Progress { sink }
+    }
+
+    fn say(&self, what: &str) {
+        (self.sink)(what, 0, 0, None);
+    }
+
+    fn step(&self, what: &str, done: usize, total: usize, bits_per_byte: f64) {
+        (self.sink)(what, done, total, Some(bits_per_byte));
+    }
+}
+
+/// Least training data.
+const LEAST: usize = 256 << 10;
+/// Pieces that are held out are longer, so that groups of all sizes can be cut from them.
+const HELD_OUT_PIECE: usize = 64 << 10;
+/// Bytes that train what adapts and that measure, unless the corpus is small.
+const PARAMS_BYTES: usize = 16 << 20;
+const MEASURE_BYTES: usize = 2 << 20;
+/// Bytes that the vocabulary is trained on.
+const VOCABULARY_BYTES: usize = 12 << 20;
+
+/// The three parts of the training data.
+struct Parts {
+    tables: Vec<Piece>,
+    params: Vec<Piece>,
+    measure: Vec<Piece>,
+}
+
+fn divide(corpus: &Corpus, random: &mut Random) -> Parts {
+    let mut pieces = corpus.pieces(HELD_OUT_PIECE, random).into_iter().peekable();
+    let mut take = |bytes: usize| {
+        let mut taken = Vec::new();
+        let mut sum = 0;
+        while sum < bytes {
+            let Some(piece) = pieces.next() else { break };
+            sum += piece.len as usize;
+            taken.push(piece);
+        }
+        taken
+    };
+    let params = take(PARAMS_BYTES.min(corpus.len() / 8));
+    let measure = take(MEASURE_BYTES.min(corpus.len() / 32));
+    let mut tables: Vec<Piece> = pieces.flat_map(|piece| piece.cut(PIECE)).collect();
+    random.shuffle(&mut tables);
+    Parts {
+        tables,
+        params,
+        measure,
+    }
+}
+
+/// The value of every slot code in nats: code 128 is 0, finer near it; code 0 is never looked up.
+fn levels() -> [f32; 256] {
+    std::array::from_fn(|code| {
+        let step = code as f32 - 128.0;
+        (0.15 * step + 0.002 * step * step.abs()).clamp(-8.0, 8.0)
+    })
+}
+
+fn dictionary(corpus: &Corpus, pieces: &[Piece], bytes: usize) -> Result<Vec<u8>, ModelError> {
+    // the trainer wants about a hundred times the dictionary, in samples of a few KiB
+    let samples: Vec<&[u8]> = pieces
+        .iter()
+        .flat_map(|&piece| corpus.bytes(piece).chunks(4096))
+        .take(bytes * 100 / 4096)
+        .collect();
+    zstd::dict::from_samples(&samples, bytes)
+        .map_err(|e| ModelError::Damaged(format!("no dictionary can be made: {e}")))
+}
+
+/// Trains a model on all files below `dir`. The same files give the same model.
+pub fn train(dir: &Path, options: &TrainOptions, progress: &Progress) -> Result<Model, TrainError> {
+    let read = |source| TrainError::Read {
+        path: dir.display().to_string(),
+        source,
+    };
+    progress.say("reading");
+    let corpus = Corpus::read(dir).map_err(read)?;
+    if corpus.len() < LEAST {
+        let path = dir.display().to_string();
+        return Err(TrainError::TooLittle {
+            path,
+            bytes: corpus.len(),
+            least: LEAST,
+        });
+    }
+    let mut random = Random(options.seed);
+    let parts = divide(&corpus, &mut random);
+    progress.say("training the vocabulary");
+    let samples = parts
+        .tables
+        .iter()
+        .take(VOCABULARY_BYTES / PIECE)
+        .map(|&p| corpus.bytes(p));
+    let tokenizer = Tokenizer::train(samples, options.vocabulary)?;
+    progress.say("training the dictionary");
+    let dictionary = dictionary(&corpus, &parts.tables, options.dictionary)?;
+    let tables = train_tables(&corpus, &parts.tables, options, progress);
+    let info = ModelInfo {
+        name: options.name.clone(),
+        experts: ["tables", "match", "adaptive"].map(String::from).to_vec(),
+        trained_bytes: corpus.len() as u64,
+        ..ModelInfo::default()
+    };
+    let logits = levels().map(|level| (level * 256.0).round() as i16);
+    let mut model = Model::from_parts(
+        info,
+        tokenizer,
+        dictionary,
+        tables,
+        logits,
+        Params::default(),
+        params::ADAPTATION,
+    );
+    let trained = params::train(&model, &corpus, &parts.params, &mut random, progress);
+    model.set_params(trained);
+    model.info.held_out_bits_per_byte = measure(&model, &corpus, &parts.measure, progress);
+    Ok(model)
+}
+
+fn train_tables(
+    corpus: &Corpus,
+    pieces: &[Piece],
+    options: &TrainOptions,
+    progress: &Progress,
+) -> Tables {
+    // a small corpus cannot fill a large table
+    let bytes: usize = pieces.iter().map(|piece| piece.len as usize).sum();
+    let buckets = options.buckets.min(bytes * 2 * CONTEXTS / 4);
+    let mut trainer = tables::Trainer::select(corpus, pieces, buckets, progress);
+    trainer.pass(corpus, pieces, progress);
+    trainer.finish(&levels())
+}
+
+/// Mean cost in bits per byte of groups of 32 KiB.
+fn measure(model: &Model, corpus: &Corpus, pieces: &[Piece], progress: &Progress) -> f64 {
+    const GROUP: usize = 32 << 10;
+    let groups: Vec<Piece> = pieces.iter().flat_map(|piece| piece.cut(GROUP)).collect();
+    let total: usize = groups.iter().map(|piece| piece.len as usize).sum();
+    let (mut bits, mut done) = (0f64, 0);
+    for group in groups {
+        let bytes = corpus.bytes(group);
+        let state: State = model.fresh(bytes.len());
+        bits += params::cost_of(model, state, bytes).0;
+        done += bytes.len();
+        progress.step("measuring", done, total, bits / done as f64);
+    }
+    bits / total.max(1) as f64
+}

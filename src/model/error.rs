@@ -1,0 +1,14 @@
+use thiserror::Error;
+
+/// What can be wrong with a model file.
+#[derive(Debug, Error)]
+pub enum ModelError {
+    #[error("not a model file")]
+    NotAModel,
+    #[error("model file has version {found}, this program reads version {known}")]
+    Version { found: u32, known: u32 },
+    #[error("model file is damaged: {0}")]
+    Damaged(String),
+    #[error("tokenizer: {0}")]
+    Tokenizer(String),
+}

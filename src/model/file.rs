@@ -1,0 +1,307 @@
+//! The model file: sections of compressed, checksummed data. docs/format.md has the byte tables.
+
+use serde::{Deserialize, Serialize};
+
+use super::contexts::CONTEXTS;
+use super::mixer::{FINAL_VECTORS, INPUTS, RATE_MAX, Rates, SETS, VECTORS, WEIGHT_MAX};
+use super::predictor::{Adaptation, CURVES, POINTS, Params};
+use super::tables::{BUCKET, Line, Tables, WAYS};
+use super::tokenizer::Tokenizer;
+use super::{Model, ModelError, ModelHash};
+
+const MAGIC: &[u8; 8] = b"S2SMODEL";
+const VERSION: u32 = 1;
+/// Level at which sections are compressed: models are made once and shipped.
+const LEVEL: i32 = 19;
+/// Most bytes of a section when unpacked; what a damaged header can make us allocate.
+const SECTION_MAX: usize = 1 << 30;
+
+/// What a model says about itself.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct ModelInfo {
+    pub name: String,
+    /// Experts that the model has: "tables", "match", "adaptive", "network".
+    pub experts: Vec<String>,
+    /// Bytes it was trained on.
+    pub trained_bytes: u64,
+    /// Cost of training data that it was not trained on, in bits per byte.
+    pub held_out_bits_per_byte: f64,
+    /// Rates of adaptation: mixer layers one and two, histories, curves.
+    pub rates: [i32; 4],
+}
+
+/// The hash that names a model file.
+pub fn hash_of(file: &[u8]) -> ModelHash {
+    let mut hash = ModelHash::default();
+    hash.copy_from_slice(&blake3::hash(file).as_bytes()[..16]);
+    hash
+}
+
+fn damaged(what: impl Into<String>) -> ModelError {
+    ModelError::Damaged(what.into())
+}
+
+fn put_section(file: &mut Vec<u8>, tag: &[u8; 4], raw: &[u8]) -> Result<(), ModelError> {
+    let packed = zstd::bulk::compress(raw, LEVEL).map_err(|e| damaged(e.to_string()))?;
+    file.extend_from_slice(tag);
+    file.extend_from_slice(&(raw.len() as u64).to_le_bytes());
+    file.extend_from_slice(&(packed.len() as u64).to_le_bytes());
+    file.extend_from_slice(&crc32c::crc32c(&packed).to_le_bytes());
+    file.extend_from_slice(&packed);
+    Ok(())
+}
+
+struct Sections<'a> {
+    rest: &'a [u8],
+}
+
+impl<'a> Sections<'a> {
+    fn take(&mut self, len: usize) -> Result<&'a [u8], ModelError> {
+        if len > self.rest.len() {
+            return Err(damaged("cut short"));
+        }
+        let (taken, rest) = self.rest.split_at(len);
+        self.rest = rest;
+        Ok(taken)
+    }
+
+    fn number(&mut self) -> Result<usize, ModelError> {
+        let bytes = self.take(8)?.try_into().map_err(|_| damaged("number"))?;
+        usize::try_from(u64::from_le_bytes(bytes)).map_err(|_| damaged("number too large"))
+    }
+
+    /// Unpacks the next section, which must have this tag.
+    fn section(&mut self, tag: &[u8; 4]) -> Result<Vec<u8>, ModelError> {
+        let name = String::from_utf8_lossy(tag).into_owned();
+        if self.take(4)? != tag {
+            return Err(damaged(format!("section {name} is missing")));
+        }
+        let (raw_len, packed_len) = (self.number()?, self.number()?);
+        let check = self.take(4)?;
+        let packed = self.take(packed_len)?;
+        if crc32c::crc32c(packed).to_le_bytes() != check {
+            return Err(damaged(format!("checksum of section {name}")));
+        }
+        if raw_len > SECTION_MAX {
+            return Err(damaged(format!("section {name} is too large")));
+        }
+        let raw = zstd::bulk::decompress(packed, raw_len)
+            .map_err(|e| damaged(format!("section {name}: {e}")))?;
+        if raw.len() != raw_len {
+            Err(damaged(format!("length of section {name}")))
+        } else {
+            Ok(raw)
+        }
+    }
+}
+
+/// Table lines as planes: all check bytes, then all slots of node 1, and so on.
+fn planes_of(tables: &Tables) -> Vec<u8> {
+    let lines = tables.lines();
+    let buckets = lines.len() * WAYS;
+    let mut planes = Vec::with_capacity(8 * CONTEXTS + buckets * BUCKET);
+    for count in tables.line_counts() {
+        planes.extend_from_slice(&(count as u64).to_le_bytes());
+    }
+    for slot in 0..BUCKET {
+        planes.extend(
+            lines
+                .iter()
+                .flat_map(|line| line.0.iter().map(move |bucket| bucket[slot])),
+        );
+    }
+    planes
+}
+
+fn tables_from(planes: &[u8]) -> Result<Tables, ModelError> {
+    let mut reader = Sections { rest: planes };
+    let mut counts = [0usize; CONTEXTS];
+    for count in &mut counts {
+        *count = reader.number()?;
+    }
+    let total = counts
+        .iter()
+        .try_fold(0usize, |sum, &count| sum.checked_add(count));
+    let total = total.filter(|&lines| lines <= SECTION_MAX / size_of::<Line>());
+    let buckets = total.ok_or_else(|| damaged("tables are too large"))? * WAYS;
+    if reader.rest.len() != buckets * BUCKET {
+        return Err(damaged("tables have the wrong size"));
+    }
+    let mut tables = Tables::with_lines(&counts);
+    for (slot, plane) in reader.rest.chunks_exact(buckets.max(1)).enumerate() {
+        for (line, values) in tables.lines_mut().iter_mut().zip(plane.chunks_exact(WAYS)) {
+            for (bucket, &value) in line.0.iter_mut().zip(values) {
+                bucket[slot] = value;
+            }
+        }
+    }
+    Ok(tables)
+}
+
+fn params_bytes(params: &Params) -> Vec<u8> {
+    let mut out = Vec::new();
+    let weights = &params.weights;
+    for &weight in weights
+        .first
+        .iter()
+        .flatten()
+        .chain(weights.last.iter().flatten())
+    {
+        out.extend_from_slice(&weight.to_le_bytes());
+    }
+    let probabilities = params.histories.iter().flatten();
+    let probabilities = probabilities.chain(params.matches.iter().flatten());
+    for &p in probabilities.chain(params.curves.iter().flatten()) {
+        out.extend_from_slice(&p.to_le_bytes());
+    }
+    out
+}
+
+fn params_from(bytes: &[u8]) -> Result<Params, ModelError> {
+    let mut params = Params::default();
+    let mut reader = Sections { rest: bytes };
+    let weights = &mut params.weights;
+    for weight in weights
+        .first
+        .iter_mut()
+        .flatten()
+        .chain(weights.last.iter_mut().flatten())
+    {
+        *weight = i32::from_le_bytes(reader.take(4)?.try_into().map_err(|_| damaged("weight"))?);
+        if weight.abs() > WEIGHT_MAX {
+            return Err(damaged("a weight is out of range"));
+        }
+    }
+    let probabilities = params.histories.iter_mut().flatten();
+    let probabilities = probabilities.chain(params.matches.iter_mut().flatten());
+    for p in probabilities.chain(params.curves.iter_mut().flatten()) {
+        *p = u16::from_le_bytes(
+            reader
+                .take(2)?
+                .try_into()
+                .map_err(|_| damaged("probability"))?,
+        );
+    }
+    if reader.rest.is_empty() {
+        Ok(params)
+    } else {
+        Err(damaged("parameters are too long"))
+    }
+}
+
+fn adaptation_from(rates: [i32; 4]) -> Result<Adaptation, ModelError> {
+    let mixer = Rates {
+        first: rates[0],
+        last: rates[1],
+    };
+    let in_range = (0..=RATE_MAX).contains(&rates[0])
+        && (0..=RATE_MAX).contains(&rates[1])
+        && (1..=15).contains(&rates[2])
+        && (1..=15).contains(&rates[3]);
+    if !in_range {
+        return Err(damaged("a rate is out of range"));
+    }
+    Ok(Adaptation {
+        mixer,
+        histories: rates[2] as u32,
+        curves: rates[3] as u32,
+    })
+}
+
+impl Model {
+    /// A model of its parts; [`Model::to_bytes`] makes a file of it.
+    pub fn from_parts(
+        mut info: ModelInfo,
+        tokenizer: Tokenizer,
+        dictionary: Vec<u8>,
+        tables: Tables,
+        logits: [i16; 256],
+        params: Params,
+        adaptation: Adaptation,
+    ) -> Model {
+        let Rates { first, last } = adaptation.mixer;
+        info.rates = [
+            first,
+            last,
+            adaptation.histories as i32,
+            adaptation.curves as i32,
+        ];
+        let hash = ModelHash::default();
+        Model {
+            hash,
+            info,
+            tokenizer,
+            dictionary,
+            tables,
+            logits,
+            params,
+            adaptation,
+        }
+    }
+
+    /// The model as a file.
+    pub fn to_bytes(&self) -> Result<Vec<u8>, ModelError> {
+        let mut file = MAGIC.to_vec();
+        file.extend_from_slice(&VERSION.to_le_bytes());
+        let info = serde_json::to_vec(&self.info).map_err(|e| damaged(e.to_string()))?;
+        put_section(&mut file, b"info", &info)?;
+        put_section(&mut file, b"tokn", &self.tokenizer.to_json()?)?;
+        put_section(&mut file, b"dict", &self.dictionary)?;
+        let logits: Vec<u8> = self.logits.iter().flat_map(|x| x.to_le_bytes()).collect();
+        put_section(&mut file, b"logi", &logits)?;
+        put_section(&mut file, b"parm", &params_bytes(&self.params))?;
+        put_section(&mut file, b"tabl", &planes_of(&self.tables))?;
+        Ok(file)
+    }
+
+    /// Reads a model file. Every value is checked against the bounds that exactness rests on.
+    pub fn from_bytes(file: &[u8]) -> Result<Model, ModelError> {
+        if file.len() < 12 || &file[..8] != MAGIC {
+            return Err(ModelError::NotAModel);
+        }
+        let found = u32::from_le_bytes([file[8], file[9], file[10], file[11]]);
+        if found != VERSION {
+            return Err(ModelError::Version {
+                found,
+                known: VERSION,
+            });
+        }
+        let mut sections = Sections { rest: &file[12..] };
+        let info: ModelInfo = serde_json::from_slice(&sections.section(b"info")?)
+            .map_err(|e| damaged(format!("info: {e}")))?;
+        let tokenizer = Tokenizer::from_json(&sections.section(b"tokn")?)?;
+        let dictionary = sections.section(b"dict")?;
+        let logits = logits_from(&sections.section(b"logi")?)?;
+        let params = params_from(&sections.section(b"parm")?)?;
+        let tables = tables_from(&sections.section(b"tabl")?)?;
+        let adaptation = adaptation_from(info.rates)?;
+        let hash = hash_of(file);
+        Ok(Model {
+            hash,
+            info,
+            tokenizer,
+            dictionary,
+            tables,
+            logits,
+            params,
+            adaptation,
+        })
+    }
+}
+
+fn logits_from(bytes: &[u8]) -> Result<[i16; 256], ModelError> {
+    let mut logits = [0i16; 256];
+    if bytes.len() != 2 * logits.len() {
+        return Err(damaged("logits have the wrong size"));
+    }
+    for (logit, pair) in logits.iter_mut().zip(bytes.chunks_exact(2)) {
+        *logit = i16::from_le_bytes([pair[0], pair[1]]);
+        if i32::from(*logit).abs() > super::logistic::STRETCH_MAX {
+            return Err(damaged("a logit is out of range"));
+        }
+    }
+    Ok(logits)
+}
+
+// every array above has a fixed shape, so that a file of another shape is refused by its length
+const _: () = assert!(VECTORS * INPUTS > 0 && FINAL_VECTORS * SETS > 0 && CURVES * POINTS > 0);

@@ -1,0 +1,129 @@
+//! The mixer: integer logistic mixing in two layers.
+//!
+//! Layer one has several sets of weight vectors; a small context picks one vector of each set.
+//! Every picked vector makes a prediction of its own; layer two mixes these. All weights adapt within
+//! a group, from values trained in advance. See docs/exactness.md for the bounds of the sums.
+
+use super::logistic::{Logistic, STRETCH_MAX};
+
+/// Inputs of layer one, padded to whole SIMD registers.
+pub const INPUTS: usize = 32;
+/// Number of sets in layer one.
+pub const SETS: usize = 4;
+/// Vectors of each set.
+pub const SET_SIZES: [usize; SETS] = [256, 256, 256, 256];
+
+/// First vector of each set.
+const SET_STARTS: [usize; SETS] = {
+    let mut starts = [0; SETS];
+    let mut i = 1;
+    while i < SETS {
+        starts[i] = starts[i - 1] + SET_SIZES[i - 1];
+        i += 1;
+    }
+    starts
+};
+/// Weight vectors of layer one, all sets together.
+pub const VECTORS: usize = SET_STARTS[SETS - 1] + SET_SIZES[SETS - 1];
+/// Weight vectors of layer two.
+pub const FINAL_VECTORS: usize = 256;
+
+/// One is 2^16; weights stay within +-4.
+pub const WEIGHT_MAX: i32 = 4 << 16;
+
+/// The weights of both layers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Weights {
+    pub first: Vec<[i32; INPUTS]>,
+    pub last: Vec<[i32; SETS]>,
+}
+
+impl Default for Weights {
+    fn default() -> Weights {
+        Weights {
+            first: vec![[(1 << 16) / 4; INPUTS]; VECTORS],
+            last: vec![[(1 << 16) / SETS as i32; SETS]; FINAL_VECTORS],
+        }
+    }
+}
+
+/// How fast the weights follow: a rate r adds r * 2^-22 * error * input, in units of the weights.
+/// Rates are at most [`RATE_MAX`], so that no product overflows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rates {
+    pub first: i32,
+    pub last: i32,
+}
+
+/// Largest rate.
+pub const RATE_MAX: i32 = 1023;
+
+/// A prediction under way, from `mix` to `update`.
+#[derive(Debug, Clone, Default)]
+pub struct Mix {
+    picked: [usize; SETS],
+    stretched: [i32; SETS],
+    final_vector: usize,
+}
+
+#[inline(always)]
+fn dot(weights: &[i32; INPUTS], inputs: &[i32; INPUTS]) -> i32 {
+    // |w >> 5| <= 2^13 and |x| <= 3071, so any partial sum of 32 stays below 2^30
+    let mut sum = 0i32;
+    for i in 0..INPUTS {
+        sum += (weights[i] >> 5) * inputs[i];
+    }
+    sum >> 11
+}
+
+#[inline(always)]
+fn learn(weight: &mut i32, error: i32, input: i32) {
+    *weight = (*weight + ((input * error + (1 << 13)) >> 14)).clamp(-WEIGHT_MAX, WEIGHT_MAX);
+}
+
+impl Weights {
+    /// Mixes `inputs` (stretched, within +-3071) into a stretched prediction.
+    #[inline(always)]
+    pub fn mix(
+        &self,
+        inputs: &[i32; INPUTS],
+        selectors: &[usize; SETS],
+        last: usize,
+        mix: &mut Mix,
+    ) -> i32 {
+        mix.final_vector = last & (FINAL_VECTORS - 1);
+        let finals = &self.last[mix.final_vector];
+        let mut sum = 0i32;
+        for set in 0..SETS {
+            mix.picked[set] = SET_STARTS[set] + selectors[set] % SET_SIZES[set];
+            let x = dot(&self.first[mix.picked[set]], inputs).clamp(-STRETCH_MAX, STRETCH_MAX);
+            mix.stretched[set] = x;
+            sum += (finals[set] >> 3) * x;
+        }
+        (sum >> 13).clamp(-STRETCH_MAX, STRETCH_MAX)
+    }
+
+    /// Moves the picked weights towards what would have predicted `bit`; `p` is what was predicted.
+    #[inline(always)]
+    pub fn update(
+        &mut self,
+        inputs: &[i32; INPUTS],
+        mix: &Mix,
+        p: u16,
+        bit: u32,
+        rates: Rates,
+        logistic: Logistic,
+    ) {
+        let target = (bit as i32) << 16;
+        let error = (target - i32::from(p)) * rates.last >> 8;
+        let finals = &mut self.last[mix.final_vector];
+        for set in 0..SETS {
+            let x = mix.stretched[set];
+            let own = (target - i32::from(logistic.squash(x))) * rates.first >> 8;
+            for (weight, &input) in self.first[mix.picked[set]].iter_mut().zip(inputs) {
+                learn(weight, own, input);
+            }
+            learn(&mut finals[set], error, x);
+        }
+    }
+}

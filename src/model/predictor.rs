@@ -1,0 +1,393 @@
+//! Predicts the bytes of a group bit by bit from all experts, and learns from each bit.
+
+use super::Model;
+use super::contexts::{CONTEXTS, Contexts, second_nibble};
+use super::logistic::{Logistic, STRETCH_MAX};
+use super::matcher::{LENGTH_BUCKETS, Matcher};
+use super::mixer::{INPUTS, Mix, Rates, SETS, Weights};
+use super::overlay::{Overlay, Place};
+use super::states::{States, states};
+use super::tables::BUCKET;
+
+/// Codes one binary decision: an encoder writes `bit`, a decoder ignores it and returns its own.
+pub trait BitCoder {
+    /// `p` is the probability of a one in units of 2^-16, within 1..=65535.
+    fn code(&mut self, p: u16, bit: u32) -> u32;
+}
+
+/// Least lengths of the matches that the match experts look for.
+const MATCHERS: [usize; 2] = [5, 10];
+/// Contexts 0..ORDERS are the plain orders; the longest known one selects mixer weights.
+const ORDERS: usize = 7;
+/// Refinement curves: one for each hash of the newest byte and the bits so far.
+pub const CURVES: usize = 4096;
+/// Points of a refinement curve.
+pub const POINTS: usize = 25;
+/// Stretched distance between two points.
+const POINT_STEP: i32 = 256;
+
+/// Everything that adapts within a group and starts from trained values.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Params {
+    pub weights: Weights,
+    /// Probability of a one after each bit history, by context.
+    pub histories: Vec<[u16; 256]>,
+    /// Probability that a match predicts the right bit, by matcher and length class.
+    pub matches: Vec<[u16; LENGTH_BUCKETS]>,
+    /// Refined probability, by curve, at stretched predictions -12, -11, ... 12 nats.
+    pub curves: Vec<[u16; POINTS]>,
+}
+
+impl Default for Params {
+    fn default() -> Params {
+        let logistic = Logistic::default();
+        let straight = std::array::from_fn(|i| logistic.squash((i as i32 - 12) * POINT_STEP));
+        Params {
+            weights: Weights::default(),
+            histories: vec![[1 << 15; 256]; CONTEXTS],
+            matches: vec![[3 << 14; LENGTH_BUCKETS]; MATCHERS.len()],
+            curves: vec![straight; CURVES],
+        }
+    }
+}
+
+/// How fast a group adapts; part of the model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Adaptation {
+    pub mixer: Rates,
+    /// Shift of the exponential average of history and match probabilities.
+    pub histories: u32,
+    /// Shift of the exponential average of the refinement curves.
+    pub curves: u32,
+}
+
+/// What a group has learned so far: the adaptive half of a predictor.
+#[derive(Debug, Clone)]
+pub struct State {
+    pub params: Params,
+    pub adaptation: Adaptation,
+    contexts: Contexts,
+    overlay: Overlay,
+    matchers: [Matcher; MATCHERS.len()],
+    hashes: [u64; CONTEXTS],
+}
+
+impl State {
+    /// The state at the start of a group of up to `bytes` bytes, history included.
+    pub fn new(params: Params, adaptation: Adaptation, bytes: usize) -> State {
+        let contexts = Contexts::default();
+        State {
+            params,
+            adaptation,
+            hashes: contexts.hashes(),
+            contexts,
+            overlay: Overlay::for_bytes(bytes, CONTEXTS),
+            matchers: MATCHERS.map(|least| Matcher::new(least, bytes)),
+        }
+    }
+
+    /// Memory of the state in bytes.
+    pub fn size(&self) -> usize {
+        let curves = size_of_val(self.params.curves.as_slice());
+        let weights = size_of_val(self.params.weights.first.as_slice());
+        let matchers: usize = self.matchers.iter().map(Matcher::size).sum();
+        self.overlay.size() + matchers + curves + weights + self.contexts.bytes().len()
+    }
+}
+
+/// Predictions of the match experts for the byte at hand.
+#[derive(Debug, Clone, Copy)]
+struct Expected {
+    bytes: [Option<u8>; MATCHERS.len()],
+    lengths: [usize; MATCHERS.len()],
+}
+
+/// A model at work on one group.
+#[derive(Debug)]
+pub struct Predictor<'m> {
+    model: &'m Model,
+    states: &'static States,
+    logistic: Logistic,
+    avx2: bool,
+    state: State,
+    /// The buckets of the nibble at hand, by context.
+    frozen: [[u8; BUCKET]; CONTEXTS],
+    adaptive: [[u8; BUCKET]; CONTEXTS],
+    places: [Place; CONTEXTS],
+    /// Longest plain order known to the tables and to the overlay: 8 * tables + overlay.
+    known: usize,
+    mix: Mix,
+}
+
+impl<'m> Predictor<'m> {
+    /// Goes on from `state`.
+    pub fn new(model: &'m Model, state: State) -> Predictor<'m> {
+        Predictor {
+            model,
+            states: states(),
+            logistic: Logistic::default(),
+            avx2: has_avx2(),
+            state,
+            frozen: [[0; BUCKET]; CONTEXTS],
+            adaptive: [[0; BUCKET]; CONTEXTS],
+            places: [Place::default(); CONTEXTS],
+            known: 0,
+            mix: Mix::default(),
+        }
+    }
+
+    /// Uses the portable build of the hot path even where a faster one would run.
+    pub fn portable(mut self) -> Self {
+        self.avx2 = false;
+        self
+    }
+
+    /// What has been learned.
+    pub fn into_state(self) -> State {
+        self.state
+    }
+
+    /// Codes one byte and learns it. Encoders pass the byte; decoders get it back.
+    pub fn byte(&mut self, coder: &mut impl BitCoder, byte: u8) -> u8 {
+        #[cfg(target_arch = "x86_64")]
+        if self.avx2 {
+            // SAFETY: `avx2` is only set where the processor has all features of `byte_avx2`.
+            return unsafe { self.byte_avx2(coder, byte) };
+        }
+        self.byte_with(coder, byte)
+    }
+
+    /// [`Predictor::byte_with`] compiled for AVX2.
+    ///
+    /// # Safety
+    /// The processor must have AVX2, BMI1, BMI2 and LZCNT.
+    #[cfg(target_arch = "x86_64")]
+    #[target_feature(enable = "avx2,bmi1,bmi2,lzcnt")]
+    unsafe fn byte_avx2(&mut self, coder: &mut impl BitCoder, byte: u8) -> u8 {
+        self.byte_with(coder, byte)
+    }
+
+    #[inline(always)]
+    fn byte_with(&mut self, coder: &mut impl BitCoder, byte: u8) -> u8 {
+        let expected = self.expected();
+        let hashes = self.state.hashes;
+        self.enter_nibble(&hashes);
+        let high = self.nibble(coder, u32::from(byte >> 4), 1, &expected);
+        self.leave_nibble();
+        let hashes = hashes.map(|hash| second_nibble(hash, high));
+        self.prefetch(&hashes);
+        self.enter_nibble(&hashes);
+        let low = self.nibble(coder, u32::from(byte & 15), 16 | high, &expected);
+        self.leave_nibble();
+        let byte = (high << 4 | low) as u8;
+        self.append(byte, &expected);
+        byte
+    }
+
+    #[inline(always)]
+    fn expected(&self) -> Expected {
+        let history = self.state.contexts.bytes();
+        Expected {
+            bytes: std::array::from_fn(|m| self.state.matchers[m].predicted(history)),
+            lengths: std::array::from_fn(|m| self.state.matchers[m].bucket()),
+        }
+    }
+
+    #[inline(always)]
+    fn append(&mut self, byte: u8, expected: &Expected) {
+        let state = &mut self.state;
+        state.contexts.push(byte);
+        for (matcher, predicted) in state.matchers.iter_mut().zip(expected.bytes) {
+            if predicted.is_some_and(|p| p != byte) {
+                matcher.miss();
+            }
+            matcher.update(state.contexts.bytes());
+        }
+        state.hashes = state.contexts.hashes();
+        self.prefetch(&self.state.hashes);
+    }
+
+    #[inline(always)]
+    fn prefetch(&self, hashes: &[u64; CONTEXTS]) {
+        for (context, &hash) in hashes.iter().enumerate() {
+            self.model.tables.prefetch(context, hash);
+            self.state.overlay.prefetch(hash);
+        }
+    }
+
+    /// Fetches the buckets of a nibble.
+    #[inline(always)]
+    fn enter_nibble(&mut self, hashes: &[u64; CONTEXTS]) {
+        let (mut trained, mut learned) = (0, 0);
+        for (context, &hash) in hashes.iter().enumerate() {
+            let found = self.model.tables.find(context, hash);
+            self.frozen[context] = found.copied().unwrap_or_default();
+            let (place, bucket) = self.state.overlay.claim(hash, self.states);
+            (self.places[context], self.adaptive[context]) = (place, bucket);
+            if context < ORDERS {
+                trained = if found.is_some() {
+                    context + 1
+                } else {
+                    trained
+                };
+                learned = if bucket[1] != 0 { context + 1 } else { learned };
+            }
+        }
+        self.known = trained * 8 + learned;
+    }
+
+    #[inline(always)]
+    fn leave_nibble(&mut self) {
+        for (place, bucket) in self.places.iter().zip(&self.adaptive) {
+            self.state.overlay.put(*place, bucket);
+        }
+    }
+
+    /// Codes the four decisions of a nibble; `prefix` is the byte's bits so far behind a leading one.
+    #[inline(always)]
+    fn nibble(
+        &mut self,
+        coder: &mut impl BitCoder,
+        nibble: u32,
+        mut prefix: u32,
+        expected: &Expected,
+    ) -> u32 {
+        let mut node = 1usize;
+        for shift in (0..4).rev() {
+            let bit = self.decision(coder, nibble >> shift & 1, node & 15, prefix, expected);
+            node = node << 1 | bit as usize;
+            prefix = prefix << 1 | bit;
+        }
+        node as u32 & 15
+    }
+
+    /// Codes one decision: gathers what the experts say, mixes, refines, codes and learns.
+    #[inline(always)]
+    fn decision(
+        &mut self,
+        coder: &mut impl BitCoder,
+        bit: u32,
+        node: usize,
+        prefix: u32,
+        expected: &Expected,
+    ) -> u32 {
+        let mut inputs = [0i32; INPUTS];
+        self.ask_contexts(node, &mut inputs);
+        let (matched, longest) = self.ask_matchers(prefix, expected, &mut inputs);
+        let newest = self.state.contexts.newest();
+        let selectors: [usize; SETS] = [
+            prefix as usize,
+            self.known,
+            usize::from(newest),
+            longest * 16 + node,
+        ];
+        let params = &mut self.state.params;
+        let x = params
+            .weights
+            .mix(&inputs, &selectors, prefix as usize, &mut self.mix);
+        let p = self.logistic.squash(x);
+        let curve = (usize::from(newest) * 0x9E5 ^ prefix as usize * 0x35) % CURVES;
+        let (point, refined) = refine(&params.curves[curve], x);
+        let bit = coder.code(((u32::from(p) + refined) / 2).clamp(1, 65535) as u16, bit) & 1;
+
+        let adaptation = self.state.adaptation;
+        params
+            .weights
+            .update(&inputs, &self.mix, p, bit, adaptation.mixer, self.logistic);
+        average(&mut params.curves[curve][point], bit, adaptation.curves);
+        for m in 0..MATCHERS.len() {
+            if let Some(expected_bit) = matched[m] {
+                let right = u32::from(expected_bit == bit);
+                average(
+                    &mut params.matches[m][expected.lengths[m]],
+                    right,
+                    adaptation.histories,
+                );
+            }
+        }
+        self.learn_histories(node, bit);
+        bit
+    }
+
+    /// Inputs 0..2 * CONTEXTS: trained logits, then what the bit histories predict.
+    #[inline(always)]
+    fn ask_contexts(&self, node: usize, inputs: &mut [i32; INPUTS]) {
+        let histories = &self.state.params.histories;
+        for context in 0..CONTEXTS {
+            inputs[context] = i32::from(self.model.logits[self.frozen[context][node] as usize]);
+            let p = histories[context][self.adaptive[context][node] as usize];
+            inputs[CONTEXTS + context] = i32::from(self.logistic.stretch(p));
+        }
+        inputs[2 * CONTEXTS + MATCHERS.len()] = 256;
+    }
+
+    /// The inputs of the match experts that still agree with the byte's bits so far; returns the bits
+    /// they expect and the longest length class.
+    #[inline(always)]
+    fn ask_matchers(
+        &self,
+        prefix: u32,
+        expected: &Expected,
+        inputs: &mut [i32; INPUTS],
+    ) -> ([Option<u32>; MATCHERS.len()], usize) {
+        let width = prefix.ilog2();
+        let mut matched = [None; MATCHERS.len()];
+        let mut longest = 0;
+        for m in 0..MATCHERS.len() {
+            let Some(byte) = expected.bytes[m] else {
+                continue;
+            };
+            let byte = u32::from(byte) | 256;
+            if byte >> (8 - width) != prefix {
+                continue;
+            }
+            let bit = byte >> (7 - width) & 1;
+            let length = expected.lengths[m];
+            let x = i32::from(self.logistic.stretch(self.state.params.matches[m][length]));
+            inputs[2 * CONTEXTS + m] = if bit == 1 { x } else { -x };
+            longest = longest.max(length);
+            matched[m] = Some(bit);
+        }
+        (matched, longest)
+    }
+
+    #[inline(always)]
+    fn learn_histories(&mut self, node: usize, bit: u32) {
+        let rate = self.state.adaptation.histories;
+        for context in 0..CONTEXTS {
+            let history = &mut self.adaptive[context][node];
+            let p = &mut self.state.params.histories[context][*history as usize];
+            average(p, bit, rate);
+            *history = self.states.next(*history, bit);
+        }
+    }
+}
+
+/// Interpolates a curve at the stretched prediction `x`; also returns the point nearest to it.
+#[inline(always)]
+fn refine(curve: &[u16; POINTS], x: i32) -> (usize, u32) {
+    // |x| <= STRETCH_MAX < 12 * POINT_STEP, so `low + 1` is a point
+    let position = (x + STRETCH_MAX + 1) as u32;
+    let (low, part) = ((position / 256) as usize, position % 256);
+    let sum = u32::from(curve[low]) * (256 - part) + u32::from(curve[low + 1]) * part;
+    (low + usize::from(part >= 128), sum / 256)
+}
+
+/// Moves a 16-bit probability towards the bit seen.
+#[inline(always)]
+fn average(p: &mut u16, bit: u32, shift: u32) {
+    let target = if bit == 1 { 65535i32 } else { 0 };
+    let p32 = i32::from(*p);
+    *p = (p32 + ((target - p32) >> shift)).clamp(32, 65503) as u16;
+}
+
+/// Whether the AVX2 build of the hot path may run here.
+fn has_avx2() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    return is_x86_feature_detected!("avx2")
+        && is_x86_feature_detected!("bmi1")
+        && is_x86_feature_detected!("bmi2")
+        && is_x86_feature_detected!("lzcnt");
+    #[cfg(not(target_arch = "x86_64"))]
+    false
+}

@@ -1,0 +1,115 @@
+//! The training data: the files of a directory, cut into pieces and shuffled.
+
+use std::path::{Path, PathBuf};
+
+/// Bytes of a piece: long enough for every context to warm up, short enough to shuffle well.
+pub const PIECE: usize = 16 << 10;
+
+/// All files of a directory tree in memory.
+#[derive(Debug)]
+pub struct Corpus {
+    files: Vec<Vec<u8>>,
+}
+
+/// A slice of one file.
+#[derive(Debug, Clone, Copy)]
+pub struct Piece {
+    pub file: u32,
+    pub start: u32,
+    pub len: u32,
+}
+
+impl Piece {
+    /// The piece in parts of at most `size` bytes.
+    pub fn cut(self, size: usize) -> impl Iterator<Item = Piece> {
+        (0..self.len).step_by(size).map(move |offset| Piece {
+            file: self.file,
+            start: self.start + offset,
+            len: (self.len - offset).min(size as u32),
+        })
+    }
+}
+
+/// A small seeded generator (SplitMix64): the same numbers on every machine.
+#[derive(Debug, Clone)]
+pub struct Random(pub u64);
+
+impl Random {
+    /// The next 64 bits.
+    pub fn bits(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        z ^ (z >> 31)
+    }
+
+    /// A number below `bound`, which is not 0.
+    pub fn below(&mut self, bound: usize) -> usize {
+        ((u128::from(self.bits()) * bound as u128) >> 64) as usize
+    }
+
+    /// Shuffles in place.
+    pub fn shuffle<T>(&mut self, items: &mut [T]) {
+        for i in (1..items.len()).rev() {
+            items.swap(i, self.below(i + 1));
+        }
+    }
+}
+
+fn collect(dir: &Path, paths: &mut Vec<PathBuf>) -> std::io::Result<()> {
+    for entry in std::fs::read_dir(dir)? {
+        let entry = entry?;
+        let kind = entry.file_type()?;
+        if kind.is_dir() {
+            collect(&entry.path(), paths)?;
+        } else if kind.is_file() {
+            paths.push(entry.path());
+        }
+    }
+    Ok(())
+}
+
+impl Corpus {
+    /// Reads all regular files below `dir`, in the order of their paths.
+    pub fn read(dir: &Path) -> std::io::Result<Corpus> {
+        let mut paths = Vec::new();
+        collect(dir, &mut paths)?;
+        paths.sort();
+        let files = paths
+            .iter()
+            .map(std::fs::read)
+            .collect::<Result<Vec<_>, _>>()?;
+        Ok(Corpus {
+            files: files.into_iter().filter(|f| !f.is_empty()).collect(),
+        })
+    }
+
+    /// The bytes of a piece.
+    pub fn bytes(&self, piece: Piece) -> &[u8] {
+        &self.files[piece.file as usize][piece.start as usize..][..piece.len as usize]
+    }
+
+    /// All bytes.
+    pub fn len(&self) -> usize {
+        self.files.iter().map(Vec::len).sum()
+    }
+
+    /// True without a single byte.
+    pub fn is_empty(&self) -> bool {
+        self.files.is_empty()
+    }
+
+    /// All files cut into pieces of at most `size` bytes, shuffled.
+    pub fn pieces(&self, size: usize, random: &mut Random) -> Vec<Piece> {
+        let whole = |(file, bytes): (usize, &Vec<u8>)| Piece {
+            file: file as u32,
+            start: 0,
+            len: bytes.len() as u32,
+        };
+        let files = self.files.iter().enumerate().map(whole);
+        let mut pieces: Vec<Piece> = files.flat_map(|file| file.cut(size)).collect();
+        random.shuffle(&mut pieces);
+        pieces
+    }
+}

@@ -1,0 +1,86 @@
+//! Trains what adapts: mixer weights, history and match probabilities and refinement curves, on data
+//! that the tables never saw, coded exactly as groups of all sizes are.
+
+use crate::model::Model;
+use crate::model::mixer::Rates;
+use crate::model::predictor::{Adaptation, BitCoder, Params, Predictor, State};
+
+use super::Progress;
+use super::corpus::{Corpus, Piece, Random};
+
+/// A coder that only adds up what coding would cost.
+#[derive(Debug, Default, Clone, Copy)]
+pub struct Cost {
+    pub bits: f64,
+}
+
+impl BitCoder for Cost {
+    fn code(&mut self, p: u16, bit: u32) -> u32 {
+        let p = f64::from(p) / 65536.0;
+        self.bits -= if bit == 1 { p } else { 1.0 - p }.log2();
+        bit
+    }
+}
+
+/// How groups adapt once the parameters are trained.
+pub const ADAPTATION: Adaptation = Adaptation {
+    mixer: Rates { first: 50, last: 8 },
+    histories: 7,
+    curves: 6,
+};
+
+/// Sizes of the groups that the parameters are trained on.
+const GROUPS: [usize; 6] = [512, 4 << 10, 16 << 10, 32 << 10, 32 << 10, 64 << 10];
+
+/// Codes a group that starts from `state`; returns its cost in bits and the state afterwards.
+pub fn cost_of(model: &Model, state: State, group: &[u8]) -> (f64, State) {
+    let mut predictor = Predictor::new(model, state);
+    let mut cost = Cost::default();
+    for &byte in group {
+        predictor.byte(&mut cost, byte);
+    }
+    (cost.bits, predictor.into_state())
+}
+
+/// The rates at `done` (0 to 1) of training: fast at first, slower than in use at the end.
+fn rates_at(done: f64) -> Adaptation {
+    let decay = 1.0 - 0.9 * done;
+    let shift = if done < 0.1 { 7 } else { 9 };
+    let mixer = Rates {
+        first: (80.0 * decay) as i32,
+        last: (20.0 * decay) as i32 + 2,
+    };
+    Adaptation {
+        mixer,
+        histories: shift,
+        curves: shift,
+    }
+}
+
+/// Trains parameters for the tables of `model`, one group after the other.
+pub fn train(
+    model: &Model,
+    corpus: &Corpus,
+    pieces: &[Piece],
+    random: &mut Random,
+    progress: &Progress,
+) -> Params {
+    let total: usize = pieces.iter().map(|piece| piece.len as usize).sum();
+    let mut params = Params::default();
+    let (mut done, mut bits) = (0usize, 0f64);
+    for &piece in pieces {
+        let mut rest = corpus.bytes(piece);
+        while !rest.is_empty() {
+            let size = GROUPS[random.below(GROUPS.len())].min(rest.len());
+            let (group, tail) = rest.split_at(size);
+            let state = State::new(params, rates_at(done as f64 / total as f64), size);
+            let (cost, state) = cost_of(model, state, group);
+            params = state.params;
+            bits += cost;
+            done += size;
+            rest = tail;
+        }
+        progress.step("training the mixer", done, total, bits / done as f64);
+    }
+    params
+}
