@@ -35,11 +35,8 @@ static LOGGER: Logger = Logger {
 
 /// Starts logging to standard error, panics included.
 pub fn init(default: LevelFilter) {
-    let level = std::env::var(LEVEL_VARIABLE)
-        .ok()
-        .and_then(|text| text.parse().ok());
     if log::set_logger(&LOGGER).is_ok() {
-        log::set_max_level(level.unwrap_or(default));
+        log::set_max_level(level().unwrap_or(default));
         std::panic::set_hook(Box::new(|info| log::error!("internal error: {info}")));
     }
 }
@@ -55,9 +52,14 @@ pub fn open_background(file: Option<&Path>) -> io::Result<Sink> {
     }
 }
 
-/// Sends everything from now on to `sink`.
+/// Sends everything from now on to `sink`, from level info up unless the environment says otherwise.
 pub fn redirect(sink: Sink) {
     *LOGGER.sink.write() = sink;
+    log::set_max_level(level().unwrap_or(LevelFilter::Info));
+}
+
+fn level() -> Option<LevelFilter> {
+    std::env::var(LEVEL_VARIABLE).ok()?.parse().ok()
 }
 
 fn open(path: &Path) -> io::Result<File> {

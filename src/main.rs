@@ -1,3 +1,7 @@
-//! The program.
+//! The program: `s2sfs`, or `mount.s2sfs` when called by that name.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    s2sfs::cli::main()
+}

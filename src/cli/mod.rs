@@ -81,7 +81,7 @@ pub fn main() -> ExitCode {
 fn run(arguments: &[OsString]) -> Outcome<()> {
     let arguments = Arguments::try_parse_from(arguments).map_err(usage)?;
     logging::init(match arguments.command {
-        Command::Mount(_) => log::LevelFilter::Info,
+        Command::Mount(ref mount) if mount.foreground() => log::LevelFilter::Info,
         _ => log::LevelFilter::Warn,
     });
     match arguments.command {
@@ -102,7 +102,7 @@ fn run(arguments: &[OsString]) -> Outcome<()> {
 
 fn run_helper(arguments: &[OsString]) -> Outcome<()> {
     let arguments = mount::HelperArguments::try_parse_from(arguments).map_err(usage)?;
-    logging::init(log::LevelFilter::Info);
+    logging::init(log::LevelFilter::Warn);
     mount::run_helper(&arguments)
 }
 

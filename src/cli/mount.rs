@@ -26,6 +26,12 @@ pub struct MountArguments {
     daemon: bool,
 }
 
+impl MountArguments {
+    pub fn foreground(&self) -> bool {
+        self.foreground
+    }
+}
+
 pub fn run(arguments: &MountArguments) -> Outcome<()> {
     let request = Request::new(&arguments.store, &arguments.mountpoint, &arguments.options)?;
     if arguments.daemon {

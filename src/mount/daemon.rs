@@ -3,7 +3,7 @@
 use std::io::{self, Write};
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Sender, channel};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Resource, Rlimit};
@@ -12,11 +12,12 @@ use signal_hook::iterator::Signals;
 
 use super::notify::notify;
 use super::volume::{VolumeService, open_volume};
-use super::{READY, Request, unmount};
+use super::{READY, Request};
 use crate::control::client::Client;
+use crate::control::mountinfo;
 use crate::control::{self, Server};
 use crate::exit::{Context, Exit, Failure, Outcome};
-use crate::fuse;
+use crate::fuse::{self, MountHandle, MountOptions};
 use crate::logging::{self, Sink};
 use crate::options::Settings;
 use crate::volume::Volume;
@@ -42,55 +43,55 @@ pub fn run(request: &Request, readiness: Readiness) -> Outcome<()> {
     prepare_process(readiness)?;
     let signals = Signals::new([SIGTERM, SIGINT, SIGHUP]).context("cannot handle signals")?;
     let volume = open_when_free(&request.store, &request.settings)?;
-    let outcome = serve(request, log, &volume, signals);
-    let (server, outcome) = match outcome {
-        Ok(server) => (server, Ok(())),
-        Err(failure) => (None, Err(failure)),
+    let mount = match fuse::mount(volume.clone(), &request.mountpoint, &fuse_options(request)) {
+        Ok(mount) => Arc::new(mount),
+        Err(error) => {
+            if let Err(failure) = close(&volume, request) {
+                log::error!("{failure}");
+            }
+            return Err(Failure::failed(error));
+        }
     };
+    let server = start_control(request, &volume);
+    let served = serve(request, &mount, signals, log);
     notify("STOPPING=1");
+    // The volume still holds the store's lock, so this is our own socket.
     if let Some(server) = &server {
         server.stopping();
     }
-    let closed = volume
-        .shutdown()
-        .context(format!("closing {}", request.store.display()));
-    if let Err(failure) = &closed {
-        log::error!("{failure}");
-    } else {
-        log::info!("{} is unmounted and closed", request.store.display());
+    let outcome = served.and(close(&volume, request));
+    match &outcome {
+        Ok(()) => log::info!("{} is unmounted and closed", request.store.display()),
+        Err(failure) => log::error!("{failure}"),
     }
     if let Some(server) = &server {
-        server.stopped(closed.as_ref().err().map(|failure| failure.message.clone()));
+        server.stopped(outcome.as_ref().err().map(|failure| failure.message.clone()));
     }
-    outcome.and(closed)
+    outcome
 }
 
-/// Mounts, says so, and returns when the mount is gone.
+/// Closes the volume if its session has not done so.
+fn close(volume: &Volume, request: &Request) -> Outcome<()> {
+    volume.shutdown().context(format!("closing {}", request.store.display()))
+}
+
+/// Says that the mount is there, and returns when it has gone.
 fn serve(
     request: &Request,
-    log: Option<Sink>,
-    volume: &Arc<Volume>,
+    mount: &Arc<MountHandle>,
     signals: Signals,
-) -> Outcome<Option<Server>> {
-    let mountpoint = &request.mountpoint;
-    let options = fuse_options(request);
-    let mount = fuse::mount(volume.clone(), mountpoint, &options)
-        .context(format!("cannot mount at {}", mountpoint.display()))?;
-    let server = start_control(request, volume);
+    log: Option<Sink>,
+) -> Outcome<()> {
     let (events, ended) = channel();
-    watch_signals(signals, mountpoint, events.clone())?;
-    watch_session(mount, events)?;
-    log::info!(
-        "{} is mounted at {}",
-        request.store.display(),
-        mountpoint.display()
-    );
+    watch_session(mount.clone(), events.clone())?;
+    watch_signals(signals, mount.clone(), events)?;
     if let Err(e) = announce(log) {
         log::error!("nobody waits for this mount any more ({e}): unmounting");
-        stop_mount(mountpoint);
+        return mount.terminate().map_err(Failure::failed);
     }
-    wait_for_end(&ended);
-    Ok(server)
+    log::info!("{} is mounted at {}", request.store.display(), request.mountpoint.display());
+    // No event at all means that both watchers are gone, and with them the mount.
+    ended.recv().unwrap_or(Ok(()))
 }
 
 fn prepare_process(readiness: Readiness) -> Outcome<()> {
@@ -117,12 +118,9 @@ fn open_when_free(store: &Path, settings: &Settings) -> Outcome<Arc<Volume>> {
     let deadline = Instant::now() + LOCK_PATIENCE;
     loop {
         match open_volume(store, settings) {
-            Err(failure) if failure.exit == Exit::Busy => {
+            Err(failure) if failure.exit == Exit::Busy && Instant::now() < deadline => {
                 if let Some(holder) = holder(store) {
                     return Err(holder);
-                }
-                if Instant::now() >= deadline {
-                    return Err(failure);
                 }
                 std::thread::sleep(Duration::from_millis(50));
             }
@@ -131,18 +129,16 @@ fn open_when_free(store: &Path, settings: &Settings) -> Outcome<Arc<Volume>> {
     }
 }
 
-/// Who has the store mounted, if its daemon answers.
+/// Who has the store mounted, if that mount is still there.
 fn holder(store: &Path) -> Option<Failure> {
     let status = Client::of_store(store).ok()?.status().ok()?;
-    let place = status.mountpoint.unwrap_or_else(|| "another place".into());
+    let point = status.mountpoint?;
+    let mount = mountinfo::mount_at(Path::new(&point)).ok()??;
     let pid = status.pid.unwrap_or_default();
-    Some(Failure::new(
-        Exit::Busy,
-        format!(
-            "store {} is already mounted at {place} (pid {pid})",
-            store.display()
-        ),
-    ))
+    (mount.store() == store).then(|| {
+        let message = format!("store {} is already mounted at {point} (pid {pid})", store.display());
+        Failure::new(Exit::Busy, message)
+    })
 }
 
 fn start_control(request: &Request, volume: &Arc<Volume>) -> Option<Server> {
@@ -189,77 +185,48 @@ fn announce(log: Option<Sink>) -> io::Result<()> {
     Ok(())
 }
 
-fn fuse_options(request: &Request) -> fuse::MountOptions {
+fn fuse_options(request: &Request) -> MountOptions {
     let kernel = &request.settings.kernel;
-    fuse::MountOptions {
-        fs_name: request.store.to_string_lossy().into_owned(),
+    let flags = [
+        (kernel.noatime, "noatime"),
+        (kernel.noexec, "noexec"),
+        (kernel.nosuid, "nosuid"),
+        (!kernel.nosuid, "suid"),
+        (kernel.nodev, "nodev"),
+        (!kernel.nodev, "dev"),
+        (kernel.sync, "sync"),
+        (kernel.dirsync, "dirsync"),
+    ];
+    MountOptions {
+        source: request.store.to_string_lossy().into_owned(),
         read_only: request.settings.read_only,
         allow_other: kernel.allow_other,
-        no_atime: kernel.noatime,
-        no_exec: kernel.noexec,
-        no_suid: kernel.nosuid,
-        no_dev: kernel.nodev,
-        sync: kernel.sync,
-        dir_sync: kernel.dirsync,
-    }
-}
-
-/// Why the daemon's work is over.
-enum End {
-    Unmounted,
-    Detached,
-}
-
-fn wait_for_end(ended: &Receiver<End>) {
-    // An error means that both watchers are gone, and with them the mount.
-    if let Ok(End::Detached) = ended.recv() {
-        log::warn!("files were still open when the mount was taken away");
+        flags: flags.iter().filter(|(on, _)| *on).map(|(_, name)| name.to_string()).collect(),
+        ..MountOptions::default()
     }
 }
 
 /// Turns the end of the FUSE session into an event.
-fn watch_session(mount: fuse::MountHandle, events: Sender<End>) -> Outcome<()> {
+fn watch_session(mount: Arc<MountHandle>, events: Sender<Outcome<()>>) -> Outcome<()> {
     let watch = move || {
-        if let Err(e) = mount.wait() {
-            log::error!("serving the mount: {e}");
-        }
-        let _ = events.send(End::Unmounted);
+        let _ = events.send(mount.wait().map_err(Failure::failed));
     };
-    std::thread::Builder::new()
-        .name("session".into())
-        .spawn(watch)
-        .context("thread")?;
+    std::thread::Builder::new().name("session-end".into()).spawn(watch).context("thread")?;
     Ok(())
 }
 
-/// Turns SIGTERM, SIGINT and SIGHUP into an unmount.
-fn watch_signals(mut signals: Signals, mountpoint: &Path, events: Sender<End>) -> Outcome<()> {
-    let mountpoint = mountpoint.to_owned();
+/// Turns SIGTERM, SIGINT and SIGHUP into an unmount, by force of detaching if files are open.
+fn watch_signals(
+    mut signals: Signals,
+    mount: Arc<MountHandle>,
+    events: Sender<Outcome<()>>,
+) -> Outcome<()> {
     let watch = move || {
         for signal in signals.forever() {
-            log::info!("signal {signal}: unmounting {}", mountpoint.display());
-            if stop_mount(&mountpoint) {
-                let _ = events.send(End::Detached);
-            }
+            log::info!("signal {signal}: unmounting {}", mount.mountpoint().display());
+            let _ = events.send(mount.terminate().map_err(Failure::failed));
         }
     };
-    std::thread::Builder::new()
-        .name("signals".into())
-        .spawn(watch)
-        .context("thread")?;
+    std::thread::Builder::new().name("signals".into()).spawn(watch).context("thread")?;
     Ok(())
-}
-
-/// Unmounts, by force of detaching if files are open. True if the session may live on for them.
-fn stop_mount(mountpoint: &Path) -> bool {
-    match unmount::unmount(mountpoint) {
-        Ok(()) => false,
-        Err(e) => {
-            log::warn!("cannot unmount {}: {e}; detaching it", mountpoint.display());
-            if let Err(e) = unmount::detach(mountpoint) {
-                log::error!("cannot detach {}: {e}", mountpoint.display());
-            }
-            true
-        }
-    }
 }

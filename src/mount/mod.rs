@@ -20,7 +20,7 @@ use crate::options::Settings;
 
 pub use daemon::{Readiness, run};
 pub use unmount::{detach, is_dead, unmount};
-pub use volume::{codecs, open_store, open_volume, store_failure, unmounted_status};
+pub use volume::{codecs, codecs_for, open_store, open_volume, store_failure, unmounted_status};
 
 /// Hidden flag by which the daemon knows itself.
 pub const DAEMON_FLAG: &str = "--daemon";

@@ -21,10 +21,10 @@ pub fn detach(mountpoint: &Path) -> io::Result<()> {
     )
 }
 
-/// True if the daemon of the mount is gone, so that nobody can answer for it.
+/// True if the daemon of the mount is gone, so that nobody can answer for it. Asks for statistics
+/// because the kernel never answers that from what it remembers.
 pub fn is_dead(mountpoint: &Path) -> bool {
-    let disconnected = Errno::NOTCONN.raw_os_error();
-    std::fs::metadata(mountpoint).is_err_and(|e| e.raw_os_error() == Some(disconnected))
+    rustix::fs::statvfs(mountpoint).is_err_and(|e| e == Errno::NOTCONN)
 }
 
 fn run(mountpoint: &Path, flags: UnmountFlags, fusermount_flag: &str) -> io::Result<()> {

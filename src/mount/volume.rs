@@ -2,25 +2,34 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::Request;
 use crate::codec::Codecs;
 use crate::control::{FileInfo, Service, ServiceError, Status};
 use crate::exit::{Context, Exit, Failure, Outcome};
 use crate::options::Settings;
-use crate::store::{FORMAT_VERSION, OpenOptions, RealStorage, Store, StoreError};
-use crate::volume::{Volume, VolumeError, VolumeOptions};
+use crate::store::{OpenOptions, RealStorage, Store, StoreError};
+use crate::volume::{self, Volume, VolumeError, VolumeOptions};
+
+/// Longer than any mount lasts, and short enough for clock arithmetic.
+const NEVER: Duration = Duration::from_secs(100 * 365 * 86_400);
 
 /// The codecs with the model that the settings name.
 pub fn codecs(settings: &Settings) -> Outcome<Codecs> {
     match &settings.model {
         None => Codecs::with_default_model().context("built-in model"),
-        Some(path) => Err(Failure::usage(format!(
+        Some(path) => Err(Failure::failed(format!(
             "model {}: not supported",
             path.display()
         ))),
     }
+}
+
+/// The codecs for the blocks of a store, and for new ones under the settings.
+pub fn codecs_for(settings: &Settings, store: &Store) -> Outcome<Codecs> {
+    let _ = store;
+    codecs(settings)
 }
 
 /// Opens the store at `path`, under its lock; a missing or empty one is made if the settings allow
@@ -37,8 +46,8 @@ pub fn open_volume(path: &Path, settings: &Settings) -> Outcome<Arc<Volume>> {
         read_only: settings.read_only,
         ..OpenOptions::default()
     };
-    let codecs = codecs(settings)?;
     let store = open_store(path, &options)?;
+    let codecs = codecs_for(settings, &store)?;
     let options = VolumeOptions {
         cache_bytes: settings.cache_bytes,
         dirty_bytes: settings.dirty_bytes,
@@ -46,7 +55,7 @@ pub fn open_volume(path: &Path, settings: &Settings) -> Outcome<Arc<Volume>> {
         policy: settings.policy,
         extent: settings.extent,
         group: settings.group,
-        settle_after: settings.settle_after,
+        settle_after: settings.settle_after.unwrap_or(NEVER),
         read_only: settings.read_only,
     };
     Volume::open(store, Arc::new(codecs), options).map_err(|e| volume_failure(path, &e))
@@ -55,25 +64,18 @@ pub fn open_volume(path: &Path, settings: &Settings) -> Outcome<Arc<Volume>> {
 /// The status of a store that nobody has mounted.
 pub fn unmounted_status(path: &Path) -> Outcome<Status> {
     let path = path.canonicalize().context(path.display())?;
-    let settings = Settings {
-        read_only: true,
-        threads: 1,
-        ..Settings::default()
-    };
-    let volume = open_volume(&path, &settings)?;
-    let status = complete(volume.status(), &path);
-    volume.shutdown().context(path.display())?;
-    Ok(status)
+    let options = OpenOptions { read_only: true, ..OpenOptions::default() };
+    let store = open_store(&path, &options)?;
+    let status = volume::file_totals(&store).map_err(|e| volume_failure(&path, &e))?;
+    Ok(complete(status, &path))
 }
 
 fn complete(status: Status, store: &Path) -> Status {
     Status {
         version: env!("CARGO_PKG_VERSION").into(),
         store: store.display().to_string(),
-        format_version: FORMAT_VERSION,
         ..status
     }
-    .with_ratio()
 }
 
 /// What a failure of the store means to a command.
@@ -124,7 +126,7 @@ impl Service for VolumeService {
             mounted: true,
             mountpoint: Some(self.mountpoint.display().to_string()),
             uptime_seconds: self.started.elapsed().as_secs_f64(),
-            ..self.volume.status()
+            ..self.volume.status().map_err(service_error)?
         };
         Ok(complete(status, &self.store))
     }
