@@ -70,7 +70,7 @@ impl Settler {
                 self.forced_passes.fetch_add(1, SeqCst);
                 self.wake_up();
             }
-            if !worked && !self.is_stopping() && !(self.is_forced() && !forced) {
+            if !worked && !self.is_stopping() && !self.is_forced() {
                 let mut idle = self.idle.lock();
                 self.wake.wait_for(&mut idle, TICK);
             }

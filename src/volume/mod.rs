@@ -130,13 +130,12 @@ pub struct Volume {
     /// The stored counters are those of this moment: nothing has changed since the mount.
     counters_stored: AtomicBool,
     budget: Budget,
-    stager: Stager,
+    stager: Arc<Stager>,
     settler: Arc<Settler>,
     io: Io,
     max_extent: AtomicU64,
     /// Something was committed since the last sync.
     changed: AtomicBool,
-    stopping: AtomicBool,
     closed: AtomicBool,
     threads: Mutex<Vec<JoinHandle<()>>>,
     started: Instant,
@@ -178,11 +177,10 @@ impl Volume {
             counters: Counters::default(),
             counters_stored: AtomicBool::new(false),
             budget: Budget::new(options.dirty_bytes),
-            stager: Stager::default(),
+            stager: Arc::default(),
             io: Io::default(),
             max_extent: AtomicU64::new(u64::from(options.extent)),
             changed: AtomicBool::new(false),
-            stopping: AtomicBool::new(false),
             closed: AtomicBool::new(false),
             threads: Mutex::new(Vec::new()),
             started: Instant::now(),
@@ -264,58 +262,43 @@ impl Volume {
     }
 
     fn start_threads(self: &Arc<Self>) -> Result<()> {
-        let mut threads = self.threads.lock();
         for number in 0..STAGING_THREADS {
-            threads.push(self.spawn(format!("stage-{number}"), |volume| volume.stage_turn())?);
+            let take = |stager: &Stager| stager.next();
+            self.spawn(format!("stage-{number}"), take, |volume, next| volume.stage_turn(next))?;
         }
         let mut last = Instant::now();
-        threads.push(self.spawn("sync".into(), move |volume| {
-            volume.sync_turn(&mut last);
-            volume.pause(Duration::from_millis(250));
-        })?);
-        drop(threads);
+        self.spawn("sync".into(), Stager::pause, move |volume, ()| volume.sync_turn(&mut last))?;
         let host: Weak<Volume> = Arc::downgrade(self);
-        self.settler
-            .start(host)
-            .map_err(|error| VolumeError::Store {
-                errno: libc::EAGAIN,
-                message: format!("starting a thread: {error}"),
-            })
+        self.settler.start(host).map_err(thread_failed)
     }
 
-    /// A thread that takes turns until the volume stops or nobody else holds it.
-    fn spawn(
+    /// A thread that takes turns until the volume stops or nobody holds it: it waits for work without
+    /// holding the volume, and holds it while it works.
+    fn spawn<W>(
         self: &Arc<Self>,
         name: String,
-        mut turn: impl FnMut(&Volume) + Send + 'static,
-    ) -> Result<JoinHandle<()>> {
-        let weak = Arc::downgrade(self);
-        std::thread::Builder::new()
+        wait: impl Fn(&Stager) -> W + Send + 'static,
+        mut turn: impl FnMut(&Volume, W) + Send + 'static,
+    ) -> Result<()> {
+        let (weak, stager) = (Arc::downgrade(self), self.stager.clone());
+        let thread = std::thread::Builder::new()
             .name(name)
             .spawn(move || {
-                while let Some(volume) = weak.upgrade() {
-                    if volume.is_stopping() {
-                        return;
+                while !stager.is_stopping() {
+                    let work = wait(&stager);
+                    match weak.upgrade() {
+                        Some(volume) => turn(&volume, work),
+                        None => return,
                     }
-                    turn(&volume);
                 }
             })
-            .map_err(|error| VolumeError::Store {
-                errno: libc::EAGAIN,
-                message: format!("starting a thread: {error}"),
-            })
-    }
-
-    /// Sleeps unless the volume stops.
-    fn pause(&self, time: Duration) {
-        let until = Instant::now() + time;
-        while !self.is_stopping() && Instant::now() < until {
-            std::thread::sleep(Duration::from_millis(20).min(time));
-        }
+            .map_err(thread_failed)?;
+        self.threads.lock().push(thread);
+        Ok(())
     }
 
     fn is_stopping(&self) -> bool {
-        self.stopping.load(Relaxed)
+        self.stager.is_stopping()
     }
 
     fn store(&self) -> Result<&Store> {
@@ -387,8 +370,7 @@ impl Volume {
     }
 
     fn stop_threads(&self) {
-        self.stopping.store(true, Relaxed);
-        self.stager.wake_all();
+        self.stager.stop();
         self.settler.stop();
         let threads = std::mem::take(&mut *self.threads.lock());
         for thread in threads {
@@ -415,10 +397,16 @@ impl Volume {
 
 impl Drop for Volume {
     fn drop(&mut self) {
-        self.stopping.store(true, Relaxed);
-        self.stager.wake_all();
+        self.stager.stop();
         self.settler.stop();
         self.cache.stop();
+    }
+}
+
+fn thread_failed(error: std::io::Error) -> VolumeError {
+    VolumeError::Store {
+        errno: libc::EAGAIN,
+        message: format!("starting a thread: {error}"),
     }
 }
 

@@ -11,7 +11,7 @@ use log::{error, warn};
 use parking_lot::{Condvar, Mutex, MutexGuard};
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
 /// Blocks that one transaction of staging makes visible.
@@ -90,9 +90,38 @@ pub struct Stager {
     wake: Condvar,
     /// The last failure of background staging, while nothing has been staged since.
     failing: Mutex<Option<VolumeError>>,
+    stopping: AtomicBool,
 }
 
 impl Stager {
+    /// Ends the threads, after what they are doing now.
+    pub fn stop(&self) {
+        self.stopping.store(true, SeqCst);
+        self.wake_all();
+    }
+
+    pub fn is_stopping(&self) -> bool {
+        self.stopping.load(SeqCst)
+    }
+
+    /// Waits a moment for a queued inode. Threads wait without holding the volume, so that they do
+    /// not keep it alive.
+    pub fn next(&self) -> Option<(Arc<Inode>, StageMode)> {
+        let mut queue = self.queue.lock();
+        if queue.is_empty() && !self.is_stopping() {
+            self.wake.wait_for(&mut queue, TICK);
+        }
+        queue.pop()
+    }
+
+    /// Waits a moment, unless the threads are to end.
+    pub fn pause(&self) {
+        let until = Instant::now() + TICK;
+        while !self.is_stopping() && Instant::now() < until {
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
     pub fn wake_all(&self) {
         let _queue = self.queue.lock();
         self.wake.notify_all();
@@ -336,15 +365,8 @@ impl Volume {
         result
     }
 
-    /// One turn of a staging thread: queued inodes, and everything once memory is tight.
-    pub(super) fn stage_turn(&self) {
-        let next = {
-            let mut queue = self.stager.queue.lock();
-            if queue.is_empty() && !self.is_stopping() {
-                self.stager.wake.wait_for(&mut queue, TICK);
-            }
-            queue.pop()
-        };
+    /// One turn of a staging thread: what was queued, or everything once memory is tight.
+    pub(super) fn stage_turn(&self, next: Option<(Arc<Inode>, StageMode)>) {
         if let Some((inode, mode)) = next {
             // The failure is kept for the file's next fsync or close.
             let _ = self.stage_in_background(&inode, mode);
@@ -353,7 +375,7 @@ impl Volume {
         }
     }
 
-    /// One turn of the sync thread. Returns when the next is due.
+    /// One turn of the sync thread: everything is staged and synced if it is time.
     pub(super) fn sync_turn(&self, last: &mut Instant) {
         if last.elapsed() < SYNC_EVERY {
             return;

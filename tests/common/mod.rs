@@ -2,6 +2,7 @@
 #![allow(dead_code)]
 
 pub mod mounted;
+pub mod oracle;
 
 use s2sfs::codec::Codecs;
 use s2sfs::store::{OpenOptions, SimStorage, Store};
