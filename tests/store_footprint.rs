@@ -119,7 +119,7 @@ fn report(what: &str, usage: &Usage, blocks: u64) -> u64 {
 
 #[test]
 fn ten_thousand_small_files_cost_little_beyond_their_blocks() {
-    for (what, cache, limit) in [("memory", 32 << 20, 700 << 10), ("sled", 0, 8 << 20)] {
+    for (what, cache, limit) in [("memory", 32 << 20, 700 << 10), ("sled", 0, 3 << 20)] {
         let dir = tempfile::tempdir().expect("tempdir");
         let start = Instant::now();
         let store = open(dir.path(), cache);

@@ -96,7 +96,7 @@ pub(crate) fn resolve(txn: Transaction, lookup: Lookup) -> Result<Resolved> {
 
 fn own_key(key: Vec<u8>) -> Result<Vec<u8>> {
     match key.first() {
-        None | Some(&entry::BLOCK_KEY | &entry::STORE_KEY) => Err(StoreError::Invalid(
+        None | Some(&(0..=1 | entry::BLOCK_KEY | entry::STORE_KEY)) => Err(StoreError::Invalid(
             "a key that belongs to the store".into(),
         )),
         Some(_) => Ok(key),
