@@ -76,6 +76,9 @@ pub trait Host: Send + Sync {
     /// At most `limit` decoded bytes from the beginning of a block.
     fn block_head(&self, block: BlockId, limit: u32) -> HostResult<Vec<u8>>;
     fn append(&self, encoded: &Encoded, raw_len: u32) -> HostResult<BlockId>;
+    /// Whether there is space for settled blocks beside the staged ones they replace. Without, space
+    /// must be reclaimed first.
+    fn has_room(&self) -> HostResult<bool>;
     /// Makes appended blocks durable, so that swapping does not have to.
     fn sync_blocks(&self) -> HostResult<()>;
     /// Shows `runs`, one after the other, from `block`, as far as they are unchanged.

@@ -140,7 +140,7 @@ impl Settler {
                 return false;
             }
         };
-        if candidates.is_empty() {
+        if candidates.is_empty() || !self.make_room(host) {
             return false;
         }
         let begun = Instant::now();
@@ -148,6 +148,30 @@ impl Settler {
         self.encode_all(host, candidates);
         self.note_busy(begun);
         self.settled_bytes.load(SeqCst) > before
+    }
+
+    /// Frees space if there is none to settle in. Returns whether there is some.
+    fn make_room(&self, host: &dyn Host) -> bool {
+        for _ in 0..RECLAIM_ROUNDS {
+            match host.has_room() {
+                Ok(true) => return true,
+                Ok(false) => {}
+                Err(error) => {
+                    self.failed("looking for space", &error);
+                    return false;
+                }
+            }
+            match host.reclaim() {
+                Ok(0) => break,
+                Ok(_) => {}
+                Err(error) => {
+                    self.failed("reclaiming space", &error);
+                    return false;
+                }
+            }
+        }
+        self.failed("looking for space", "the disk is full");
+        false
     }
 
     fn encode_all(&self, host: &dyn Host, candidates: Vec<Candidate>) {
@@ -172,6 +196,9 @@ impl Settler {
             let Some(job) = jobs.get(next.fetch_add(1, SeqCst)) else {
                 return;
             };
+            if !matches!(host.has_room(), Ok(true)) {
+                return;
+            }
             match self.encode(host, job) {
                 Ok(Some(finished)) => {
                     let full = {

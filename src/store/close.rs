@@ -1,6 +1,6 @@
 //! Closing a store: everything durable, and as little as possible left on disk.
 
-use super::engine::{Maintenance, Store};
+use super::engine::{CHECKPOINT_LEVEL, Maintenance, Store};
 use super::index::Index;
 use super::{Reclaim, ReclaimReport, Result};
 
@@ -54,7 +54,7 @@ impl Store {
     /// How hard to compress the last checkpoint: a small one takes no time at any level.
     fn checkpoint_level(&self) -> i32 {
         match self.index.memory_bytes() {
-            _ if self.index.is_sled() => 3,
+            _ if self.index.is_sled() => CHECKPOINT_LEVEL,
             0..0x40_0000 => 19,
             _ => 9,
         }

@@ -21,10 +21,16 @@ use super::space::SpaceKeeper;
 use super::storage::LockGuard;
 use super::stream::Stream;
 use super::transaction::{self, Resolved};
-use super::{BlockId, BlockInfo, Lsn, NewBlock, Op, Result, StoreError, Transaction, Usage};
+use super::{
+    BlockId, BlockInfo, Lsn, NewBlock, Op, ReclaimReport, Result, StoreError, Transaction, Usage,
+};
 
+/// zstd level of checkpoints that are written while the store is in use.
+pub(super) const CHECKPOINT_LEVEL: i32 = 3;
 /// A checkpoint is due when the journal has grown by this much, or by the size of the last checkpoint.
 const CHECKPOINT_JOURNAL_BYTES: u64 = 16 << 20;
+/// Staged bytes since the last checkpoint after which one is due: recovery has to read them.
+const CHECKPOINT_STAGED_BYTES: u64 = 1 << 30;
 /// How often a read looks for a block again that was being relocated.
 const RELOCATION_RETRIES: usize = 8;
 
@@ -40,6 +46,8 @@ pub struct Store {
     /// Held by checkpoint, reclaim and close: one of them at a time.
     pub(super) maintenance: Mutex<Maintenance>,
     pub(super) next_block: AtomicU64,
+    /// Bytes staged since the last checkpoint.
+    pub(super) staged_since: AtomicU64,
     /// The last LSN given out; only changed under `commit`.
     pub(super) lsn: AtomicU64,
     pub(super) space: SpaceKeeper,
@@ -121,7 +129,10 @@ impl Store {
             version: self.lsn.load(Ordering::Relaxed) + 1,
         };
         let prefix = entry::block_prefix(block.raw_len, block.anchor);
-        let (at, _) = stream.append(header, &|_| prefix.clone(), block.payload, true)?;
+        let (at, len) = stream.append(header, &|_| prefix.clone(), block.payload, true)?;
+        if staged {
+            self.staged_since.fetch_add(len, Ordering::Relaxed);
+        }
         let info = BlockInfo {
             codec: block.codec,
             staged,
@@ -341,23 +352,34 @@ impl Store {
             .collect()
     }
 
-    /// Writes a snapshot of the metadata, so that recovery need not read the journal before it.
+    /// Writes a snapshot of the metadata, so that recovery need not read the journal before it, and
+    /// drops the segments that are not needed any more.
     pub fn checkpoint(&self) -> Result<()> {
         let mut maintenance = self.maintenance.lock();
-        self.checkpoint_locked(&mut maintenance, 3)
+        self.checkpoint_locked(&mut maintenance, CHECKPOINT_LEVEL)?;
+        self.drop_dead(&maintenance, &mut ReclaimReport::default())
     }
 
+    /// Writes a checkpoint if the journal since the last one has become long. A failure is no
+    /// failure of the commit after which this is done.
     fn checkpoint_if_due(&self, journal_bytes: u64) {
-        if journal_bytes < CHECKPOINT_JOURNAL_BYTES {
+        let staged_bytes = self.staged_since.load(Ordering::Relaxed);
+        if journal_bytes < CHECKPOINT_JOURNAL_BYTES && staged_bytes < CHECKPOINT_STAGED_BYTES {
             return;
         }
         let Some(mut maintenance) = self.maintenance.try_lock() else {
             return;
         };
-        if journal_bytes < maintenance.checkpoint_bytes {
+        let size = maintenance.checkpoint_bytes;
+        let due = journal_bytes >= CHECKPOINT_JOURNAL_BYTES.max(size)
+            || staged_bytes >= CHECKPOINT_STAGED_BYTES.max(16 * size);
+        if !due {
             return;
         }
-        if let Err(error) = self.checkpoint_locked(&mut maintenance, 3) {
+        let written = self
+            .checkpoint_locked(&mut maintenance, CHECKPOINT_LEVEL)
+            .and_then(|()| self.drop_dead(&maintenance, &mut ReclaimReport::default()));
+        if let Err(error) = written {
             log::warn!("no checkpoint: {error}");
         }
     }
@@ -371,6 +393,7 @@ impl Store {
         let (lsn, replay) = {
             let mut state = self.commit.lock();
             state.journal_bytes = 0;
+            self.staged_since.store(0, Ordering::Relaxed);
             (self.lsn.load(Ordering::Relaxed), self.journal.end())
         };
         let mut writer = CheckpointWriter::create(&self.log, lsn, level)?;

@@ -65,7 +65,7 @@ impl Default for OpenOptions {
             rebuild_index: false,
             memory_index: false,
             segment_bytes: 64 << 20,
-            index_cache_bytes: 32 << 20,
+            index_cache_bytes: 64 << 20,
         }
     }
 }

@@ -106,6 +106,7 @@ impl Store {
             maintenance: Mutex::new(maintenance),
             next_block: AtomicU64::new(recovered.next_block.max(1)),
             lsn: AtomicU64::new(recovered.lsn),
+            staged_since: AtomicU64::new(0),
             space: SpaceKeeper::new(),
             description,
             _lock: lock,

@@ -3,7 +3,7 @@
 //! A segment is unlinked when no block in it is live and the journal that says so is durable; a
 //! segment of the journal also only when a durable checkpoint has all its transactions.
 
-use super::engine::{CommitState, Maintenance, Store};
+use super::engine::{CHECKPOINT_LEVEL, CommitState, Maintenance, Store};
 use super::entry::{self, BlockEntry};
 use super::index::Change;
 use super::record::{RecordHeader, RecordKind};
@@ -63,7 +63,7 @@ impl Store {
         }
         let waiting = self.waiting_for_checkpoint(maintenance);
         if waiting > min.max(maintenance.checkpoint_bytes) {
-            self.checkpoint_locked(maintenance, 3)?;
+            self.checkpoint_locked(maintenance, CHECKPOINT_LEVEL)?;
         }
         self.drop_dead(maintenance, &mut report)?;
         Ok(report)

@@ -16,6 +16,9 @@ const PAGE: usize = 1024;
 const MAX_SPARSE: usize = 1 << 16;
 /// Repacking is not worth a scan of all extents for less than this, in stored bytes.
 const MIN_WASTE: u64 = 64 << 10;
+/// Settling stops while less than this is free, or a 128th of a small disk, so that reclaiming, which
+/// gives space back, has some to work in.
+const SETTLE_FLOOR: u64 = 16 << 20;
 /// A sparse block shows less than 1 / this of its bytes.
 const SPARSE_FACTOR: u64 = 2;
 
@@ -56,6 +59,11 @@ impl Host for Volume {
             payload: &encoded.payload,
         };
         self.store.append(&block).map_err(|e| e.to_string())
+    }
+
+    fn has_room(&self) -> HostResult<bool> {
+        let (free, total) = self.store.free_space().map_err(|e| e.to_string())?;
+        Ok(free >= SETTLE_FLOOR.min(total / 128))
     }
 
     fn sync_blocks(&self) -> HostResult<()> {

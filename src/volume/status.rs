@@ -8,6 +8,7 @@ use crate::codec::CodecId;
 use crate::control::{
     CacheStatus, CodecUsage, ExtentInfo, FileInfo, IoStatus, SettleStatus, Status, ratio,
 };
+use crate::settle::Extent;
 use crate::store::Store;
 use std::sync::atomic::Ordering::Relaxed;
 
@@ -75,52 +76,53 @@ impl Volume {
 
     /// How one file is stored.
     pub fn file_info(&self, ino: u64) -> Result<FileInfo> {
-        let (size, dirty) = match self.table.peek(ino) {
-            Some(inode) => {
-                let state = inode.state.lock();
-                (state.attr.size, state.unstored_bytes())
-            }
-            None => (self.load_attr(ino)?.size, 0),
-        };
+        let inode = self.inode(ino)?;
+        // Extents only change under this lock, so all figures are of one moment.
+        let state = inode.state.lock();
         let mut info = FileInfo {
             ino,
-            size,
-            dirty_bytes: dirty,
+            size: state.attr.size,
+            dirty_bytes: state.unstored_bytes(),
             ..FileInfo::default()
         };
-        let store = self.store()?;
         for extent in self.extents(ino, 0, u64::MAX)? {
-            // Settling may replace a block between the two look-ups; then the figures lack it.
-            let Ok(block) = store.block_info(extent.block) else {
-                continue;
-            };
-            let codec = CodecId::ALL[codec_index(&block)?];
-            let share = share_of(&extent, &block);
-            let len = u64::from(extent.len);
-            info.logical_bytes += len;
-            info.stored_bytes += share;
-            if extent.staged {
-                info.staged_bytes += u64::from(block.stored_len);
-            }
-            let usage = info.codecs.entry(codec.name().into()).or_default();
-            usage.extents += 1;
-            usage.logical_bytes += len;
-            usage.stored_bytes += share;
-            info.extents.push(ExtentInfo {
-                offset: extent.offset,
-                len,
-                block: extent.block,
-                skip: u64::from(extent.skip),
-                codec: codec.name().into(),
-                staged: extent.staged,
-                block_stored_bytes: u64::from(block.stored_len),
-                block_raw_bytes: u64::from(block.raw_len),
-                group_bytes: self.group_bytes(extent.block),
-                anchor: block.anchor,
-            });
+            self.add_extent_info(&mut info, &extent)?;
+        }
+        drop(state);
+        for extent in &mut info.extents {
+            extent.group_bytes = self.group_bytes(extent.block);
         }
         info.ratio = ratio(info.logical_bytes, info.stored_bytes);
         Ok(info)
+    }
+
+    fn add_extent_info(&self, info: &mut FileInfo, extent: &Extent) -> Result<()> {
+        let block = self.store()?.block_info(extent.block)?;
+        let codec = CodecId::ALL[codec_index(&block)?];
+        let share = share_of(extent, &block);
+        let len = u64::from(extent.len);
+        info.logical_bytes += len;
+        info.stored_bytes += share;
+        if extent.staged {
+            info.staged_bytes += share;
+        }
+        let usage = info.codecs.entry(codec.name().into()).or_default();
+        usage.extents += 1;
+        usage.logical_bytes += len;
+        usage.stored_bytes += share;
+        info.extents.push(ExtentInfo {
+            offset: extent.offset,
+            len,
+            block: extent.block,
+            skip: u64::from(extent.skip),
+            codec: codec.name().into(),
+            staged: extent.staged,
+            block_stored_bytes: u64::from(block.stored_len),
+            block_raw_bytes: u64::from(block.raw_len),
+            group_bytes: 0,
+            anchor: block.anchor,
+        });
+        Ok(())
     }
 
     /// Bytes per group of a block, or 0 if it has only one or cannot be read.
