@@ -4,11 +4,125 @@
 //! [`Transaction`]s, plus immutable blocks that transactions refer to and count references of.
 //! See docs/format.md for what is on disk and docs/durability.md for what survives what.
 
+mod adaptive_index;
+mod check;
+mod checkpoint;
+mod close;
+mod engine;
+mod entry;
 mod error;
+mod index;
+mod layout;
+mod open;
+mod reclaim;
+mod record;
+mod recovery;
+mod segment;
+mod segments;
+mod simulated;
+mod sled_index;
+mod space;
+mod storage;
+mod stream;
+mod transaction;
+mod varint;
+
+pub use check::{BlockVisitor, CheckReport, ExtentRef, Problem};
+pub use engine::Store;
 pub use error::StoreError;
+pub use index::Pair;
+pub use simulated::{Fault, SimOp, SimStorage};
+pub use storage::{Entry, LockGuard, RealStorage, Space, Storage, StorageFile};
 
 /// Result of every operation of this layer.
 pub type Result<T> = std::result::Result<T, StoreError>;
+
+/// Version of everything on disk. Stores of a newer version are refused.
+pub const FORMAT_VERSION: u32 = 1;
+
+/// How a store is opened.
+#[derive(Debug, Clone)]
+pub struct OpenOptions {
+    /// Make a store of a missing or empty directory.
+    pub create: bool,
+    /// Change nothing on disk. Several readers may have a store open, but none beside a writer.
+    pub read_only: bool,
+    /// Make the index anew from the log even if it could be used.
+    pub rebuild_index: bool,
+    /// Keep the index in memory however large it is.
+    pub memory_index: bool,
+    /// Length at which a segment ends and the next one begins.
+    pub segment_bytes: u64,
+    /// Memory for the index. A pair takes about 150 bytes, so the default is enough for 1.3 million,
+    /// or 300,000 files; metadata that needs more goes to sled.
+    pub index_cache_bytes: u64,
+}
+
+impl Default for OpenOptions {
+    fn default() -> Self {
+        OpenOptions {
+            create: false,
+            read_only: false,
+            rebuild_index: false,
+            memory_index: false,
+            segment_bytes: 64 << 20,
+            index_cache_bytes: 192 << 20,
+        }
+    }
+}
+
+/// How much [`Store::reclaim`] may do.
+#[derive(Debug, Clone, Copy)]
+pub struct Reclaim {
+    /// Live bytes that may be copied out of mostly dead segments.
+    pub max_copy_bytes: u64,
+    /// Segments of which at least this share is dead are copied out.
+    pub min_dead_percent: u8,
+}
+
+impl Default for Reclaim {
+    fn default() -> Self {
+        Reclaim {
+            max_copy_bytes: 64 << 20,
+            min_dead_percent: 50,
+        }
+    }
+}
+
+/// What [`Store::reclaim`] did.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct ReclaimReport {
+    pub segments_dropped: u64,
+    pub bytes_freed: u64,
+    pub bytes_copied: u64,
+}
+
+/// Bytes on disk, as allocated by the file system under the store (`du`), directories included.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// Journal and block segments.
+    pub log_bytes: u64,
+    /// The sled index; 0 while the index fits memory.
+    pub index_bytes: u64,
+    /// Snapshots of the metadata in the log.
+    pub checkpoint_bytes: u64,
+    pub model_bytes: u64,
+    /// Description, lock, and directories.
+    pub other_bytes: u64,
+    /// Bytes of the log that no file needs any more.
+    pub dead_bytes: u64,
+    /// Payload bytes of live blocks that are staged.
+    pub staged_bytes: u64,
+    /// Payload bytes of live blocks that are settled.
+    pub settled_bytes: u64,
+}
+
+impl Usage {
+    /// Everything but models.
+    pub fn stored_bytes(&self) -> u64 {
+        self.log_bytes + self.index_bytes + self.checkpoint_bytes + self.other_bytes
+    }
+}
 
 /// Log sequence number: the position of a commit in the one total order of all commits. Starts at 1.
 pub type Lsn = u64;

@@ -1,0 +1,216 @@
+//! What the decoding threads do.
+
+use super::flight::{Flight, GroupKey};
+use super::{Ahead, AnchorKey, Cache, CacheError, Key, Result, Source, Value, group_parts};
+use crate::codec::{Layout, Snapshot};
+use crate::store::BlockId;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
+
+/// How often an idle thread checks whether anybody still holds the cache.
+const IDLE: Duration = Duration::from_secs(1);
+
+enum Job {
+    Decode(Arc<Flight>),
+    Ahead(Ahead),
+    Nothing,
+    Stop,
+}
+
+/// Body of a decoding thread.
+pub(super) fn run(cache: &Weak<Cache>) {
+    while let Some(cache) = cache.upgrade() {
+        match cache.next_job() {
+            Job::Decode(flight) => {
+                if flight.claim() {
+                    cache.decode(&flight);
+                }
+            }
+            Job::Ahead(ahead) => cache.start_ahead(ahead),
+            Job::Nothing => {}
+            Job::Stop => return,
+        }
+    }
+}
+
+impl Cache {
+    fn next_job(&self) -> Job {
+        let mut inner = self.inner.lock();
+        if inner.stopping {
+            return Job::Stop;
+        }
+        if let Some(flight) = inner.wanted.pop_front() {
+            return Job::Decode(flight);
+        }
+        if let Some(flight) = inner.idle.pop_front() {
+            return Job::Decode(flight);
+        }
+        if let Some(ahead) = inner.ahead.pop_front() {
+            return Job::Ahead(ahead);
+        }
+        self.work.wait_for(&mut inner, IDLE);
+        Job::Nothing
+    }
+
+    /// Begins read-ahead. What cannot be read is left for the reader to find.
+    fn start_ahead(&self, ahead: Ahead) {
+        let Ok(layout) = self.layout(ahead.block) else {
+            return;
+        };
+        if self.check_range(ahead.block, &layout, ahead.skip, ahead.len as usize).is_err() {
+            return;
+        }
+        for part in group_parts(&layout, ahead.skip, ahead.len as usize) {
+            self.source(part.key(ahead.block), &layout, false);
+        }
+    }
+
+    /// Decodes a claimed flight to its end.
+    pub(super) fn decode(&self, flight: &Flight) {
+        let key = flight.key;
+        let expected = flight
+            .layout
+            .groups
+            .get(key.group as usize)
+            .map_or(0, |range| range.len());
+        let begun = Instant::now();
+        // A decoder that panics must not leave readers waiting.
+        let attempt = AssertUnwindSafe(|| self.decode_into(flight, expected));
+        let result = catch_unwind(attempt).unwrap_or_else(|_| {
+            Err(CacheError::Damaged {
+                block: key.block,
+                why: "the decoder panicked".into(),
+            })
+        });
+        self.meter
+            .decode_nanos
+            .fetch_add(begun.elapsed().as_nanos() as u64, Relaxed);
+        if let Ok(bytes) = flight.finish(result, expected) {
+            self.meter.decoded_bytes.fetch_add(bytes.len() as u64, Relaxed);
+            self.insert(Key::Group(key), Value::Bytes(bytes));
+        }
+        self.inner.lock().flights.remove(&key);
+    }
+
+    fn decode_into(&self, flight: &Flight, expected: usize) -> Result<()> {
+        let block = flight.key.block;
+        let payload = self.payload(block)?;
+        let snapshot = self.snapshot_for(block, &flight.layout)?;
+        let mut given_up = false;
+        self.codecs
+            .decode_group(
+                &payload,
+                &flight.layout,
+                flight.key.group as usize,
+                snapshot.as_deref(),
+                &mut |piece| {
+                    flight.deliver(piece);
+                    given_up = flight.delivered() < expected && self.should_give_up(flight);
+                    !given_up
+                },
+            )
+            .map_err(|e| CacheError::codec(block, e))?;
+        match given_up {
+            true => Err(CacheError::Abandoned { block }),
+            false => Ok(()),
+        }
+    }
+
+    /// A decoding that nobody waits for makes way for one that a reader waits for.
+    fn should_give_up(&self, flight: &Flight) -> bool {
+        if flight.is_wanted() {
+            return false;
+        }
+        let inner = self.inner.lock();
+        inner.stopping || inner.wanted.iter().any(|other| !other.is_started() && other.key != flight.key)
+    }
+
+    /// The codec state that the groups of a block start from, if it is anchored.
+    fn snapshot_for(&self, block: BlockId, layout: &Layout) -> Result<Option<Arc<Snapshot>>> {
+        let Some(anchor) = &layout.anchor else {
+            return Ok(None);
+        };
+        let key = AnchorKey {
+            block: anchor.block,
+            start: anchor.range.start,
+            end: anchor.range.end,
+            codec: layout.codec,
+        };
+        if let Some(snapshot) = self.cached_snapshot(key) {
+            return Ok(Some(snapshot));
+        }
+        let lock = self.making.lock().entry(key).or_default().clone();
+        let _only_maker = lock.lock();
+        if let Some(snapshot) = self.cached_snapshot(key) {
+            return Ok(Some(snapshot));
+        }
+        let made = self.make_snapshot(block, layout, key);
+        self.making.lock().remove(&key);
+        made.map(Some)
+    }
+
+    fn cached_snapshot(&self, key: AnchorKey) -> Option<Arc<Snapshot>> {
+        match self.inner.lock().entries.get(&Key::Anchor(key)) {
+            Some(Value::Snapshot(snapshot)) => Some(snapshot.clone()),
+            _ => None,
+        }
+    }
+
+    fn make_snapshot(&self, block: BlockId, layout: &Layout, key: AnchorKey) -> Result<Arc<Snapshot>> {
+        if key.start > key.end {
+            return Err(CacheError::Damaged {
+                block,
+                why: "its anchor's range is backwards".into(),
+            });
+        }
+        let mut bytes = vec![0; (key.end - key.start) as usize];
+        self.read_here(key.block, key.start, &mut bytes)?;
+        let snapshot = self
+            .codecs
+            .snapshot(layout, &bytes)
+            .map_err(|e| CacheError::codec(block, e))?;
+        self.insert(Key::Anchor(key), Value::Snapshot(snapshot.clone()));
+        Ok(snapshot)
+    }
+
+    /// Reads on this thread. Waits only for decodings that another thread is at work on, and anchors
+    /// have no anchors, so this never waits for itself.
+    fn read_here(&self, block: BlockId, skip: u32, out: &mut [u8]) -> Result<()> {
+        let layout = self.layout(block)?;
+        self.check_range(block, &layout, skip, out.len())?;
+        if layout.anchor.is_some() {
+            return Err(CacheError::Damaged {
+                block,
+                why: "an anchor that is anchored itself".into(),
+            });
+        }
+        let mut rest = out;
+        for part in group_parts(&layout, skip, rest.len()) {
+            let (target, more) = rest.split_at_mut(part.range.len());
+            rest = more;
+            let key: GroupKey = part.key(block);
+            loop {
+                let result = match self.source(key, &layout, false) {
+                    Source::Ready(bytes) => {
+                        target.copy_from_slice(&bytes[part.range.clone()]);
+                        Ok(())
+                    }
+                    Source::Flying(flight) => {
+                        if flight.claim() {
+                            self.decode(&flight);
+                        }
+                        flight.wait_for(part.range.start, target)
+                    }
+                };
+                match result {
+                    Err(CacheError::Abandoned { .. }) => continue,
+                    other => break other?,
+                }
+            }
+        }
+        Ok(())
+    }
+}
+

@@ -1,0 +1,57 @@
+//! Between the types of the protocol and those of the volume.
+
+use crate::volume::{FileKind, Stat, Timestamp, VolumeError};
+use fuser::{Errno, FileAttr, FileType, INodeNo, TimeOrNow};
+use log::warn;
+use std::time::SystemTime;
+
+/// Preferred size of reads and writes, for stat and statfs.
+pub const BLOCK_SIZE: u32 = 4096;
+
+pub fn file_type(kind: FileKind) -> FileType {
+    match kind {
+        FileKind::Regular => FileType::RegularFile,
+        FileKind::Directory => FileType::Directory,
+        FileKind::Symlink => FileType::Symlink,
+        FileKind::Fifo => FileType::NamedPipe,
+        FileKind::Socket => FileType::Socket,
+        FileKind::CharDevice => FileType::CharDevice,
+        FileKind::BlockDevice => FileType::BlockDevice,
+    }
+}
+
+pub fn file_attr(stat: &Stat) -> FileAttr {
+    let attr = &stat.attr;
+    FileAttr {
+        ino: INodeNo(stat.ino),
+        size: attr.size,
+        blocks: stat.blocks,
+        atime: attr.atime.to_system(),
+        mtime: attr.mtime.to_system(),
+        ctime: attr.ctime.to_system(),
+        crtime: SystemTime::UNIX_EPOCH,
+        kind: file_type(attr.kind),
+        perm: attr.perm as u16,
+        nlink: attr.nlink,
+        uid: attr.uid,
+        gid: attr.gid,
+        rdev: attr.rdev,
+        blksize: BLOCK_SIZE,
+        flags: 0,
+    }
+}
+
+pub fn timestamp(time: TimeOrNow) -> Timestamp {
+    match time {
+        TimeOrNow::SpecificTime(time) => time.into(),
+        TimeOrNow::Now => Timestamp::now(),
+    }
+}
+
+/// The errno of a failed request. Failures of the store are logged here, once per request.
+pub fn errno(operation: &str, error: &VolumeError) -> Errno {
+    if error.is_fault() {
+        warn!("{operation}: {error}");
+    }
+    Errno::from_i32(error.errno())
+}

@@ -1,0 +1,368 @@
+//! One turn of settling: gather, plan, encode, swap.
+
+use super::plan::{Class, Job, plan};
+use super::{Candidate, Host, Settler, Window};
+use crate::codec::{AnchorSource, EncodeOptions};
+use crate::store::BlockId;
+use lru::LruCache;
+use parking_lot::Mutex;
+use std::collections::HashSet;
+use std::num::NonZeroUsize;
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
+
+/// Windows that one batch takes.
+const BATCH: usize = 1024;
+/// Blocks that are made durable together.
+const SWAP_BATCH: usize = 32;
+/// Most bytes of an anchor.
+const ANCHOR_BYTES: u32 = 48 << 10;
+/// A shorter block is no anchor for its class.
+const MIN_ANCHOR_BYTES: usize = 4 << 10;
+/// How often an idle settler looks for work.
+const TICK: Duration = Duration::from_secs(1);
+/// How often space is reclaimed and sparse blocks are looked for, unless settling is forced.
+const HOUSEKEEPING: Duration = Duration::from_secs(300);
+/// Rounds of reclaiming at the end of forced settling.
+const RECLAIM_ROUNDS: usize = 16;
+
+/// Anchors that are at hand.
+pub struct Anchors {
+    sources: LruCache<BlockId, Arc<AnchorSource>>,
+    classes: LruCache<Class, BlockId>,
+}
+
+impl Default for Anchors {
+    fn default() -> Self {
+        const SOURCES: NonZeroUsize = NonZeroUsize::new(64).unwrap();
+        const CLASSES: NonZeroUsize = NonZeroUsize::new(1024).unwrap();
+        Anchors {
+            sources: LruCache::new(SOURCES),
+            classes: LruCache::new(CLASSES),
+        }
+    }
+}
+
+/// An encoded block that is appended but not shown yet.
+struct Done {
+    block: BlockId,
+    job: Job,
+}
+
+impl Settler {
+    /// Body of the settling thread.
+    pub(super) fn run<H: Host>(&self, host: &Weak<H>) {
+        lower_priority();
+        let mut housekeeping = Instant::now();
+        while !self.is_stopping() {
+            let Some(host) = host.upgrade() else {
+                return;
+            };
+            let forced = self.is_forced();
+            let worked = self.pass(&*host, &HashSet::new(), None);
+            if forced || housekeeping.elapsed() >= HOUSEKEEPING {
+                housekeeping = Instant::now();
+                self.housekeeping(&*host, forced);
+            }
+            drop(host);
+            if forced {
+                self.forced_passes.fetch_add(1, SeqCst);
+                self.wake_up();
+            }
+            if !worked && !self.is_stopping() && !self.is_forced() {
+                let mut idle = self.idle.lock();
+                self.wake.wait_for(&mut idle, TICK);
+            }
+        }
+    }
+
+    /// Goes once over everything pending, or over `windows`. Returns whether anything was settled.
+    fn pass(&self, host: &dyn Host, sparse: &HashSet<BlockId>, windows: Option<Vec<Window>>) -> bool {
+        if let Some(windows) = windows {
+            let mut worked = false;
+            for batch in windows.chunks(BATCH) {
+                worked |= !self.is_stopping() && self.settle_batch(host, batch, sparse);
+            }
+            return worked;
+        }
+        let (mut after, mut worked) = (None, false);
+        while !self.is_stopping() {
+            let page = match host.pending(after, BATCH) {
+                Ok(page) => page,
+                Err(error) => {
+                    self.failed("looking for staged data", &error);
+                    break;
+                }
+            };
+            after = page.last().copied();
+            let forced = self.is_forced();
+            let quiet: Vec<Window> = {
+                let recent = self.recent.lock();
+                page.iter().copied().filter(|w| forced || recent.is_quiet(*w)).collect()
+            };
+            if !quiet.is_empty() {
+                worked |= self.settle_batch(host, &quiet, sparse);
+            }
+            if page.len() < BATCH {
+                break;
+            }
+        }
+        worked
+    }
+
+    fn housekeeping(&self, host: &dyn Host, forced: bool) {
+        match host.sparse() {
+            Ok((blocks, windows)) if !windows.is_empty() => {
+                self.pass(host, &blocks, Some(windows));
+            }
+            Ok(_) => {}
+            Err(error) => self.failed("looking for sparse blocks", &error),
+        }
+        for _ in 0..if forced { RECLAIM_ROUNDS } else { 1 } {
+            match host.reclaim() {
+                Ok(0) => break,
+                Ok(_) if self.is_stopping() => break,
+                Ok(_) => {}
+                Err(error) => {
+                    self.failed("reclaiming space", &error);
+                    break;
+                }
+            }
+        }
+    }
+
+    fn settle_batch(&self, host: &dyn Host, windows: &[Window], sparse: &HashSet<BlockId>) -> bool {
+        let candidates = match host.candidates(windows, sparse) {
+            Ok(candidates) => candidates,
+            Err(error) => {
+                self.failed("looking up extents", &error);
+                return false;
+            }
+        };
+        if candidates.is_empty() || !self.make_room(host) {
+            return false;
+        }
+        let begun = Instant::now();
+        let before = self.settled_bytes.load(SeqCst);
+        self.encode_all(host, candidates);
+        self.note_busy(begun);
+        self.settled_bytes.load(SeqCst) > before
+    }
+
+    /// Frees space if there is none to settle in. Returns whether there is some.
+    fn make_room(&self, host: &dyn Host) -> bool {
+        for _ in 0..RECLAIM_ROUNDS {
+            match host.has_room() {
+                Ok(true) => return true,
+                Ok(false) => {}
+                Err(error) => {
+                    self.failed("looking for space", &error);
+                    return false;
+                }
+            }
+            match host.reclaim() {
+                Ok(0) => break,
+                Ok(_) => {}
+                Err(error) => {
+                    self.failed("reclaiming space", &error);
+                    return false;
+                }
+            }
+        }
+        self.failed("looking for space", "the disk is full");
+        false
+    }
+
+    fn encode_all(&self, host: &dyn Host, candidates: Vec<Candidate>) {
+        let plan = plan(candidates, self.options.window as usize);
+        for jobs in [plan.first, plan.second] {
+            let next = AtomicUsize::new(0);
+            let done = Mutex::new(Vec::new());
+            let threads = self.options.threads.min(jobs.len());
+            std::thread::scope(|scope| {
+                for _ in 0..threads {
+                    scope.spawn(|| self.work(host, &jobs, &next, &done));
+                }
+            });
+            self.swap_all(host, done.into_inner());
+        }
+    }
+
+    /// Body of an encoding thread: takes jobs until there are none.
+    fn work(&self, host: &dyn Host, jobs: &[Job], next: &AtomicUsize, done: &Mutex<Vec<Done>>) {
+        lower_priority();
+        while !self.is_stopping() {
+            let Some(job) = jobs.get(next.fetch_add(1, SeqCst)) else {
+                return;
+            };
+            if !matches!(host.has_room(), Ok(true)) {
+                return;
+            }
+            match self.encode(host, job) {
+                Ok(Some(finished)) => {
+                    let full = {
+                        let mut done = done.lock();
+                        done.push(finished);
+                        (done.len() >= SWAP_BATCH).then(|| std::mem::take(&mut *done))
+                    };
+                    self.swap_all(host, full.unwrap_or_default());
+                }
+                Ok(None) => {}
+                Err(error) => self.job_failed(job, &error),
+            }
+        }
+    }
+
+    fn job_failed(&self, job: &Job, error: &str) {
+        let Some(run) = job.runs.first() else {
+            return;
+        };
+        let what = format!("inode {}, offset {}", run.ino, run.offset);
+        self.failed(&what, error);
+        let mut recent = self.recent.lock();
+        for run in &job.runs {
+            recent.failed(self.window_of(run.ino, run.offset));
+        }
+    }
+
+    fn window_of(&self, ino: u64, offset: u64) -> Window {
+        Window {
+            ino,
+            offset: offset - offset % self.options.window,
+        }
+    }
+
+    /// Encodes and appends one block. `None` if all of it has changed meanwhile.
+    fn encode(&self, host: &dyn Host, job: &Job) -> Result<Option<Done>, String> {
+        let mut raw = Vec::with_capacity(job.len);
+        let mut runs = Vec::with_capacity(job.runs.len());
+        for run in &job.runs {
+            if let Some(bytes) = host.read_run(run)? {
+                raw.extend_from_slice(&bytes);
+                runs.push(run.clone());
+            }
+        }
+        if raw.is_empty() {
+            return Ok(None);
+        }
+        let options = EncodeOptions {
+            policy: self.options.policy,
+            group: self.options.group,
+            name_hint: job.class.extension.clone(),
+        };
+        let anchor = self.anchor_for(host, job);
+        let encoded = host
+            .codecs()
+            .encode(&raw, &options, anchor.as_deref())
+            .map_err(|e| e.to_string())?;
+        let block = match host.append(&encoded, raw.len() as u32) {
+            Ok(block) => block,
+            Err(error) => {
+                // Perhaps the anchor died meanwhile; the next pass does without.
+                if let Some(anchor) = encoded.anchor {
+                    self.forget_anchor(anchor);
+                }
+                return Err(error);
+            }
+        };
+        if encoded.anchor.is_none() && job.continues.is_none() && raw.len() >= MIN_ANCHOR_BYTES {
+            self.offer_to_class(&job.class, block, &raw);
+        }
+        let job = Job {
+            runs,
+            ..job.clone()
+        };
+        Ok(Some(Done { block, job }))
+    }
+
+    /// The history to offer to the encoder: the beginning of the file, or of the first block of the
+    /// same class. Without one, encoding is only less good.
+    fn anchor_for(&self, host: &dyn Host, job: &Job) -> Option<Arc<AnchorSource>> {
+        let block = match job.continues {
+            Some(ino) => host.anchor_of(ino).ok().flatten()?,
+            None => *self.anchors.lock().classes.get(&job.class)?,
+        };
+        if let Some(source) = self.anchors.lock().sources.get(&block) {
+            return Some(source.clone());
+        }
+        let bytes = host.block_head(block, ANCHOR_BYTES).ok()?;
+        if bytes.len() < MIN_ANCHOR_BYTES {
+            return None;
+        }
+        Some(self.keep_source(block, &bytes))
+    }
+
+    fn keep_source(&self, block: BlockId, bytes: &[u8]) -> Arc<AnchorSource> {
+        let source = Arc::new(AnchorSource {
+            block,
+            start: 0,
+            bytes: Arc::from(bytes),
+        });
+        self.anchors.lock().sources.put(block, source.clone());
+        source
+    }
+
+    /// The first block of a class becomes the anchor of the others, until it is dead.
+    fn offer_to_class(&self, class: &Class, block: BlockId, raw: &[u8]) {
+        if self.anchors.lock().classes.contains(class) {
+            return;
+        }
+        self.keep_source(block, &raw[..raw.len().min(ANCHOR_BYTES as usize)]);
+        self.anchors.lock().classes.put(class.clone(), block);
+    }
+
+    fn swap_all(&self, host: &dyn Host, done: Vec<Done>) {
+        if done.is_empty() {
+            return;
+        }
+        if let Err(error) = host.sync_blocks() {
+            self.failed("syncing settled blocks", &error);
+            return;
+        }
+        for Done { block, job } in done {
+            match host.swap(block, &job.runs) {
+                Ok(swapped) => {
+                    self.settled_bytes.fetch_add(swapped.settled, SeqCst);
+                    if swapped.settled == 0 {
+                        self.forget_anchor(block);
+                    }
+                    let mut recent = self.recent.lock();
+                    for run in &job.runs {
+                        recent.settled(self.window_of(run.ino, run.offset));
+                    }
+                }
+                Err(error) => {
+                    // Perhaps its anchor died meanwhile; the next pass does without.
+                    self.forget_anchor(block);
+                    self.forget_class(&job.class);
+                    self.job_failed(&job, &error);
+                }
+            }
+        }
+    }
+
+    fn forget_anchor(&self, block: BlockId) {
+        let mut anchors = self.anchors.lock();
+        anchors.sources.pop(&block);
+        let classes: Vec<Class> = anchors
+            .classes
+            .iter()
+            .filter(|(_, anchor)| **anchor == block)
+            .map(|(class, _)| class.clone())
+            .collect();
+        for class in classes {
+            anchors.classes.pop(&class);
+        }
+    }
+
+    fn forget_class(&self, class: &Class) {
+        self.anchors.lock().classes.pop(class);
+    }
+}
+
+/// Lets everything else on the machine go first. Failure only means less politeness.
+fn lower_priority() {
+    let thread = rustix::thread::gettid();
+    let _ = rustix::process::setpriority_process(Some(thread), 10);
+}

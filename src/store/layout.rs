@@ -1,0 +1,244 @@
+//! The files of a store beside its log: `s2sfs.toml`, which makes a directory a store, and the models.
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use super::segment::LOG_DIR;
+use super::storage::Storage;
+use super::{FORMAT_VERSION, Result, StoreError};
+
+const DESCRIPTION: &str = "s2sfs.toml";
+const DESCRIPTION_TEMPORARY: &str = "s2sfs.toml.tmp";
+const MODEL_DIR: &str = "models";
+pub(crate) const INDEX_DIR: &str = "index";
+/// Space that only unlink, settling and reclaim may use; exists only while the store is open for writing.
+pub(crate) const RESERVE: &str = "log/reserve";
+/// Names that a half-created store, or an empty file system under it, may contain.
+const NOT_CONTENT: [&str; 6] = [
+    LOG_DIR,
+    MODEL_DIR,
+    INDEX_DIR,
+    DESCRIPTION_TEMPORARY,
+    "lock",
+    "lost+found",
+];
+
+/// The text of `s2sfs.toml`.
+#[derive(Serialize, Deserialize)]
+struct DescriptionText {
+    uuid: String,
+    format: u32,
+    #[serde(default)]
+    features: Vec<String>,
+}
+
+/// What `s2sfs.toml` says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Description {
+    pub uuid: Uuid,
+    pub format: u32,
+    /// Features a program must know to read the store. This one knows none.
+    pub features: Vec<String>,
+}
+
+/// Reads the description. `None`: there is no store yet, and the directory is fit to become one.
+pub(crate) fn read_description(storage: &dyn Storage) -> Result<Option<Description>> {
+    let place = format!("{}/{DESCRIPTION}", storage.describe());
+    let io = |op| StoreError::io(op, &place);
+    if !storage.exists(DESCRIPTION).map_err(io("stat"))? {
+        check_unused(storage)?;
+        return Ok(None);
+    }
+    let bytes = read_file(storage, DESCRIPTION)?;
+    let damaged = |why: String| StoreError::damaged("store description", place.clone(), why);
+    let text = String::from_utf8(bytes).map_err(|e| damaged(e.to_string()))?;
+    let table: toml::Table = text
+        .parse()
+        .map_err(|e: toml::de::Error| damaged(e.message().to_owned()))?;
+    // The version is looked at first: a newer description may not even have the same fields.
+    let found = table
+        .get("format")
+        .and_then(toml::Value::as_integer)
+        .unwrap_or(0);
+    let found = u32::try_from(found).unwrap_or(u32::MAX);
+    if found > FORMAT_VERSION {
+        return Err(StoreError::NewerFormat {
+            path: storage.describe(),
+            found,
+            known: FORMAT_VERSION,
+        });
+    }
+    let text: DescriptionText = table
+        .try_into()
+        .map_err(|e: toml::de::Error| damaged(e.message().to_owned()))?;
+    if text.format == 0 {
+        return Err(damaged("format version 0".into()));
+    }
+    if let Some(feature) = text.features.first() {
+        return Err(StoreError::UnknownFeature {
+            path: storage.describe(),
+            feature: feature.clone(),
+        });
+    }
+    let uuid = Uuid::parse_str(&text.uuid).map_err(|e| damaged(e.to_string()))?;
+    Ok(Some(Description {
+        uuid,
+        format: text.format,
+        features: text.features,
+    }))
+}
+
+/// Err unless the directory is missing, empty, or a store whose creation was interrupted: that one has
+/// a description under its temporary name, which creation writes first and renames last.
+fn check_unused(storage: &dyn Storage) -> Result<()> {
+    if !storage
+        .exists("")
+        .map_err(StoreError::io("stat", &storage.describe()))?
+    {
+        return Ok(());
+    }
+    let list = |dir: &str| storage.list(dir).map_err(StoreError::io("list", dir));
+    let entries = list("")?;
+    let has = |name: &str| entries.iter().any(|entry| entry.name == name);
+    let foreign = entries
+        .iter()
+        .any(|entry| !NOT_CONTENT.contains(&entry.name.as_str()));
+    let used = !has(DESCRIPTION_TEMPORARY) && has(LOG_DIR) && !list(LOG_DIR)?.is_empty();
+    if foreign || used {
+        return Err(StoreError::NotAStore(storage.describe()));
+    }
+    Ok(())
+}
+
+/// Begins the creation of a store: what an interrupted attempt has left is removed, and the
+/// description is written under its temporary name, durably.
+pub(crate) fn begin_creation(storage: &dyn Storage, description: &Description) -> Result<()> {
+    if storage
+        .exists(LOG_DIR)
+        .map_err(StoreError::io("stat", LOG_DIR))?
+    {
+        for entry in storage
+            .list(LOG_DIR)
+            .map_err(StoreError::io("list", LOG_DIR))?
+        {
+            let path = format!("{LOG_DIR}/{}", entry.name);
+            storage
+                .unlink(&path)
+                .map_err(StoreError::io("unlink", &path))?;
+        }
+        storage
+            .sync_dir(LOG_DIR)
+            .map_err(StoreError::io("fsync", LOG_DIR))?;
+    }
+    let Description {
+        uuid,
+        format,
+        features,
+    } = description.clone();
+    let text = toml::to_string(&DescriptionText {
+        uuid: uuid.to_string(),
+        format,
+        features,
+    })
+    .map_err(|e| StoreError::Invalid(format!("{DESCRIPTION} cannot be written: {e}")))?;
+    write_temporary(storage, DESCRIPTION_TEMPORARY, text.as_bytes())?;
+    storage.sync_dir("").map_err(StoreError::io("fsync", "."))
+}
+
+/// The last step of the creation of a store.
+pub(crate) fn finish_creation(storage: &dyn Storage) -> Result<()> {
+    storage
+        .rename(DESCRIPTION_TEMPORARY, DESCRIPTION)
+        .map_err(StoreError::io("rename", DESCRIPTION))?;
+    storage.sync_dir("").map_err(StoreError::io("fsync", "."))
+}
+
+/// Reads a whole file of modest size.
+pub(crate) fn read_file(storage: &dyn Storage, path: &str) -> Result<Vec<u8>> {
+    let io = |op| StoreError::io(op, path);
+    let file = storage.open(path, false).map_err(io("open"))?;
+    let len = file.size().map_err(io("stat"))?;
+    let len =
+        usize::try_from(len).map_err(|_| StoreError::damaged("file", path, "it is too large"))?;
+    let mut bytes = vec![0; len];
+    let got = file.read_at(0, &mut bytes).map_err(io("read"))?;
+    bytes.truncate(got);
+    Ok(bytes)
+}
+
+/// Writes a file that is to be renamed; its contents are durable on return, its name is not.
+fn write_temporary(storage: &dyn Storage, temporary: &str, bytes: &[u8]) -> Result<()> {
+    if storage
+        .exists(temporary)
+        .map_err(StoreError::io("stat", temporary))?
+    {
+        storage
+            .unlink(temporary)
+            .map_err(StoreError::io("unlink", temporary))?;
+    }
+    let file = storage
+        .create(temporary)
+        .map_err(StoreError::io("create", temporary))?;
+    file.write_at(0, &[bytes])
+        .map_err(StoreError::io("write", temporary))?;
+    file.sync_data()
+        .map_err(StoreError::io("fdatasync", temporary))?;
+    Ok(())
+}
+
+/// Replaces a file as a whole: after a crash it has the old or the new contents, after return the new ones.
+pub(crate) fn replace_file(
+    storage: &dyn Storage,
+    dir: &str,
+    path: &str,
+    temporary: &str,
+    bytes: &[u8],
+) -> Result<()> {
+    write_temporary(storage, temporary, bytes)?;
+    storage
+        .rename(temporary, path)
+        .map_err(StoreError::io("rename", path))?;
+    storage.sync_dir(dir).map_err(StoreError::io("fsync", dir))
+}
+
+fn model_path(name: &str) -> Result<String> {
+    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    if name.is_empty() || name.starts_with('.') || !name.chars().all(plain) {
+        return Err(StoreError::Invalid(format!("'{name}' cannot name a model")));
+    }
+    Ok(format!("{MODEL_DIR}/{name}"))
+}
+
+/// Stores a model, replacing one of the same name; durable on return.
+pub(crate) fn put_model(storage: &dyn Storage, name: &str, bytes: &[u8]) -> Result<()> {
+    let path = model_path(name)?;
+    if !storage
+        .exists(MODEL_DIR)
+        .map_err(StoreError::io("stat", MODEL_DIR))?
+    {
+        storage
+            .mkdir(MODEL_DIR)
+            .map_err(StoreError::io("mkdir", MODEL_DIR))?;
+        storage.sync_dir("").map_err(StoreError::io("fsync", "."))?;
+    }
+    replace_file(storage, MODEL_DIR, &path, &format!("{path}.tmp"), bytes)
+}
+
+/// The bytes of a model, unverified: names are content hashes that the caller checks.
+pub(crate) fn get_model(storage: &dyn Storage, name: &str) -> Result<Option<Vec<u8>>> {
+    let path = model_path(name)?;
+    if !storage
+        .exists(&path)
+        .map_err(StoreError::io("stat", &path))?
+    {
+        return Ok(None);
+    }
+    read_file(storage, &path).map(Some)
+}
+
+/// Bytes on disk of all models.
+pub(crate) fn model_bytes(storage: &dyn Storage) -> Result<u64> {
+    storage
+        .allocated(MODEL_DIR)
+        .map_err(StoreError::io("stat", MODEL_DIR))
+}

@@ -1,0 +1,266 @@
+//! Giving space back: unlinking dead segments, and copying live blocks out of mostly dead ones.
+//!
+//! A segment is unlinked when no block in it is live and the journal that says so is durable; a
+//! segment of the journal also only when a durable checkpoint has all its transactions.
+
+use super::engine::{CHECKPOINT_LEVEL, CommitState, Maintenance, Store};
+use super::entry::{self, BlockEntry};
+use super::index::Change;
+use super::record::{RecordHeader, RecordKind};
+use super::segment::{LOG_DIR, SEGMENT_HEADER_LEN, SegmentKind, SegmentName, SegmentReader, Step};
+use super::segments::{Position, SegmentState};
+use super::transaction::Resolved;
+use super::{BlockId, Reclaim, ReclaimReport, Result, StoreError};
+
+/// Live bytes that are copied before a transaction moves the blocks.
+const COPY_BATCH: u64 = 4 << 20;
+/// An active segment with less garbage than this is left alone.
+const MIN_GARBAGE: u64 = 1 << 20;
+
+/// A block copied to a new place, which counts once the index says so.
+struct Moved {
+    id: BlockId,
+    old: BlockEntry,
+    new: Position,
+}
+
+fn dead_percent(state: &SegmentState) -> u64 {
+    let garbage = state.len.saturating_sub(state.live);
+    garbage.saturating_mul(100) / state.len.max(1)
+}
+
+impl Store {
+    /// Frees space: drops dead segments and copies live blocks out of mostly dead ones, so that those
+    /// die too. Needs no more space at any time than one copy batch and a checkpoint.
+    pub fn reclaim(&self, want: Reclaim) -> Result<ReclaimReport> {
+        self.log.check_writable()?;
+        let mut maintenance = self.maintenance.lock();
+        let report = self.reclaim_locked(&mut maintenance, want, MIN_GARBAGE)?;
+        self.space.restore_reserve(&*self.log.storage);
+        Ok(report)
+    }
+
+    pub(super) fn reclaim_locked(
+        &self,
+        maintenance: &mut Maintenance,
+        want: Reclaim,
+        min: u64,
+    ) -> Result<ReclaimReport> {
+        let mut report = ReclaimReport::default();
+        self.drop_dead(maintenance, &mut report)?;
+        self.end_wasteful_segments(want.min_dead_percent, min)?;
+        let mut budget = want.max_copy_bytes;
+        for (seq, state) in self.candidates(want.min_dead_percent) {
+            if state.live > budget {
+                continue;
+            }
+            let copied = self.copy_out(SegmentName {
+                seq,
+                kind: state.kind,
+            })?;
+            budget = budget.saturating_sub(copied);
+            report.bytes_copied += copied;
+        }
+        let waiting = self.waiting_for_checkpoint(maintenance);
+        if waiting > min.max(maintenance.checkpoint_bytes) {
+            self.checkpoint_locked(maintenance, CHECKPOINT_LEVEL)?;
+        }
+        self.drop_dead(maintenance, &mut report)?;
+        Ok(report)
+    }
+
+    /// Ends the active segments that are mostly garbage, so that they can be copied out.
+    fn end_wasteful_segments(&self, min_dead_percent: u8, min: u64) -> Result<()> {
+        let segments = self.log.segments();
+        for stream in [&self.journal, &self.blocks] {
+            let state = stream.active_seq().and_then(|seq| segments.get(&seq));
+            let wasteful = state.is_some_and(|state| {
+                state.len.saturating_sub(state.live) >= min.max(SEGMENT_HEADER_LEN + 1)
+                    && dead_percent(state) >= u64::from(min_dead_percent)
+            });
+            if wasteful {
+                stream.rotate()?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Ended segments, as they were when the call began: nothing is ever appended to them again.
+    fn ended_segments(&self) -> Vec<(u64, SegmentState)> {
+        let (journal, blocks) = (self.journal.end().seq, self.blocks.end().seq);
+        let ended = |seq: u64, state: &SegmentState| match state.kind {
+            SegmentKind::Journal => seq < journal,
+            SegmentKind::Blocks => seq < blocks,
+            SegmentKind::Checkpoint => false,
+        };
+        self.log
+            .segments()
+            .into_iter()
+            .filter(|(seq, state)| ended(*seq, state))
+            .collect()
+    }
+
+    /// Mostly dead segments with something live, deadest first.
+    fn candidates(&self, min_dead_percent: u8) -> Vec<(u64, SegmentState)> {
+        let mut found = self.ended_segments();
+        found.retain(|(_, state)| {
+            state.live > 0 && dead_percent(state) >= u64::from(min_dead_percent)
+        });
+        found.sort_by_key(|(_, state)| std::cmp::Reverse(dead_percent(state)));
+        found
+    }
+
+    /// Bytes of journal segments without live blocks that only a checkpoint keeps from being dropped.
+    fn waiting_for_checkpoint(&self, maintenance: &Maintenance) -> u64 {
+        let replay = maintenance.checkpoint.replay.seq;
+        let waiting = self.ended_segments().into_iter().filter(|(seq, state)| {
+            state.kind == SegmentKind::Journal && state.live == 0 && *seq >= replay
+        });
+        waiting.map(|(_, state)| state.len).sum()
+    }
+
+    /// Unlinks the segments that nothing needs.
+    pub(super) fn drop_dead(
+        &self,
+        maintenance: &Maintenance,
+        report: &mut ReclaimReport,
+    ) -> Result<()> {
+        let replay = maintenance.checkpoint.replay.seq;
+        let mut dead = self.ended_segments();
+        dead.retain(|(seq, state)| {
+            state.live == 0 && (state.kind == SegmentKind::Blocks || *seq < replay)
+        });
+        if dead.is_empty() {
+            return Ok(());
+        }
+        // What killed the last block in them must not be lost.
+        self.journal.sync()?;
+        for (seq, state) in dead {
+            self.drop_segment(SegmentName {
+                seq,
+                kind: state.kind,
+            })?;
+            report.segments_dropped += 1;
+            report.bytes_freed += state.len;
+        }
+        self.log
+            .storage
+            .sync_dir(LOG_DIR)
+            .map_err(StoreError::io("fsync", LOG_DIR))
+    }
+
+    /// Copies the live blocks of an ended segment to the end of its stream. A block that cannot be
+    /// read stays where it is, and its segment with it.
+    fn copy_out(&self, name: SegmentName) -> Result<u64> {
+        let mut reader = SegmentReader::open(&*self.log.storage, self.log.uuid, name)?;
+        let mut moved: Vec<Moved> = Vec::new();
+        let (mut copied, mut batch) = (0u64, 0u64);
+        loop {
+            let (offset, header, body) = match reader.step()? {
+                Step::Record {
+                    offset,
+                    header,
+                    body,
+                } => (offset, header, body),
+                Step::End => break,
+                Step::Bad { offset, why } => {
+                    log::error!(
+                        "{}, offset {offset}: {why} (s2sfs check names what it was)",
+                        name.path()
+                    );
+                    reader.seek_valid(offset + 1)?;
+                    continue;
+                }
+            };
+            let Some(old) = self.live_block_at(
+                &header,
+                Position {
+                    seq: name.seq,
+                    offset,
+                },
+            )?
+            else {
+                continue;
+            };
+            let stream = if old.info.staged {
+                &self.journal
+            } else {
+                &self.blocks
+            };
+            let (new, len) = stream.append(header, &|_| Vec::new(), body, true)?;
+            moved.push(Moved {
+                id: header.object,
+                old,
+                new,
+            });
+            copied += len;
+            batch += len;
+            if batch >= COPY_BATCH {
+                self.commit_moves(std::mem::take(&mut moved))?;
+                batch = 0;
+            }
+        }
+        self.commit_moves(moved)?;
+        Ok(copied)
+    }
+
+    /// The block whose record lies at `place`, if it is referenced.
+    fn live_block_at(&self, header: &RecordHeader, place: Position) -> Result<Option<BlockEntry>> {
+        if !matches!(header.kind, RecordKind::Staged | RecordKind::Settled) {
+            return Ok(None);
+        }
+        let found = self.lookup(header.object)?.filter(|(_, pending)| !pending);
+        Ok(found
+            .map(|(entry, _)| entry)
+            .filter(|entry| (entry.seq, entry.offset) == (place.seq, place.offset)))
+    }
+
+    /// Makes the index point to the copies, except for blocks that died meanwhile.
+    fn commit_moves(&self, moved: Vec<Moved>) -> Result<()> {
+        if moved.is_empty() {
+            return Ok(());
+        }
+        if moved.iter().any(|m| !m.old.info.staged) {
+            self.blocks.sync()?;
+        }
+        let mut state = self.commit.lock();
+        let (mut changes, mut freed) = (Vec::new(), Vec::new());
+        for Moved { id, old, new } in moved {
+            let now = self.lookup(id)?.map(|(entry, _)| entry);
+            match now.filter(|now| (now.seq, now.offset) == (old.seq, old.offset)) {
+                Some(now) => {
+                    let entry = BlockEntry {
+                        seq: new.seq,
+                        offset: new.offset,
+                        info: now.info,
+                    };
+                    changes.push(Change {
+                        key: entry::block_key(id),
+                        value: Some(entry.encode()),
+                    });
+                    freed.push((old.seq, old.record_len()));
+                }
+                None => freed.push((new.seq, old.record_len())),
+            }
+        }
+        self.write_moves(&mut state, changes)?;
+        for (seq, len) in freed {
+            self.log.drop_live(seq, len);
+        }
+        Ok(())
+    }
+
+    fn write_moves(&self, state: &mut CommitState, changes: Vec<Change>) -> Result<()> {
+        if changes.is_empty() {
+            return Ok(());
+        }
+        self.write_transaction(
+            state,
+            &Resolved {
+                changes,
+                ..Resolved::default()
+            },
+        )
+        .map(|_| ())
+    }
+}

@@ -1,0 +1,99 @@
+//! Removal of inodes without names, and completion of what a crash interrupted.
+
+use super::change::Change;
+use super::inode::Inode;
+use super::keys::{self, Fields};
+use super::{Result, Volume};
+use log::warn;
+use std::sync::Arc;
+
+/// Keys that one transaction of a removal deletes.
+const STEP: usize = 1024;
+
+impl Volume {
+    /// Removes an inode that has neither names nor opens. A failure leaves it to the next mount.
+    pub(super) fn reap_if_unused(&self, inode: &Arc<Inode>) {
+        {
+            let state = inode.state.lock();
+            if state.gone || state.attr.nlink > 0 || state.opens > 0 || self.options.read_only {
+                return;
+            }
+        }
+        if let Err(error) = self.reap(inode) {
+            warn!("inode {} stays until the next mount: {error}", inode.ino);
+        }
+    }
+
+    /// Frees everything that belongs to an inode, in steps; the orphan key goes with the last.
+    fn reap(&self, inode: &Arc<Inode>) -> Result<()> {
+        let ino = inode.ino;
+        let _staging = inode.stage.lock();
+        let mut state = inode.state.lock();
+        if state.gone || state.attr.nlink > 0 || state.opens > 0 {
+            return Ok(());
+        }
+        let dropped = state.dirty.take(false, self.window());
+        self.budget.release(dropped.bytes());
+        self.forget_dirty(ino, &mut state);
+        state.error = None;
+        loop {
+            let mut change = Change::new(self);
+            let mut cuts = Vec::new();
+            self.for_extents(ino, 0, u64::MAX, |extent| {
+                cuts.push((extent.offset, extent.end()));
+                cuts.len() < STEP
+            })?;
+            change.replace(ino, &mut state, &cuts, &[])?;
+            let mut done = cuts.len() < STEP;
+            for tag in [b'Q', b'X', b'L'] {
+                done &= change.delete_all(tag, ino, STEP)?;
+            }
+            if done {
+                change.delete(keys::inode(ino));
+                change.delete(keys::orphan(ino));
+                change.delete(keys::cut(ino));
+                change.count_inode(&state.attr, -1);
+            }
+            change.commit()?;
+            if done {
+                break;
+            }
+        }
+        state.gone = true;
+        drop(state);
+        self.table.remove(ino);
+        Ok(())
+    }
+
+    /// Finishes truncations and removals that were under way when the volume was last in use.
+    pub(super) fn recover(&self) -> Result<()> {
+        let store = self.store()?;
+        loop {
+            let found = store.scan(b"C", b"D", STEP)?;
+            for (key, value) in &found {
+                let ino = keys::ino_of(key)?;
+                let size = Fields::new("truncation", value).varint()?;
+                let inode = self.inode(ino)?;
+                self.cut(ino, &mut inode.state.lock(), size)?;
+                let mut change = Change::new(self);
+                change.delete(key.clone());
+                change.commit()?;
+            }
+            if found.len() < STEP {
+                break;
+            }
+        }
+        let mut cursor = b"O".to_vec();
+        loop {
+            let found = store.scan(&cursor, b"P", STEP)?;
+            for (key, _) in &found {
+                let inode = self.inode(keys::ino_of(key)?)?;
+                self.reap(&inode)?;
+            }
+            match found.last() {
+                Some((last, _)) if found.len() == STEP => cursor = keys::after(last),
+                _ => return Ok(()),
+            }
+        }
+    }
+}

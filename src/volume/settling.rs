@@ -1,0 +1,462 @@
+//! The volume as host of the settling pipeline.
+
+use super::change::Change;
+use super::inode::{Inode, Locked, State};
+use super::keys;
+use super::{Result, Volume, VolumeError};
+use crate::codec::{Codecs, Encoded};
+use crate::settle::{Candidate, Extent, Host, HostResult, Run, Swapped, Window};
+use crate::store::{BlockId, NewBlock, Reclaim, StoreError};
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::Arc;
+
+/// Extents and blocks that one scan reads.
+const PAGE: usize = 1024;
+/// Sparse blocks that are looked for at a time.
+const MAX_SPARSE: usize = 1 << 16;
+/// Repacking is not worth a scan of all extents for less than this, in stored bytes.
+const MIN_WASTE: u64 = 64 << 10;
+/// Settling stops while less than this is free, or a 128th of a small disk, so that reclaiming, which
+/// gives space back, has some to work in.
+const SETTLE_FLOOR: u64 = 16 << 20;
+/// A sparse block shows less than 1 / this of its bytes.
+const SPARSE_FACTOR: u64 = 2;
+
+impl Host for Volume {
+    fn pending(&self, after: Option<Window>, limit: usize) -> HostResult<Vec<Window>> {
+        self.pending_windows(after, limit).map_err(text)
+    }
+
+    fn candidates(&self, windows: &[Window], sparse: &HashSet<BlockId>) -> HostResult<Vec<Candidate>> {
+        self.find_candidates(windows, sparse).map_err(text)
+    }
+
+    fn read_run(&self, run: &Run) -> HostResult<Option<Vec<u8>>> {
+        let mut raw = vec![0; run.len as usize];
+        match self.read_extents(run.offset, &mut raw, &run.extents) {
+            Ok(()) => Ok(Some(raw)),
+            Err(_) if self.blocks_are_gone(run) => Ok(None),
+            Err(error) => Err(text(error)),
+        }
+    }
+
+    fn anchor_of(&self, ino: u64) -> HostResult<Option<BlockId>> {
+        self.file_anchor(ino).map_err(text)
+    }
+
+    fn block_head(&self, block: BlockId, limit: u32) -> HostResult<Vec<u8>> {
+        let layout = self.cache.layout(block).map_err(|e| e.to_string())?;
+        let mut head = vec![0; layout.raw_len.min(limit) as usize];
+        self.cache.read(block, 0, &mut head).map_err(|e| e.to_string())?;
+        Ok(head)
+    }
+
+    fn append(&self, encoded: &Encoded, raw_len: u32) -> HostResult<BlockId> {
+        let block = NewBlock {
+            codec: encoded.codec as u8,
+            raw_len,
+            anchor: encoded.anchor,
+            payload: &encoded.payload,
+        };
+        self.store.append(&block).map_err(|e| e.to_string())
+    }
+
+    fn has_room(&self) -> HostResult<bool> {
+        let (free, total) = self.store.free_space().map_err(|e| e.to_string())?;
+        Ok(free >= SETTLE_FLOOR.min(total / 128))
+    }
+
+    fn sync_blocks(&self) -> HostResult<()> {
+        self.store.sync_blocks().map_err(|e| e.to_string())
+    }
+
+    fn swap(&self, block: BlockId, runs: &[Run]) -> HostResult<Swapped> {
+        let result = self.swap_runs(block, runs);
+        if !matches!(&result, Ok(swapped) if swapped.settled > 0) {
+            self.store.discard(block);
+        }
+        result.map_err(text)
+    }
+
+    fn sparse(&self) -> HostResult<(HashSet<BlockId>, Vec<Window>)> {
+        self.find_sparse().map_err(text)
+    }
+
+    fn reclaim(&self) -> HostResult<u64> {
+        match self.store.reclaim(Reclaim::default()) {
+            Ok(report) => Ok(report.bytes_freed),
+            Err(error) => Err(error.to_string()),
+        }
+    }
+
+    fn codecs(&self) -> &Codecs {
+        &self.codecs
+    }
+}
+
+fn text(error: VolumeError) -> String {
+    error.to_string()
+}
+
+impl Volume {
+    /// Settles everything that is written now, and frees the space of what is not needed any more.
+    /// `progress` gets settled and total bytes now and then.
+    pub fn settle(&self, progress: &dyn Fn(u64, u64)) -> Result<()> {
+        self.writable()?;
+        self.stage_everything()?;
+        self.store()?.sync()?;
+        let mut total = 0;
+        let result = self.settler.settle_all(|| {
+            let left = self.counters.get().staged_logical.max(0) as u64;
+            total = total.max(left);
+            progress(total - left, total);
+            left > 0
+        });
+        result.map_err(|message| VolumeError::Store {
+            errno: libc::EIO,
+            message: format!("not everything could be settled: {message}"),
+        })
+    }
+
+    fn pending_windows(&self, after: Option<Window>, limit: usize) -> Result<Vec<Window>> {
+        let from = match after {
+            Some(window) => keys::after(&keys::pending(window.ino, window.offset)),
+            None => b"Q".to_vec(),
+        };
+        let page = self.store()?.scan(&from, b"R", limit)?;
+        page.iter()
+            .map(|(key, _)| {
+                Ok(Window {
+                    ino: keys::ino_of(key)?,
+                    offset: keys::offset_of(key)?,
+                })
+            })
+            .collect()
+    }
+
+    fn find_candidates(
+        &self,
+        windows: &[Window],
+        sparse: &HashSet<BlockId>,
+    ) -> Result<Vec<Candidate>> {
+        let mut runs: Vec<(u64, Run)> = Vec::new();
+        let mut by_parent: HashMap<u64, HashSet<u64>> = HashMap::new();
+        for window in windows {
+            for aligned in self.aligned(*window)? {
+                let Some((parent, found)) = self.window_runs(aligned, sparse)? else {
+                    continue;
+                };
+                if found.iter().any(|run| run.offset == 0) {
+                    by_parent.entry(parent).or_default().insert(window.ino);
+                }
+                runs.extend(found.into_iter().map(|run| (parent, run)));
+            }
+        }
+        let mut names = HashMap::new();
+        for (parent, inos) in by_parent {
+            self.names_in(parent, &inos, &mut names)?;
+        }
+        Ok(runs
+            .into_iter()
+            .map(|(parent, run)| Candidate {
+                name: names.get(&run.ino).cloned().unwrap_or_default(),
+                parent,
+                run,
+            })
+            .collect())
+    }
+
+    /// Windows of the present size in the place of a pending one, which may have been recorded when
+    /// extents were longer or shorter. Records them if they differ.
+    fn aligned(&self, window: Window) -> Result<Vec<Window>> {
+        let size = self.window();
+        if self.max_extent() == size && window.offset % size == 0 {
+            return Ok(vec![window]);
+        }
+        let end = window.offset.saturating_add(self.max_extent());
+        let mut at = window.offset - window.offset % size;
+        let mut all = Vec::new();
+        let mut change = Change::new(self);
+        while at < end {
+            all.push(Window {
+                ino: window.ino,
+                offset: at,
+            });
+            at = at.saturating_add(size);
+        }
+        let inode = match self.inode(window.ino) {
+            Ok(inode) => inode,
+            Err(VolumeError::Stale(_)) => return Ok(Vec::new()),
+            Err(error) => return Err(error),
+        };
+        let _state = inode.state.lock();
+        for new in &all {
+            change.put(keys::pending(new.ino, new.offset), Vec::new());
+        }
+        if window.offset % size != 0 {
+            change.delete(keys::pending(window.ino, window.offset));
+        }
+        change.commit()?;
+        Ok(all)
+    }
+
+    /// The parent of a file and the runs of one of its windows that should be settled. Without any,
+    /// the window is not pending any more.
+    fn window_runs(&self, window: Window, sparse: &HashSet<BlockId>) -> Result<Option<(u64, Vec<Run>)>> {
+        let inode = match self.inode(window.ino) {
+            Ok(inode) => inode,
+            Err(VolumeError::Stale(_)) => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        let state = inode.state.lock();
+        if state.gone {
+            return Ok(None);
+        }
+        let end = window.offset.saturating_add(self.window());
+        let extents: Vec<Extent> = self
+            .extents(window.ino, window.offset, end)?
+            .iter()
+            .map(|e| e.slice(window.offset, end))
+            .collect();
+        let unsettled = |e: &Extent| e.staged || sparse.contains(&e.block);
+        let runs: Vec<Run> = contiguous(window.ino, &extents)
+            .into_iter()
+            .filter(|run| run.extents.iter().any(unsettled))
+            .collect();
+        if !extents.iter().any(|e| e.staged) {
+            let mut change = Change::new(self);
+            let key = keys::pending(window.ino, window.offset);
+            if self.store()?.get(&key)?.is_some() {
+                change.delete(key);
+                change.commit()?;
+            }
+        }
+        Ok((!runs.is_empty()).then_some((state.attr.parent, runs)))
+    }
+
+    /// Adds the names that some inodes have in a directory.
+    fn names_in(
+        &self,
+        parent: u64,
+        inos: &HashSet<u64>,
+        names: &mut HashMap<u64, Vec<u8>>,
+    ) -> Result<()> {
+        let (mut from, to) = keys::range_of(b'D', parent);
+        let mut left = inos.len();
+        while left > 0 {
+            let page = self.store()?.scan(&from, &to, PAGE)?;
+            for (key, value) in &page {
+                let entry = super::namespace::Dirent::decode(value)?;
+                let name = key.get(9..).unwrap_or_default().to_vec();
+                if inos.contains(&entry.ino) && names.insert(entry.ino, name).is_none() {
+                    left -= 1;
+                }
+            }
+            match page.last() {
+                Some((last, _)) if page.len() == PAGE => from = keys::after(last),
+                _ => break,
+            }
+        }
+        Ok(())
+    }
+
+    fn blocks_are_gone(&self, run: &Run) -> bool {
+        run.extents
+            .iter()
+            .any(|e| matches!(self.store.block_info(e.block), Err(StoreError::NoSuchBlock(_))))
+    }
+
+    /// The settled block that begins a file, or the anchor of that block.
+    fn file_anchor(&self, ino: u64) -> Result<Option<BlockId>> {
+        let first = self.extents(ino, 0, 1)?;
+        let Some(first) = first.first().filter(|e| !e.staged) else {
+            return Ok(None);
+        };
+        let info = self.store()?.block_info(first.block)?;
+        Ok(match info.anchor {
+            Some(anchor) => Some(anchor),
+            None if first.skip == 0 => Some(first.block),
+            None => None,
+        })
+    }
+
+    fn swap_runs(&self, block: BlockId, runs: &[Run]) -> Result<Swapped> {
+        let mut inodes: BTreeMap<u64, Arc<Inode>> = BTreeMap::new();
+        for run in runs {
+            match self.inode(run.ino) {
+                Ok(inode) => inodes.insert(run.ino, inode),
+                Err(VolumeError::Stale(_)) => None,
+                Err(error) => return Err(error),
+            };
+        }
+        let mut states = Locked::new(inodes.values());
+        let mut swapped = Swapped::default();
+        let mut change = Change::new(self);
+        let mut skip = 0;
+        let mut moves: BTreeMap<u64, Vec<Extent>> = BTreeMap::new();
+        for run in runs {
+            let there = inodes.contains_key(&run.ino) && self.is_unchanged(&mut states, run)?;
+            if there {
+                moves.entry(run.ino).or_default().push(Extent {
+                    offset: run.offset,
+                    len: run.len,
+                    block,
+                    skip,
+                    staged: false,
+                });
+                swapped.settled += u64::from(run.len);
+            } else {
+                swapped.skipped += u64::from(run.len);
+            }
+            skip += run.len;
+        }
+        if moves.is_empty() {
+            return Ok(swapped);
+        }
+        let before: Vec<(u64, u64)> = moves
+            .keys()
+            .map(|ino| Ok((*ino, states.get(*ino)?.attr.stored)))
+            .collect::<Result<_>>()?;
+        let result = self
+            .add_moves(&mut change, &mut states, moves)
+            .and_then(|()| change.commit());
+        if let Err(error) = result {
+            for (ino, stored) in before {
+                states.get(ino)?.attr.stored = stored;
+            }
+            return Err(error);
+        }
+        Ok(swapped)
+    }
+
+    fn add_moves(
+        &self,
+        change: &mut Change<'_>,
+        states: &mut Locked<'_>,
+        moves: BTreeMap<u64, Vec<Extent>>,
+    ) -> Result<()> {
+        for (ino, mut new) in moves {
+            new.sort_by_key(|e| e.offset);
+            let cuts: Vec<(u64, u64)> = new.iter().map(|e| (e.offset, e.end())).collect();
+            let state = states.get(ino)?;
+            change.replace(ino, state, &cuts, &new)?;
+            change.put_inode(ino, &state.attr, state.disk_size);
+            for window in self.windows_settled_by(ino, &cuts)? {
+                change.delete(keys::pending(ino, window));
+            }
+        }
+        Ok(())
+    }
+
+    /// Windows in which nothing is staged any more once `cuts` are settled.
+    fn windows_settled_by(&self, ino: u64, cuts: &[(u64, u64)]) -> Result<Vec<u64>> {
+        let mut windows: Vec<u64> = cuts.iter().map(|(from, _)| from - from % self.window()).collect();
+        windows.dedup();
+        let mut settled = Vec::new();
+        for window in windows {
+            let mut staged_left = false;
+            self.for_extents(ino, window, window.saturating_add(self.window()), |extent| {
+                let replaced = cuts.iter().any(|(f, t)| *f <= extent.offset && extent.end() <= *t);
+                staged_left = extent.staged && !replaced;
+                !staged_left
+            })?;
+            if !staged_left {
+                settled.push(window);
+            }
+        }
+        Ok(settled)
+    }
+
+    /// Whether exactly the extents of `run` are still what its range shows.
+    fn is_unchanged(&self, states: &mut Locked<'_>, run: &Run) -> Result<bool> {
+        let state: &mut State = states.get(run.ino)?;
+        if state.gone {
+            return Ok(false);
+        }
+        let end = run.offset + u64::from(run.len);
+        let now: Vec<Extent> = self
+            .extents(run.ino, run.offset, end)?
+            .iter()
+            .map(|e| e.slice(run.offset, end))
+            .collect();
+        Ok(now == run.extents)
+    }
+
+    /// Blocks that show less than half of what they hold, and the windows that show it. Empty unless
+    /// repacking them is worth the effort.
+    fn find_sparse(&self) -> Result<(HashSet<BlockId>, Vec<Window>)> {
+        let (mut blocks, mut waste, mut after) = (HashMap::new(), 0, 0);
+        loop {
+            let page = self.store()?.blocks(after, PAGE)?;
+            for (id, info) in &page {
+                let raw = u64::from(info.raw_len).max(1);
+                if !info.staged && info.live * SPARSE_FACTOR < raw && info.live > 0 {
+                    waste += u64::from(info.stored_len) * (raw - info.live) / raw;
+                    blocks.insert(*id, info.refs);
+                }
+            }
+            match page.last() {
+                Some((last, _)) if page.len() == PAGE && blocks.len() < MAX_SPARSE => after = *last,
+                _ => break,
+            }
+        }
+        if waste < MIN_WASTE {
+            return Ok((HashSet::new(), Vec::new()));
+        }
+        let mut windows = Vec::new();
+        self.for_all_extents(|ino, extent| {
+            if let Some(refs) = blocks.get_mut(&extent.block) {
+                *refs = refs.saturating_sub(1);
+                windows.push((extent.block, ino, extent.offset));
+            }
+        })?;
+        // A block that others are anchored to stays in any case.
+        blocks.retain(|_, refs| *refs == 0);
+        let mut windows: Vec<Window> = windows
+            .into_iter()
+            .filter(|(block, ..)| blocks.contains_key(block))
+            .map(|(_, ino, offset)| Window {
+                ino,
+                offset: offset - offset % self.window(),
+            })
+            .collect();
+        windows.sort_unstable();
+        windows.dedup();
+        Ok((blocks.into_keys().collect(), windows))
+    }
+
+    /// Calls `visit` for every extent of the volume.
+    pub(super) fn for_all_extents(&self, mut visit: impl FnMut(u64, Extent)) -> Result<()> {
+        let mut from = b"E".to_vec();
+        loop {
+            let page = self.store()?.scan(&from, b"F", PAGE)?;
+            for (key, value) in &page {
+                visit(keys::ino_of(key)?, keys::decode_extent(key, value)?);
+            }
+            match page.last() {
+                Some((last, _)) if page.len() == PAGE => from = keys::after(last),
+                _ => return Ok(()),
+            }
+        }
+    }
+}
+
+/// Groups extents, which are in order, into runs without gaps.
+fn contiguous(ino: u64, extents: &[Extent]) -> Vec<Run> {
+    let mut runs: Vec<Run> = Vec::new();
+    for extent in extents {
+        match runs.last_mut() {
+            Some(run) if run.offset + u64::from(run.len) == extent.offset => {
+                run.len += extent.len;
+                run.extents.push(*extent);
+            }
+            _ => runs.push(Run {
+                ino,
+                offset: extent.offset,
+                len: extent.len,
+                extents: vec![*extent],
+            }),
+        }
+    }
+    runs
+}

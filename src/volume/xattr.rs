@@ -1,0 +1,198 @@
+//! Extended attributes, stored and virtual.
+
+use super::attr::Timestamp;
+use super::change::Change;
+use super::inode::Inode;
+use super::keys::{self, PIECE};
+use super::{Result, Volume, VolumeError};
+use std::sync::Arc;
+
+const NAME_MAX: usize = 255;
+const VALUE_MAX: usize = 65536;
+/// All names of one inode, as the kernel limits them.
+const LIST_MAX: usize = 65536;
+const CAPABILITY: &[u8] = b"security.capability";
+/// Names of the read-only attributes that describe how a file is stored.
+const VIRTUAL: &[u8] = b"user.s2sfs.";
+
+impl Volume {
+    pub fn getxattr(&self, ino: u64, name: &[u8]) -> Result<Vec<u8>> {
+        if let Some(what) = name.strip_prefix(VIRTUAL) {
+            return self.virtual_xattr(ino, what);
+        }
+        if name == CAPABILITY
+            && let Some(inode) = self.table.peek(ino)
+            && inode.state.lock().has_caps == Some(false)
+        {
+            return Err(VolumeError::NoAttribute);
+        }
+        check_name(name)?;
+        let mut value = Vec::new();
+        let parts = self.parts(ino, name)?;
+        if parts.is_empty() {
+            return Err(VolumeError::NoAttribute);
+        }
+        for (_, part) in parts {
+            value.extend_from_slice(&part);
+        }
+        Ok(value)
+    }
+
+    /// Names of all stored attributes. The virtual ones are not listed, so that copies of a file do
+    /// not try to carry them along.
+    pub fn listxattr(&self, ino: u64) -> Result<Vec<Vec<u8>>> {
+        let (mut from, to) = keys::range_of(b'X', ino);
+        let store = self.store()?;
+        let mut names: Vec<Vec<u8>> = Vec::new();
+        loop {
+            let page = store.scan(&from, &to, 256)?;
+            for (key, _) in &page {
+                let name = key.get(9..key.len().saturating_sub(3)).unwrap_or_default();
+                if names.last().is_none_or(|last| last != name) {
+                    names.push(name.to_vec());
+                }
+            }
+            match page.last() {
+                Some((last, _)) if page.len() == 256 => from = keys::after(last),
+                _ => return Ok(names),
+            }
+        }
+    }
+
+    /// Sets an attribute. `create` and `replace` as the flags of setxattr.
+    pub fn setxattr(
+        &self,
+        ino: u64,
+        name: &[u8],
+        value: &[u8],
+        create: bool,
+        replace: bool,
+    ) -> Result<()> {
+        self.writable()?;
+        if name.starts_with(VIRTUAL) {
+            return Err(VolumeError::NotPermitted);
+        }
+        check_name(name)?;
+        if value.len() > VALUE_MAX {
+            return Err(VolumeError::AttributeTooLarge);
+        }
+        let inode = self.inode(ino)?;
+        let mut state = inode.state.lock();
+        if state.gone {
+            return Err(VolumeError::Stale(ino));
+        }
+        let old = self.parts(ino, name)?;
+        match old.is_empty() {
+            true if replace => return Err(VolumeError::NoAttribute),
+            false if create => return Err(VolumeError::Exists),
+            true => self.check_room_for_name(ino, name)?,
+            false => {}
+        }
+        let mut change = Change::new(self);
+        for (key, _) in old {
+            change.delete(key);
+        }
+        // An empty value still has one part.
+        let parts = value.len().div_ceil(PIECE).max(1);
+        for part in 0..parts {
+            let piece = &value[part * PIECE..value.len().min((part + 1) * PIECE)];
+            change.put(keys::xattr(ino, name, part as u16), piece.to_vec());
+        }
+        let mut attr = state.attr.clone();
+        attr.ctime = Timestamp::now();
+        change.put_inode(ino, &attr, state.disk_size);
+        change.commit()?;
+        state.attr = attr;
+        if name == CAPABILITY {
+            state.has_caps = Some(true);
+        }
+        Ok(())
+    }
+
+    pub fn removexattr(&self, ino: u64, name: &[u8]) -> Result<()> {
+        self.writable()?;
+        if name.starts_with(VIRTUAL) {
+            return Err(VolumeError::NotPermitted);
+        }
+        check_name(name)?;
+        let inode = self.inode(ino)?;
+        let mut state = inode.state.lock();
+        let old = self.parts(ino, name)?;
+        if old.is_empty() || state.gone {
+            return Err(VolumeError::NoAttribute);
+        }
+        let mut change = Change::new(self);
+        for (key, _) in old {
+            change.delete(key);
+        }
+        let mut attr = state.attr.clone();
+        attr.ctime = Timestamp::now();
+        change.put_inode(ino, &attr, state.disk_size);
+        change.commit()?;
+        state.attr = attr;
+        if name == CAPABILITY {
+            state.has_caps = Some(false);
+        }
+        Ok(())
+    }
+
+    /// Writing and chown take file capabilities away. The answer to whether there are any is kept,
+    /// because this is asked on every write.
+    pub(super) fn drop_capabilities(&self, inode: &Arc<Inode>) -> Result<()> {
+        let known = inode.state.lock().has_caps;
+        if known == Some(false) {
+            return Ok(());
+        }
+        if self.parts(inode.ino, CAPABILITY)?.is_empty() {
+            inode.state.lock().has_caps = Some(false);
+            return Ok(());
+        }
+        match self.removexattr(inode.ino, CAPABILITY) {
+            Err(VolumeError::NoAttribute) => Ok(()),
+            other => other,
+        }
+    }
+
+    fn parts(&self, ino: u64, name: &[u8]) -> Result<Vec<(Vec<u8>, Vec<u8>)>> {
+        let from = keys::xattr(ino, name, 0);
+        let to = keys::after(&keys::xattr(ino, name, u16::MAX));
+        Ok(self.store()?.scan(&from, &to, VALUE_MAX / PIECE + 1)?)
+    }
+
+    fn check_room_for_name(&self, ino: u64, name: &[u8]) -> Result<()> {
+        let listed: usize = self.listxattr(ino)?.iter().map(|n| n.len() + 1).sum();
+        match listed + name.len() < LIST_MAX {
+            true => Ok(()),
+            false => Err(VolumeError::NoSpace),
+        }
+    }
+
+    fn virtual_xattr(&self, ino: u64, what: &[u8]) -> Result<Vec<u8>> {
+        let info = self.file_info(ino)?;
+        Ok(match what {
+            b"codec" => {
+                let names: Vec<&str> = info.codecs.keys().map(String::as_str).collect();
+                names.join(",").into_bytes()
+            }
+            b"model" => info.models.join(",").into_bytes(),
+            b"ratio" => format!("{:.3}", info.ratio).into_bytes(),
+            b"extents" => info.extents.len().to_string().into_bytes(),
+            b"stored" => info.stored_bytes.to_string().into_bytes(),
+            _ => return Err(VolumeError::NoAttribute),
+        })
+    }
+}
+
+fn check_name(name: &[u8]) -> Result<()> {
+    if name.is_empty() || name.contains(&0) {
+        return Err(VolumeError::Invalid("attribute name"));
+    }
+    if name.len() > NAME_MAX {
+        return Err(VolumeError::Invalid("attribute name too long"));
+    }
+    let known: [&[u8]; 3] = [b"user.", b"trusted.", b"security."];
+    match known.iter().any(|prefix| name.starts_with(prefix)) {
+        true => Ok(()),
+        false => Err(VolumeError::Unsupported("attribute namespace")),
+    }
+}
