@@ -4,10 +4,15 @@
 //! `fuse` -> `volume` -> (`store`, `cache`, `settle`) -> `codec` -> `model`.
 
 pub mod cache;
+pub mod cli;
 pub mod codec;
 pub mod control;
+pub mod exit;
 pub mod fuse;
+pub mod logging;
 pub mod model;
+pub mod mount;
+pub mod options;
 pub mod settle;
 pub mod store;
 pub mod train;

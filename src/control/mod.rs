@@ -1,7 +1,16 @@
 //! Status figures, and the socket by which commands talk to a running daemon.
 
+pub mod client;
+pub mod mountinfo;
+mod protocol;
+mod server;
+mod service;
+mod socket;
 mod status;
 
+pub use server::Server;
+pub use service::{Service, ServiceError};
+pub use socket::{prepare_runtime_dir, read_only_socket, store_socket};
 pub use status::{
     CacheStatus, CodecUsage, ExtentInfo, FileInfo, IoStatus, Progress, SettleStatus, Status, ratio,
 };

@@ -7,13 +7,12 @@ use crate::volume::{Volume, VolumeError};
 use fuser::{Config, MountOption, Session, SessionACL};
 use log::{error, warn};
 use ops::Requests;
-use parking_lot::Mutex;
+use parking_lot::{Condvar, Mutex};
 use rustix::mount::UnmountFlags;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use thiserror::Error;
 
@@ -63,7 +62,7 @@ impl Default for MountOptions {
         MountOptions {
             source: "s2sfs".into(),
             read_only: false,
-            allow_other: rustix::process::geteuid().is_root(),
+            allow_other: is_root(),
             threads: 8,
             flags: Vec::new(),
         }
@@ -71,12 +70,20 @@ impl Default for MountOptions {
 }
 
 impl MountOptions {
+    /// The source for mount(2), or for the option string of fusermount3, which users mount through
+    /// and where a comma would begin another option.
+    fn quoted_source(&self) -> String {
+        match is_root() {
+            true => self.source.clone(),
+            false => self.source.replace('\\', "\\\\").replace(',', "\\,"),
+        }
+    }
+
     fn config(&self) -> Result<Config, MountError> {
-        // A comma would begin another option, a backslash would quote.
-        let source = self.source.replace([',', '\\'], "_");
         let mut options = vec![
-            MountOption::FSName(source),
-            MountOption::Subtype("s2sfs".into()),
+            MountOption::FSName(self.quoted_source()),
+            // As a kernel option: fuser gives `Subtype` to fusermount3 only.
+            MountOption::CUSTOM("subtype=s2sfs".into()),
             MountOption::DefaultPermissions,
         ];
         if self.read_only {
@@ -95,6 +102,10 @@ impl MountOptions {
         config.clone_fd = true;
         Ok(config)
     }
+}
+
+fn is_root() -> bool {
+    rustix::process::geteuid().is_root()
 }
 
 fn parse_flag(flag: &str) -> Option<MountOption> {
@@ -120,7 +131,34 @@ fn parse_flag(flag: &str) -> Option<MountOption> {
 pub struct MountHandle {
     mountpoint: PathBuf,
     volume: VolumeRef,
-    session: Mutex<Option<JoinHandle<Result<(), MountError>>>>,
+    session: Arc<SessionEnd>,
+}
+
+/// How the session ended, once it has.
+#[derive(Debug, Default)]
+struct SessionEnd {
+    result: Mutex<Option<Result<(), String>>>,
+    ended: Condvar,
+}
+
+/// Reports a session that ends in any way, by a panic too.
+struct Reporter {
+    end: Arc<SessionEnd>,
+    result: Result<(), String>,
+}
+
+impl Reporter {
+    fn set(&mut self, result: Result<(), String>) {
+        self.result = result;
+    }
+}
+
+impl Drop for Reporter {
+    fn drop(&mut self) {
+        let result = std::mem::replace(&mut self.result, Ok(()));
+        *self.end.result.lock() = Some(result);
+        self.end.ended.notify_all();
+    }
 }
 
 struct VolumeRef(Arc<Volume>);
@@ -146,21 +184,26 @@ pub fn mount(
     let path = mountpoint.canonicalize().map_err(failed)?;
     let session = Session::new(Requests::new(volume.clone()), &path, &config).map_err(failed)?;
     let served = volume.clone();
-    let thread = std::thread::Builder::new()
+    let end = Arc::new(SessionEnd::default());
+    let mut reporter = Reporter {
+        end: end.clone(),
+        result: Err("its thread panicked".into()),
+    };
+    std::thread::Builder::new()
         .name("session".into())
         .spawn(move || {
-            let result = session.run().map_err(|e| MountError::Session(e.to_string()));
-            let closed = served.shutdown().map_err(MountError::from);
+            let result = session.run().map_err(|e| e.to_string());
+            let closed = served.shutdown().map_err(|e| format!("closing the volume: {e}"));
             if let Err(error) = &closed {
-                error!("closing the volume: {error}");
+                error!("{error}");
             }
-            result.and(closed)
+            reporter.set(result.and(closed));
         })
         .map_err(failed)?;
     Ok(MountHandle {
         mountpoint: path,
         volume: VolumeRef(volume),
-        session: Mutex::new(Some(thread)),
+        session: end,
     })
 }
 
@@ -174,20 +217,21 @@ impl MountHandle {
         &self.volume.0
     }
 
-    /// Returns when the volume is unmounted and its store is closed.
+    /// Returns when the volume is unmounted and its store is closed. Any number of threads may wait.
     pub fn wait(&self) -> Result<(), MountError> {
-        let Some(session) = self.session.lock().take() else {
-            return Ok(());
-        };
-        match session.join() {
-            Ok(result) => result,
-            Err(_) => Err(MountError::Session("its thread panicked".into())),
+        let mut result = self.session.result.lock();
+        loop {
+            match &*result {
+                Some(Ok(())) => return Ok(()),
+                Some(Err(error)) => return Err(MountError::Session(error.clone())),
+                None => self.session.ended.wait(&mut result),
+            }
         }
     }
 
     /// True once the volume is unmounted and its store is closed.
     pub fn is_finished(&self) -> bool {
-        self.session.lock().as_ref().is_none_or(JoinHandle::is_finished)
+        self.session.result.lock().is_some()
     }
 
     /// Unmounts; fails with a busy error while something uses the mount. Does not wait for the store

@@ -18,6 +18,7 @@
 
 mod attr;
 mod change;
+mod check;
 mod counters;
 mod dir;
 mod dirty;
@@ -34,6 +35,7 @@ mod status;
 mod xattr;
 
 pub use attr::{Attr, FileKind, Stat, Timestamp};
+pub use check::{CheckReport, Damage, check};
 pub use dir::{DirEntry, DirStream};
 pub use error::VolumeError;
 pub use file::{MAX_SIZE, SetAttr, WriteMode};

@@ -234,6 +234,21 @@ impl Volume {
 
     fn stage_pieces(&self, inode: &Arc<Inode>, pieces: &Pieces) -> Result<()> {
         let mut batch = Vec::new();
+        let result = self.stage_batches(inode, pieces, &mut batch);
+        // What no commit refers to would otherwise take space until the store is closed.
+        for extent in &batch {
+            self.store()?.discard(extent.block);
+        }
+        result
+    }
+
+    /// Leaves in `batch` what was staged, but not committed.
+    fn stage_batches(
+        &self,
+        inode: &Arc<Inode>,
+        pieces: &Pieces,
+        batch: &mut Vec<Extent>,
+    ) -> Result<()> {
         let mut merged_until = 0;
         for (start, data) in pieces.iter() {
             if start < merged_until {
@@ -250,10 +265,10 @@ impl Volume {
                 None => batch.push(self.stage_block(start, data)?),
             }
             if batch.len() >= BLOCKS_PER_COMMIT {
-                self.commit_staged(inode, &std::mem::take(&mut batch))?;
+                self.commit_staged(inode, batch)?;
             }
         }
-        self.commit_staged(inode, &batch)
+        self.commit_staged(inode, batch)
     }
 
     fn stage_block(&self, offset: u64, data: &[u8]) -> Result<Extent> {
@@ -299,7 +314,8 @@ impl Volume {
         Ok(Some(merged.iter().map(|(s, d)| (s, d.to_vec())).collect()))
     }
 
-    fn commit_staged(&self, inode: &Arc<Inode>, extents: &[Extent]) -> Result<()> {
+    /// Shows the extents in the file, and takes them out of the list.
+    fn commit_staged(&self, inode: &Arc<Inode>, extents: &mut Vec<Extent>) -> Result<()> {
         let Some(last) = extents.last() else {
             return Ok(());
         };
@@ -326,6 +342,7 @@ impl Volume {
             return result;
         }
         drop(state);
+        extents.clear();
         self.settler.touched(ino, windows);
         Ok(())
     }

@@ -1,0 +1,144 @@
+//! The command line.
+
+mod bench;
+mod check;
+mod compress;
+mod container;
+mod info;
+mod man;
+mod mount;
+mod output;
+mod settle;
+mod status;
+mod suite;
+mod target;
+mod train;
+mod umount;
+
+use std::ffi::OsString;
+use std::path::Path;
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser, Subcommand};
+
+use crate::exit::{Exit, Failure, Outcome};
+use crate::logging;
+
+/// Name under which mount(8) calls the program.
+const MOUNT_HELPER: &str = "mount.s2sfs";
+
+/// A file system that stores file contents compressed by a model.
+#[derive(Debug, Parser)]
+#[command(name = "s2sfs", version, arg_required_else_help = true)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Mount a store
+    Mount(mount::MountArguments),
+    /// Unmount, and wait until the daemon has finished
+    Umount(umount::UmountArguments),
+    /// Wait until all staged data is settled into its final codec
+    Settle(settle::SettleArguments),
+    /// Show the figures of a mounted or unmounted store
+    Status(status::StatusArguments),
+    /// Show codec, ratio and extents of a file on a mount
+    Info(info::InfoArguments),
+    /// Verify every checksum and reference of an unmounted store, and decode every block
+    Check(check::CheckArguments),
+    /// Train a model from the files of a directory
+    Train(train::TrainArguments),
+    /// Compress a plain file
+    Compress(compress::CompressArguments),
+    /// Decompress a file that `compress` made
+    Decompress(compress::DecompressArguments),
+    /// Measure ratio and speed of the codecs on plain files
+    Bench(bench::BenchArguments),
+    /// Measure whole stores, mounted, against mksquashfs (see `make bench`)
+    #[command(hide = true)]
+    BenchStore(suite::SuiteArguments),
+    /// Print a manual page
+    #[command(hide = true)]
+    Man(man::ManArguments),
+}
+
+/// Runs the program.
+pub fn main() -> ExitCode {
+    let arguments: Vec<OsString> = std::env::args_os().collect();
+    let called_as_helper = arguments
+        .first()
+        .and_then(|name| Path::new(name).file_name())
+        .is_some_and(|name| name == MOUNT_HELPER);
+    if called_as_helper {
+        return ExitCode::from(finish(MOUNT_HELPER, run_helper(&arguments)).for_mount_helper());
+    }
+    finish("s2sfs", run(&arguments)).into()
+}
+
+fn run(arguments: &[OsString]) -> Outcome<()> {
+    let arguments = Arguments::try_parse_from(arguments).map_err(usage)?;
+    logging::init(match arguments.command {
+        Command::Mount(ref mount) if mount.foreground() => log::LevelFilter::Info,
+        _ => log::LevelFilter::Warn,
+    });
+    match arguments.command {
+        Command::Mount(arguments) => mount::run(&arguments),
+        Command::Umount(arguments) => umount::run(&arguments),
+        Command::Settle(arguments) => settle::run(&arguments),
+        Command::Status(arguments) => status::run(&arguments),
+        Command::Info(arguments) => info::run(&arguments),
+        Command::Check(arguments) => check::run(&arguments),
+        Command::Train(arguments) => train::run(&arguments),
+        Command::Compress(arguments) => compress::compress(&arguments),
+        Command::Decompress(arguments) => compress::decompress(&arguments),
+        Command::Bench(arguments) => bench::run(&arguments),
+        Command::BenchStore(arguments) => suite::run(&arguments),
+        Command::Man(arguments) => man::run(&arguments),
+    }
+}
+
+fn run_helper(arguments: &[OsString]) -> Outcome<()> {
+    let arguments = mount::HelperArguments::try_parse_from(arguments).map_err(usage)?;
+    logging::init(log::LevelFilter::Warn);
+    mount::run_helper(&arguments)
+}
+
+/// Help and version are printed and are no failure; anything else of clap's is wrong usage.
+fn usage(error: clap::Error) -> Failure {
+    let exit = if error.use_stderr() {
+        Exit::Usage
+    } else {
+        Exit::Ok
+    };
+    // A closed standard output is not worth a message.
+    let _ = error.print();
+    Failure::new(exit, "")
+}
+
+fn finish(program: &str, outcome: Outcome<()>) -> Exit {
+    match outcome {
+        Ok(()) => Exit::Ok,
+        Err(failure) => {
+            if !failure.message.is_empty() {
+                eprintln!("{program}: {failure}");
+            }
+            failure.exit
+        }
+    }
+}
+
+/// The definition of all commands, for the manual pages.
+fn definition() -> clap::Command {
+    Arguments::command()
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn the_definition_of_the_commands_is_sound() {
+        super::definition().debug_assert();
+    }
+}

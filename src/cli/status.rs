@@ -1,0 +1,146 @@
+//! `s2sfs status`.
+
+use std::fmt::Write;
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+
+use super::output::{self, bytes, percent};
+use super::target;
+use crate::control::Status;
+use crate::control::client::Client;
+use crate::exit::{Context, Outcome};
+use crate::mount;
+
+#[derive(Debug, Args)]
+pub struct StatusArguments {
+    /// Mount point, or directory of a store
+    path: PathBuf,
+    /// Machine-readable output
+    #[arg(long)]
+    json: bool,
+}
+
+pub fn run(arguments: &StatusArguments) -> Outcome<()> {
+    let status = query(&arguments.path)?;
+    if arguments.json {
+        output::print_json(&status)
+    } else {
+        output::print(&describe(&status))
+    }
+}
+
+/// The status of a mount or of a store, mounted or not.
+pub fn query(path: &Path) -> Outcome<Status> {
+    if let Some(mount) = target::find_mount(path)? {
+        return target::client(&mount)?.status().context(path.display());
+    }
+    if let Ok(client) = Client::of_store(path)
+        && let Ok(status) = client.status()
+    {
+        return Ok(status);
+    }
+    mount::unmounted_status(path)
+}
+
+fn describe(status: &Status) -> String {
+    let mut text = String::new();
+    let mut line = |name: &str, value: String| {
+        let _ = writeln!(text, "{name:<14} {value}");
+    };
+    line("store", format!("{} ({})", status.store, status.uuid));
+    line(
+        "mounted",
+        match (&status.mountpoint, status.pid) {
+            (Some(point), Some(pid)) => format!("{point} (pid {pid})"),
+            _ => "no".into(),
+        },
+    );
+    if let Some(why) = &status.failed {
+        line("FAILED", why.clone());
+    }
+    line(
+        "version",
+        format!("{}, format {}", status.version, status.format_version),
+    );
+    line(
+        "content",
+        format!("{} files, {} directories", status.files, status.directories),
+    );
+    line("logical", bytes(status.logical_bytes));
+    line(
+        "stored",
+        format!("{} (ratio {:.2})", bytes(status.stored_bytes), status.ratio),
+    );
+    line(
+        "  log",
+        format!(
+            "{} ({} of it dead)",
+            bytes(status.log_bytes),
+            bytes(status.dead_bytes)
+        ),
+    );
+    line("  index", bytes(status.index_bytes));
+    line(
+        "models",
+        format!("{} ({})", bytes(status.model_bytes), status.model),
+    );
+    line("staged", bytes(status.staged_bytes));
+    line("dirty", bytes(status.dirty_bytes));
+    for (name, usage) in &status.codecs {
+        line(
+            &format!("codec {name}"),
+            format!(
+                "{} extents, {} ({}) in {} blocks of {}",
+                usage.extents,
+                bytes(usage.logical_bytes),
+                percent(usage.logical_bytes, status.logical_bytes),
+                usage.blocks,
+                bytes(usage.stored_bytes),
+            ),
+        );
+    }
+    if status.mounted {
+        describe_activity(status, &mut line);
+    }
+    text
+}
+
+fn describe_activity(status: &Status, line: &mut impl FnMut(&str, String)) {
+    let (cache, settle, io) = (&status.cache, &status.settle, &status.io);
+    line(
+        "cache",
+        format!(
+            "{} of {}, {} hits, {} misses",
+            bytes(cache.bytes),
+            bytes(cache.limit_bytes),
+            cache.hits,
+            cache.misses
+        ),
+    );
+    line(
+        "settling",
+        format!(
+            "{} extents ({}) wait, {} done at {}/s",
+            settle.queue_length,
+            bytes(settle.queue_bytes),
+            bytes(settle.settled_bytes),
+            bytes(settle.bytes_per_second as u64)
+        ),
+    );
+    line(
+        "traffic",
+        format!(
+            "{} read, {} written, {} decoded at {}/s",
+            bytes(io.read_bytes),
+            bytes(io.written_bytes),
+            bytes(io.decoded_bytes),
+            bytes(io.decode_bytes_per_second as u64)
+        ),
+    );
+    line(
+        "engine",
+        format!("{}, {} threads", status.engine, status.threads),
+    );
+    line("uptime", format!("{:.0} s", status.uptime_seconds));
+}

@@ -1,0 +1,32 @@
+//! What other file systems need for the same files.
+
+use std::path::Path;
+use std::process::Command;
+
+use super::files;
+use super::mounted::run;
+use crate::exit::{Context, Outcome};
+
+/// The command that the tables are compared with.
+pub const SQUASHFS_OPTIONS: [&str; 6] =
+    ["-comp", "zstd", "-Xcompression-level", "19", "-b", "128K"];
+
+/// Bytes of a squashfs image of `tree`.
+pub fn squashfs(tree: &Path, work: &Path) -> Outcome<u64> {
+    let image = work.join("compare.squashfs");
+    let mut command = Command::new("mksquashfs");
+    command.arg(tree).arg(&image).args(SQUASHFS_OPTIONS).args([
+        "-noappend",
+        "-no-progress",
+        "-quiet",
+    ]);
+    run(&mut command)?;
+    let len = std::fs::metadata(&image).context(image.display())?.len();
+    std::fs::remove_file(&image).context(image.display())?;
+    Ok(len)
+}
+
+/// Bytes that the files of `tree` take where they lie now.
+pub fn allocated(tree: &Path) -> Outcome<u64> {
+    Ok(files::tree(tree)?.iter().map(|entry| entry.allocated).sum())
+}

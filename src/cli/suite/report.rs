@@ -1,0 +1,251 @@
+//! Results as JSON and as Markdown tables, and their place in the project's documents.
+
+use std::fmt::Write;
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+
+use super::classes::ClassResult;
+use super::machine::Machine;
+use super::special::{CopyIn, Expansion, SmallFiles};
+use crate::cli::output;
+use crate::exit::{Context, Failure, Outcome};
+
+#[derive(Debug, Serialize)]
+pub struct Results {
+    pub machine: Machine,
+    /// Mount options of all stores; none means the defaults.
+    pub options: Option<String>,
+    pub classes: Vec<ClassResult>,
+    pub copy_in: Option<CopyIn>,
+    pub small_files: Option<SmallFiles>,
+    pub expansion: Option<Expansion>,
+}
+
+impl Results {
+    pub fn new(machine: Machine, options: &Option<String>) -> Results {
+        Results {
+            machine,
+            options: options.clone(),
+            classes: Vec::new(),
+            copy_in: None,
+            small_files: None,
+            expansion: None,
+        }
+    }
+}
+
+/// Writes results.json and results.md, prints the latter, and splices the tables into documents.
+pub fn write(results: &Results, dir: &Path, documents: &[PathBuf]) -> Outcome<()> {
+    let json = serde_json::to_string_pretty(results).context("JSON")? + "\n";
+    std::fs::write(dir.join("results.json"), json).context(dir.display())?;
+    let full = full_text(results);
+    std::fs::write(dir.join("results.md"), &full).context(dir.display())?;
+    for document in documents {
+        splice_file(
+            document,
+            &[("bench", &full), ("ratios", &ratio_table(results))],
+        )?;
+    }
+    output::print(&full)
+}
+
+fn full_text(results: &Results) -> String {
+    let mut text = String::new();
+    let machine = &results.machine;
+    let _ = writeln!(
+        text,
+        "s2sfs {} ({}), {} x {}, {} of memory, Linux {}; mount options: {}.\n",
+        machine.version,
+        machine.commit,
+        machine.cpus,
+        machine.cpu,
+        output::bytes(machine.memory_bytes),
+        machine.kernel,
+        results.options.as_deref().unwrap_or("the defaults"),
+    );
+    text.push_str(&size_table(results));
+    text.push('\n');
+    text.push_str(&speed_table(results));
+    text.push_str(&special_text(results));
+    text
+}
+
+/// The short table of the README.
+fn ratio_table(results: &Results) -> String {
+    let mut text = String::from("| files | squashfs (zstd -19) | s2sfs |\n|---|---|---|\n");
+    for class in &results.classes {
+        let _ = writeln!(
+            text,
+            "| {} | {:.2} | {} |",
+            class.class,
+            class.squashfs_ratio,
+            emphasised(class.ratio, class.squashfs_ratio)
+        );
+    }
+    text
+}
+
+fn emphasised(ratio: f64, other: f64) -> String {
+    if ratio > other {
+        format!("**{ratio:.2}**")
+    } else {
+        format!("{ratio:.2}")
+    }
+}
+
+fn size_table(results: &Results) -> String {
+    let mut text = String::from(
+        "| class | files | bytes | squashfs | store | of it log | of it index | store / squashfs \
+         | ratio squashfs | ratio s2sfs | model-coded |\n|---|---|---|---|---|---|---|---|---|---|---|\n",
+    );
+    for class in &results.classes {
+        let _ = writeln!(
+            text,
+            "| {} | {} | {} | {} | {} | {} | {} | {:.3} | {:.2} | {:.2} | {:.1} % |",
+            class.class,
+            class.files,
+            grouped(class.raw_bytes),
+            grouped(class.squashfs_bytes),
+            grouped(class.stored_bytes),
+            grouped(class.log_bytes),
+            grouped(class.index_bytes),
+            class.of_squashfs,
+            class.squashfs_ratio,
+            class.ratio,
+            class.model_share * 100.0,
+        );
+    }
+    text
+}
+
+fn speed_table(results: &Results) -> String {
+    let mut text = String::from(
+        "| class | copy in, MB/s | settle, KB/s | cold sequential read, KB/s \
+         | cold random 4 KiB read, median ms | p99 ms | reads | daemon's peak RSS |\n\
+         |---|---|---|---|---|---|---|---|\n",
+    );
+    for class in &results.classes {
+        let _ = writeln!(
+            text,
+            "| {} | {:.0} | {:.0} | {:.0} | {:.1} | {:.1} | {} | {} |",
+            class.class,
+            class.copy_in_mb_per_second,
+            class.settle_kb_per_second,
+            class.cold_read_kb_per_second,
+            class.random_read_ms_median,
+            class.random_read_ms_p99,
+            class.random_reads,
+            output::bytes(class.peak_rss_bytes),
+        );
+    }
+    text
+}
+
+fn special_text(results: &Results) -> String {
+    let mut text = String::new();
+    if let Some(copy) = &results.copy_in {
+        let _ = writeln!(
+            text,
+            "\nCopying in {} at once: {:.0} MB/s, {:.0} MB/s with the time of a sync.",
+            output::bytes(copy.bytes),
+            copy.mb_per_second,
+            copy.mb_per_second_with_sync
+        );
+    }
+    if let Some(small) = &results.small_files {
+        let _ = writeln!(
+            text,
+            "\n{} files of together {} bytes: store {} ({:.2} of their bytes), of it log {} and \
+             index {}; {} on an ordinary file system.",
+            grouped(small.files as u64),
+            grouped(small.raw_bytes),
+            grouped(small.stored_bytes),
+            small.of_raw,
+            grouped(small.log_bytes),
+            grouped(small.index_bytes),
+            grouped(small.ordinary_bytes),
+        );
+    }
+    if let Some(expansion) = &results.expansion {
+        let _ = writeln!(
+            text,
+            "\nGrowth of a whole store: {:+.3} % with {} random bytes, {:+.3} % with {} bytes of a \
+             zstd stream.",
+            expansion.random_percent,
+            grouped(expansion.random_raw_bytes),
+            expansion.compressed_percent,
+            grouped(expansion.compressed_raw_bytes),
+        );
+    }
+    text
+}
+
+/// A number with its digits in groups of three.
+fn grouped(number: u64) -> String {
+    let digits = number.to_string();
+    let mut text = String::new();
+    for (i, digit) in digits.chars().enumerate() {
+        if i > 0 && (digits.len() - i).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+/// Replaces the sections that a document marks for these tables; at least one must be there.
+fn splice_file(document: &Path, sections: &[(&str, &str)]) -> Outcome<()> {
+    let mut text = std::fs::read_to_string(document).context(document.display())?;
+    let mut found = false;
+    for (name, section) in sections {
+        if let Some(spliced) = splice(&text, name, section) {
+            text = spliced;
+            found = true;
+        }
+    }
+    if !found {
+        return Err(Failure::usage(format!(
+            "{} has no place for results",
+            document.display()
+        )));
+    }
+    std::fs::write(document, text).context(document.display())
+}
+
+/// Replaces what lies between `<!-- NAME:begin -->` and `<!-- NAME:end -->`.
+fn splice(text: &str, name: &str, section: &str) -> Option<String> {
+    let (begin, end) = (
+        format!("<!-- {name}:begin -->"),
+        format!("<!-- {name}:end -->"),
+    );
+    let from = text.find(&begin)? + begin.len();
+    let to = from + text.get(from..)?.find(&end)?;
+    Some(format!(
+        "{}\n{}\n{}",
+        &text[..from],
+        section.trim_end(),
+        &text[to..]
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sections_are_replaced_between_their_marks_only() {
+        let text = "a\n<!-- x:begin -->\nold\n<!-- x:end -->\nz\n";
+        let spliced = splice(text, "x", "new\n").unwrap();
+        assert_eq!(spliced, "a\n<!-- x:begin -->\nnew\n<!-- x:end -->\nz\n");
+        assert_eq!(splice(&spliced, "x", "new\n").unwrap(), spliced);
+        assert_eq!(splice(text, "y", "new"), None);
+    }
+
+    #[test]
+    fn digits_are_grouped_by_three() {
+        assert_eq!(grouped(7), "7");
+        assert_eq!(grouped(1_167_360), "1,167,360");
+        assert_eq!(grouped(100_000), "100,000");
+    }
+}

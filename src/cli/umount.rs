@@ -1,0 +1,50 @@
+//! `s2sfs umount`.
+
+use std::io;
+use std::path::PathBuf;
+
+use clap::Args;
+
+use super::target;
+use crate::control::mountinfo::{self, Mount};
+use crate::exit::{Context, Exit, Failure, Outcome};
+use crate::mount;
+
+#[derive(Debug, Args)]
+pub struct UmountArguments {
+    /// Mount point
+    mountpoint: PathBuf,
+}
+
+pub fn run(arguments: &UmountArguments) -> Outcome<()> {
+    let name = arguments.mountpoint.display();
+    let mount = mountinfo::mount_at(&arguments.mountpoint)
+        .context(name)?
+        .filter(Mount::is_s2sfs)
+        .ok_or_else(|| {
+            let name = arguments.mountpoint.display();
+            Failure::new(Exit::NotAStore, format!("{name}: no s2sfs is mounted here"))
+        })?;
+    if mount::is_dead(&mount.point) {
+        return mount::detach(&mount.point).map_err(|e| refused(&mount, &e));
+    }
+    // Before the mount goes: afterwards nobody may be there to ask.
+    let waiter = target::client(&mount)?
+        .wait()
+        .context(mount.point.display())?;
+    mount::unmount(&mount.point).map_err(|e| refused(&mount, &e))?;
+    waiter
+        .until_stopped()
+        .context(format!("closing {}", mount.store().display()))
+}
+
+fn refused(mount: &Mount, error: &io::Error) -> Failure {
+    let point = mount.point.display();
+    if error.kind() == io::ErrorKind::ResourceBusy {
+        return Failure::new(
+            Exit::Busy,
+            format!("{point} is busy: a process has files open in it (try: fuser -vm {point})"),
+        );
+    }
+    Failure::failed(format!("cannot unmount {point}: {error}"))
+}

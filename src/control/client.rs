@@ -1,0 +1,169 @@
+//! The command line's end of the control socket.
+
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags};
+use rustix::process::{Pid, PidfdFlags};
+use thiserror::Error;
+
+use super::mountinfo::Mount;
+use super::protocol::{MAX_REPLY, Reply, Request};
+use super::{FileInfo, Status, socket};
+
+/// Why a request got no answer.
+#[derive(Debug, Error)]
+pub enum ClientError {
+    #[error("cannot reach the daemon: {0}")]
+    Unreachable(#[source] io::Error),
+    #[error("the daemon ended before it answered; see its log")]
+    Died,
+    #[error("the daemon's answer makes no sense: {0}")]
+    Nonsense(String),
+    #[error("{message}")]
+    Refused { message: String, errno: Option<i32> },
+}
+
+type Result<T> = std::result::Result<T, ClientError>;
+
+/// A connection, good for one request.
+pub struct Client {
+    stream: UnixStream,
+}
+
+impl Client {
+    /// Connects to the daemon of a writable mount of `store`.
+    pub fn of_store(store: &Path) -> Result<Client> {
+        Client::connect(&socket::store_socket(store))
+    }
+
+    /// Connects to the daemon behind a mount.
+    pub fn of_mount(mount: &Mount) -> Result<Client> {
+        if let Some(path) = socket::read_only_socket(&mount.point)
+            && let Ok(client) = Client::connect(&path)
+        {
+            return Ok(client);
+        }
+        Client::of_store(&mount.store())
+    }
+
+    fn connect(path: &Path) -> Result<Client> {
+        let stream = socket::connect(path).map_err(ClientError::Unreachable)?;
+        Ok(Client { stream })
+    }
+
+    pub fn status(self) -> Result<Status> {
+        match self.request(&Request::Status)?.next()? {
+            Reply::Status { status } => Ok(*status),
+            other => Err(unexpected(other)),
+        }
+    }
+
+    pub fn info(self, ino: u64) -> Result<FileInfo> {
+        match self.request(&Request::Info { ino })?.next()? {
+            Reply::Info { info } => Ok(*info),
+            other => Err(unexpected(other)),
+        }
+    }
+
+    /// Returns when all is settled; `progress` gets (done, total) bytes on the way.
+    pub fn settle(self, mut progress: impl FnMut(u64, u64)) -> Result<()> {
+        let mut replies = self.request(&Request::Settle)?;
+        loop {
+            match replies.next()? {
+                Reply::Progress { done, total } => progress(done, total),
+                Reply::Done => return Ok(()),
+                other => return Err(unexpected(other)),
+            }
+        }
+    }
+
+    /// Prepares to wait for the end of the daemon.
+    pub fn wait(self) -> Result<Waiter> {
+        let mut replies = self.request(&Request::Wait)?;
+        match replies.next()? {
+            Reply::Waiting { pid } => {
+                // Opened while the daemon is known to live, so the number cannot mean another process.
+                // Without it (old kernel, other namespace) the end of the connection has to do.
+                let process = i32::try_from(pid)
+                    .ok()
+                    .and_then(Pid::from_raw)
+                    .and_then(|pid| rustix::process::pidfd_open(pid, PidfdFlags::empty()).ok());
+                Ok(Waiter { replies, process })
+            }
+            other => Err(unexpected(other)),
+        }
+    }
+
+    fn request(mut self, request: &Request) -> Result<Replies> {
+        self.stream
+            .set_write_timeout(Some(Duration::from_secs(10)))
+            .map_err(ClientError::Unreachable)?;
+        let line =
+            serde_json::to_string(request).map_err(|e| ClientError::Nonsense(e.to_string()))?;
+        self.stream
+            .write_all(format!("{line}\n").as_bytes())
+            .map_err(ClientError::Unreachable)?;
+        Ok(Replies {
+            reader: BufReader::new(self.stream),
+        })
+    }
+}
+
+struct Replies {
+    reader: BufReader<UnixStream>,
+}
+
+impl Replies {
+    fn next(&mut self) -> Result<Reply> {
+        let mut line = String::new();
+        (&mut self.reader)
+            .take(MAX_REPLY)
+            .read_line(&mut line)
+            .map_err(ClientError::Unreachable)?;
+        if line.is_empty() {
+            return Err(ClientError::Died);
+        }
+        match serde_json::from_str(&line) {
+            Ok(Reply::Error { message, errno }) => Err(ClientError::Refused { message, errno }),
+            Ok(reply) => Ok(reply),
+            Err(e) => Err(ClientError::Nonsense(e.to_string())),
+        }
+    }
+}
+
+/// Waits for the end of a daemon.
+pub struct Waiter {
+    replies: Replies,
+    process: Option<OwnedFd>,
+}
+
+impl Waiter {
+    /// Returns when the daemon has closed the store and its process is gone.
+    pub fn until_stopped(mut self) -> Result<()> {
+        let outcome = match self.replies.next()? {
+            Reply::Stopped { error: None } => Ok(()),
+            Reply::Stopped {
+                error: Some(message),
+            } => Err(ClientError::Refused {
+                message,
+                errno: None,
+            }),
+            other => Err(unexpected(other)),
+        };
+        let mut rest = Vec::new();
+        let _ = self.replies.reader.read_to_end(&mut rest);
+        if let Some(process) = &self.process {
+            let mut fds = [PollFd::new(process, PollFlags::IN)];
+            while let Err(rustix::io::Errno::INTR) = rustix::event::poll(&mut fds, None) {}
+        }
+        outcome
+    }
+}
+
+fn unexpected(reply: Reply) -> ClientError {
+    ClientError::Nonsense(format!("{reply:?}"))
+}

@@ -1,0 +1,33 @@
+//! What a daemon can be asked for.
+
+use thiserror::Error;
+
+use super::{FileInfo, Status};
+
+/// A request that the daemon could not fulfil.
+#[derive(Debug, Clone, Error)]
+#[error("{message}")]
+pub struct ServiceError {
+    pub message: String,
+    pub errno: Option<i32>,
+}
+
+impl ServiceError {
+    pub fn new(message: impl std::fmt::Display) -> ServiceError {
+        ServiceError {
+            message: message.to_string(),
+            errno: None,
+        }
+    }
+}
+
+/// The daemon's side of the control socket.
+pub trait Service: Send + Sync {
+    fn status(&self) -> Result<Status, ServiceError>;
+
+    /// Returns when everything that was staged or dirty at the time of the call is settled.
+    /// `progress` gets (done, total) bytes from time to time.
+    fn settle(&self, progress: &dyn Fn(u64, u64)) -> Result<(), ServiceError>;
+
+    fn file_info(&self, ino: u64) -> Result<FileInfo, ServiceError>;
+}

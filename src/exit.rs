@@ -1,0 +1,117 @@
+//! Exit codes, the same for every command, and the error that carries one to `main`.
+
+use std::fmt;
+use std::process::ExitCode;
+
+/// How a command ended. The numbers are documented in s2sfs(1) and used by scripts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Exit {
+    /// It worked; for `check`: no damage.
+    Ok = 0,
+    /// It failed: input/output, memory, a full disk.
+    Failed = 1,
+    /// The command line or an option is wrong.
+    Usage = 2,
+    /// The store, a model or a compressed file is damaged.
+    Damaged = 3,
+    /// The store is in use, or the mount point is busy.
+    Busy = 4,
+    /// The path is not a store, not mounted, or of a newer format.
+    NotAStore = 5,
+}
+
+impl Exit {
+    /// Every code with its meaning, for the man page.
+    pub const ALL: [(Exit, &'static str); 6] = [
+        (Exit::Ok, "Success; for check: no damage found."),
+        (
+            Exit::Failed,
+            "The operation failed: input/output error, full disk, out of memory.",
+        ),
+        (Exit::Usage, "The command line or an option is wrong."),
+        (
+            Exit::Damaged,
+            "The store, a model or a compressed file is damaged.",
+        ),
+        (
+            Exit::Busy,
+            "The store is in use by another process, or the mount point is busy.",
+        ),
+        (
+            Exit::NotAStore,
+            "The path is not a store, not mounted, or of a newer format.",
+        ),
+    ];
+
+    /// The code under the conventions of mount(8), which `mount.s2sfs` follows.
+    pub fn for_mount_helper(self) -> u8 {
+        match self {
+            Exit::Ok => 0,
+            Exit::Usage => 1,
+            _ => 32,
+        }
+    }
+
+    /// The code with this number; unknown numbers count as failure.
+    pub fn from_code(code: i32) -> Exit {
+        Exit::ALL
+            .iter()
+            .map(|&(exit, _)| exit)
+            .find(|&exit| exit as i32 == code)
+            .unwrap_or(Exit::Failed)
+    }
+}
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> ExitCode {
+        ExitCode::from(exit as u8)
+    }
+}
+
+/// An error that ends a command.
+#[derive(Debug)]
+pub struct Failure {
+    pub exit: Exit,
+    /// What to tell the user; empty if everything has been said.
+    pub message: String,
+}
+
+impl Failure {
+    pub fn new(exit: Exit, message: impl fmt::Display) -> Failure {
+        Failure {
+            exit,
+            message: message.to_string(),
+        }
+    }
+
+    pub fn usage(message: impl fmt::Display) -> Failure {
+        Failure::new(Exit::Usage, message)
+    }
+
+    pub fn failed(message: impl fmt::Display) -> Failure {
+        Failure::new(Exit::Failed, message)
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl std::error::Error for Failure {}
+
+/// Result of a command.
+pub type Outcome<T> = Result<T, Failure>;
+
+/// Adds what was being done to an error on its way to the user.
+pub trait Context<T> {
+    fn context(self, what: impl fmt::Display) -> Outcome<T>;
+}
+
+impl<T, E: fmt::Display> Context<T> for Result<T, E> {
+    fn context(self, what: impl fmt::Display) -> Outcome<T> {
+        self.map_err(|e| Failure::failed(format!("{what}: {e}")))
+    }
+}

@@ -1,0 +1,232 @@
+//! The daemon: opens the store, serves the mount, and closes the store when it is unmounted.
+
+use std::io::{self, Write};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::mpsc::{Sender, channel};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Resource, Rlimit};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+
+use super::notify::notify;
+use super::volume::{VolumeService, open_volume};
+use super::{READY, Request};
+use crate::control::client::Client;
+use crate::control::mountinfo;
+use crate::control::{self, Server};
+use crate::exit::{Context, Exit, Failure, Outcome};
+use crate::fuse::{self, MountHandle, MountOptions};
+use crate::logging::{self, Sink};
+use crate::options::Settings;
+use crate::volume::Volume;
+
+/// How long a mount waits for the previous daemon of the store to finish.
+const LOCK_PATIENCE: Duration = Duration::from_secs(60);
+
+/// Whom to tell that the mount answers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Readiness {
+    /// The process that launched this one, over standard output.
+    Launcher,
+    /// A service manager or a terminal; messages stay on standard error.
+    Foreground,
+}
+
+/// Serves one mount until it is unmounted.
+pub fn run(request: &Request, readiness: Readiness) -> Outcome<()> {
+    let log = match readiness {
+        Readiness::Launcher => Some(open_log(&request.settings)?),
+        Readiness::Foreground => None,
+    };
+    prepare_process(readiness)?;
+    let signals = Signals::new([SIGTERM, SIGINT, SIGHUP]).context("cannot handle signals")?;
+    let volume = open_when_free(&request.store, &request.settings)?;
+    let mount = match fuse::mount(volume.clone(), &request.mountpoint, &fuse_options(request)) {
+        Ok(mount) => Arc::new(mount),
+        Err(error) => {
+            if let Err(failure) = close(&volume, request) {
+                log::error!("{failure}");
+            }
+            return Err(Failure::failed(error));
+        }
+    };
+    let server = start_control(request, &volume);
+    let served = serve(request, &mount, signals, log);
+    notify("STOPPING=1");
+    // The volume still holds the store's lock, so this is our own socket.
+    if let Some(server) = &server {
+        server.stopping();
+    }
+    let outcome = served.and(close(&volume, request));
+    match &outcome {
+        Ok(()) => log::info!("{} is unmounted and closed", request.store.display()),
+        Err(failure) => log::error!("{failure}"),
+    }
+    if let Some(server) = &server {
+        server.stopped(outcome.as_ref().err().map(|failure| failure.message.clone()));
+    }
+    outcome
+}
+
+/// Closes the volume if its session has not done so.
+fn close(volume: &Volume, request: &Request) -> Outcome<()> {
+    volume.shutdown().context(format!("closing {}", request.store.display()))
+}
+
+/// Says that the mount is there, and returns when it has gone.
+fn serve(
+    request: &Request,
+    mount: &Arc<MountHandle>,
+    signals: Signals,
+    log: Option<Sink>,
+) -> Outcome<()> {
+    let (events, ended) = channel();
+    watch_session(mount.clone(), events.clone())?;
+    watch_signals(signals, mount.clone(), events)?;
+    if let Err(e) = announce(log) {
+        log::error!("nobody waits for this mount any more ({e}): unmounting");
+        return mount.terminate().map_err(Failure::failed);
+    }
+    log::info!("{} is mounted at {}", request.store.display(), request.mountpoint.display());
+    // No event at all means that both watchers are gone, and with them the mount.
+    ended.recv().unwrap_or(Ok(()))
+}
+
+fn prepare_process(readiness: Readiness) -> Outcome<()> {
+    if readiness == Readiness::Launcher {
+        // Survives the end of the terminal that the mount was made from.
+        rustix::process::setsid().context("setsid")?;
+    }
+    std::env::set_current_dir("/").context("/")?;
+    // The store holds everybody's data: its files are for its owner alone.
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
+    let limit = rustix::process::getrlimit(Resource::Nofile);
+    let raised = Rlimit {
+        current: limit.maximum,
+        maximum: limit.maximum,
+    };
+    if let Err(e) = rustix::process::setrlimit(Resource::Nofile, raised) {
+        log::warn!("cannot raise the limit of open files: {e}");
+    }
+    Ok(())
+}
+
+/// Opens the store, after waiting for a daemon that is just finishing with it.
+fn open_when_free(store: &Path, settings: &Settings) -> Outcome<Arc<Volume>> {
+    let deadline = Instant::now() + LOCK_PATIENCE;
+    loop {
+        match open_volume(store, settings) {
+            Err(failure) if failure.exit == Exit::Busy && Instant::now() < deadline => {
+                if let Some(holder) = holder(store) {
+                    return Err(holder);
+                }
+                std::thread::sleep(Duration::from_millis(50));
+            }
+            other => return other,
+        }
+    }
+}
+
+/// Who has the store mounted, if that mount is still there.
+fn holder(store: &Path) -> Option<Failure> {
+    let status = Client::of_store(store).ok()?.status().ok()?;
+    let point = status.mountpoint?;
+    let mount = mountinfo::mount_at(Path::new(&point)).ok()??;
+    let pid = status.pid.unwrap_or_default();
+    (mount.store() == store).then(|| {
+        let message = format!("store {} is already mounted at {point} (pid {pid})", store.display());
+        Failure::new(Exit::Busy, message)
+    })
+}
+
+fn start_control(request: &Request, volume: &Arc<Volume>) -> Option<Server> {
+    let path = if request.settings.read_only {
+        control::read_only_socket(&request.mountpoint)?
+    } else {
+        control::store_socket(&request.store)
+    };
+    let service = Arc::new(VolumeService::new(volume.clone(), request));
+    let started = if request.settings.read_only {
+        control::prepare_runtime_dir(&path).and_then(|()| Server::start(&path, service))
+    } else {
+        Server::start(&path, service)
+    };
+    started
+        .inspect_err(|e| log::warn!("no control socket at {}: {e}", path.display()))
+        .ok()
+}
+
+fn open_log(settings: &Settings) -> Outcome<Sink> {
+    let name = settings
+        .log
+        .as_deref()
+        .unwrap_or(Path::new("log"))
+        .display();
+    logging::open_background(settings.log.as_deref()).context(name)
+}
+
+/// Says that the mount answers. A daemon in the background has a log of its own, and lets go of its
+/// launcher's terminal.
+fn announce(log: Option<Sink>) -> io::Result<()> {
+    let Some(log) = log else {
+        notify("READY=1");
+        return Ok(());
+    };
+    logging::redirect(log);
+    let null = std::fs::OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open("/dev/null")?;
+    rustix::stdio::dup2_stderr(&null)?;
+    writeln!(io::stdout(), "{READY}")?;
+    rustix::stdio::dup2_stdout(&null)?;
+    Ok(())
+}
+
+fn fuse_options(request: &Request) -> MountOptions {
+    let kernel = &request.settings.kernel;
+    let flags = [
+        (kernel.noatime, "noatime"),
+        (kernel.noexec, "noexec"),
+        (kernel.nosuid, "nosuid"),
+        (!kernel.nosuid, "suid"),
+        (kernel.nodev, "nodev"),
+        (!kernel.nodev, "dev"),
+        (kernel.sync, "sync"),
+        (kernel.dirsync, "dirsync"),
+    ];
+    MountOptions {
+        source: request.store.to_string_lossy().into_owned(),
+        read_only: request.settings.read_only,
+        allow_other: kernel.allow_other,
+        flags: flags.iter().filter(|(on, _)| *on).map(|(_, name)| name.to_string()).collect(),
+        ..MountOptions::default()
+    }
+}
+
+/// Turns the end of the FUSE session into an event.
+fn watch_session(mount: Arc<MountHandle>, events: Sender<Outcome<()>>) -> Outcome<()> {
+    let watch = move || {
+        let _ = events.send(mount.wait().map_err(Failure::failed));
+    };
+    std::thread::Builder::new().name("session-end".into()).spawn(watch).context("thread")?;
+    Ok(())
+}
+
+/// Turns SIGTERM, SIGINT and SIGHUP into an unmount, by force of detaching if files are open.
+fn watch_signals(
+    mut signals: Signals,
+    mount: Arc<MountHandle>,
+    events: Sender<Outcome<()>>,
+) -> Outcome<()> {
+    let watch = move || {
+        for signal in signals.forever() {
+            log::info!("signal {signal}: unmounting {}", mount.mountpoint().display());
+            let _ = events.send(mount.terminate().map_err(Failure::failed));
+        }
+    };
+    std::thread::Builder::new().name("signals".into()).spawn(watch).context("thread")?;
+    Ok(())
+}

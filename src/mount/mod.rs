@@ -1,0 +1,197 @@
+//! Mounting: checks the request, starts the daemon and waits until the mount answers.
+//!
+//! The daemon is this program, executed again: no thread exists when it starts, and what it says on
+//! standard error until it is ready goes to whoever asked for the mount.
+
+mod daemon;
+mod notify;
+mod unmount;
+mod volume;
+
+use std::ffi::OsString;
+use std::io::{self, BufRead, BufReader};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use crate::control::mountinfo;
+use crate::exit::{Context, Exit, Failure, Outcome};
+use crate::options::Settings;
+
+pub use daemon::{Readiness, run};
+pub use unmount::{detach, is_dead, unmount};
+pub use volume::{codecs, codecs_for, open_store, open_volume, store_failure, unmounted_status};
+
+/// Hidden flag by which the daemon knows itself.
+pub const DAEMON_FLAG: &str = "--daemon";
+/// What the daemon writes to its standard output when the mount answers.
+const READY: &str = "ready";
+
+/// What to mount where, checked and with absolute paths.
+#[derive(Debug)]
+pub struct Request {
+    pub store: PathBuf,
+    pub mountpoint: PathBuf,
+    pub settings: Settings,
+    option_lists: Vec<String>,
+    created_store: bool,
+}
+
+impl Request {
+    /// Checks options and mount point and changes nothing, for mount(8)'s `-f`.
+    pub fn check(store: &Path, mountpoint: &Path, option_lists: &[String]) -> Outcome<()> {
+        Settings::parse(option_lists).map_err(Failure::usage)?;
+        check_mountpoint(mountpoint)?;
+        match std::fs::metadata(store) {
+            Ok(meta) if !meta.is_dir() => Err(not_a_directory(store)),
+            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e).context(store.display()),
+            _ => Ok(()),
+        }
+    }
+
+    /// Checks everything that can be checked without opening the store; creates a missing STORE.
+    pub fn new(store: &Path, mountpoint: &Path, option_lists: &[String]) -> Outcome<Request> {
+        let mut settings = Settings::parse(option_lists).map_err(Failure::usage)?;
+        for path in [&mut settings.model, &mut settings.log]
+            .into_iter()
+            .flatten()
+        {
+            *path = std::path::absolute(&*path).context(path.display())?;
+        }
+        let mountpoint = check_mountpoint(mountpoint)?;
+        let created_store = !settings.read_only && create_store_directory(store)?;
+        let store = store.canonicalize().map_err(|e| {
+            let exit = if e.kind() == io::ErrorKind::NotFound {
+                Exit::NotAStore
+            } else {
+                Exit::Failed
+            };
+            Failure::new(exit, format!("store {}: {e}", store.display()))
+        })?;
+        if !store.is_dir() {
+            return Err(not_a_directory(&store));
+        }
+        let request = Request {
+            store,
+            mountpoint,
+            settings,
+            option_lists: option_lists.to_vec(),
+            created_store,
+        };
+        request.check_apart().inspect_err(|_| request.undo())?;
+        Ok(request)
+    }
+
+    /// A store under its own mount point could not be reached any more, and a mount point inside the
+    /// store would become a part of it.
+    fn check_apart(&self) -> Outcome<()> {
+        if self.store.starts_with(&self.mountpoint) || self.mountpoint.starts_with(&self.store) {
+            return Err(Failure::usage(format!(
+                "store {} and mount point {} must not lie inside each other",
+                self.store.display(),
+                self.mountpoint.display()
+            )));
+        }
+        Ok(())
+    }
+
+    /// Removes the directory that was created for a mount that failed, if it is still empty.
+    fn undo(&self) {
+        if self.created_store {
+            let _ = std::fs::remove_dir(&self.store);
+        }
+    }
+
+    /// Mounts with the daemon in the background; returns when the mount answers.
+    pub fn launch(&self) -> Outcome<()> {
+        self.start_daemon().inspect_err(|_| self.undo())
+    }
+
+    fn start_daemon(&self) -> Outcome<()> {
+        let mut child = Command::new("/proc/self/exe")
+            .arg0("s2sfs")
+            .args(self.daemon_arguments())
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .spawn()
+            .context("cannot start the daemon")?;
+        if wait_until_ready(&mut child) {
+            // The first request through the kernel: proves that the daemon serves.
+            std::fs::metadata(&self.mountpoint).context(format!(
+                "{} is mounted but does not answer",
+                self.mountpoint.display()
+            ))?;
+            return Ok(());
+        }
+        let status = child.wait().context("cannot wait for the daemon")?;
+        match status.code() {
+            // It has said why.
+            Some(code) if code != 0 => Err(Failure::new(Exit::from_code(code), "")),
+            _ => Err(Failure::failed(format!(
+                "the daemon ended before it was ready: {status}"
+            ))),
+        }
+    }
+
+    fn daemon_arguments(&self) -> Vec<OsString> {
+        let mut arguments: Vec<OsString> = vec!["mount".into(), DAEMON_FLAG.into()];
+        for list in &self.option_lists {
+            arguments.extend(["-o".into(), list.into()]);
+        }
+        arguments.push("--".into());
+        arguments.extend([self.store.clone().into(), self.mountpoint.clone().into()]);
+        arguments
+    }
+}
+
+fn wait_until_ready(child: &mut Child) -> bool {
+    let Some(output) = child.stdout.take() else {
+        return false;
+    };
+    let mut line = String::new();
+    BufReader::new(output).read_line(&mut line).is_ok() && line.trim_end() == READY
+}
+
+fn check_mountpoint(mountpoint: &Path) -> Outcome<PathBuf> {
+    let name = &mountpoint.display().to_string();
+    if let Ok(Some(mount)) = mountinfo::mount_at(mountpoint)
+        && mount.is_s2sfs()
+    {
+        if !is_dead(&mount.point) {
+            let store = mount.store();
+            let message = format!("{} is already mounted at {name}", store.display());
+            return Err(Failure::new(Exit::Busy, message));
+        }
+        log::warn!("{name}: taking away a mount whose daemon is gone");
+        detach(&mount.point).context(name)?;
+    }
+    let path = mountpoint
+        .canonicalize()
+        .context(format!("mount point {name}"))?;
+    if !path.is_dir() {
+        return Err(Failure::failed(format!(
+            "mount point {name} is not a directory"
+        )));
+    }
+    Ok(path)
+}
+
+fn not_a_directory(store: &Path) -> Failure {
+    Failure::new(
+        Exit::NotAStore,
+        format!("store {} is not a directory", store.display()),
+    )
+}
+
+/// Creates STORE if it is missing, for its owner alone; true if it did.
+fn create_store_directory(store: &Path) -> Outcome<bool> {
+    use std::os::unix::fs::DirBuilderExt;
+    match std::fs::DirBuilder::new().mode(0o700).create(store) {
+        Ok(()) => Ok(true),
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(false),
+        Err(e) => Err(Failure::failed(format!(
+            "cannot create store {}: {e}",
+            store.display()
+        ))),
+    }
+}

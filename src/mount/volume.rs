@@ -1,0 +1,148 @@
+//! Opens a store as a volume under mount options, and answers requests about it.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::Request;
+use crate::codec::Codecs;
+use crate::control::{FileInfo, Service, ServiceError, Status};
+use crate::exit::{Context, Exit, Failure, Outcome};
+use crate::options::Settings;
+use crate::store::{OpenOptions, RealStorage, Store, StoreError};
+use crate::volume::{self, Volume, VolumeError, VolumeOptions};
+
+/// Longer than any mount lasts, and short enough for clock arithmetic.
+const NEVER: Duration = Duration::from_secs(100 * 365 * 86_400);
+
+/// The codecs with the model that the settings name.
+pub fn codecs(settings: &Settings) -> Outcome<Codecs> {
+    match &settings.model {
+        None => Codecs::with_default_model().context("built-in model"),
+        Some(path) => Err(Failure::failed(format!(
+            "model {}: not supported",
+            path.display()
+        ))),
+    }
+}
+
+/// The codecs for the blocks of a store, and for new ones under the settings.
+pub fn codecs_for(settings: &Settings, store: &Store) -> Outcome<Codecs> {
+    let _ = store;
+    codecs(settings)
+}
+
+/// Opens the store at `path`, under its lock; a missing or empty one is made if the settings allow
+/// changes.
+pub fn open_store(path: &Path, options: &OpenOptions) -> Outcome<Store> {
+    let storage = Arc::new(RealStorage::new(path));
+    Store::open(storage, options).map_err(|e| store_failure(&e))
+}
+
+/// Opens the store at `path` and the volume in it.
+pub fn open_volume(path: &Path, settings: &Settings) -> Outcome<Arc<Volume>> {
+    let options = OpenOptions {
+        create: !settings.read_only,
+        read_only: settings.read_only,
+        ..OpenOptions::default()
+    };
+    let store = open_store(path, &options)?;
+    let codecs = codecs_for(settings, &store)?;
+    let options = VolumeOptions {
+        cache_bytes: settings.cache_bytes,
+        dirty_bytes: settings.dirty_bytes,
+        threads: settings.threads,
+        policy: settings.policy,
+        extent: settings.extent,
+        group: settings.group,
+        settle_after: settings.settle_after.unwrap_or(NEVER),
+        read_only: settings.read_only,
+    };
+    Volume::open(store, Arc::new(codecs), options).map_err(|e| volume_failure(path, &e))
+}
+
+/// The status of a store that nobody has mounted.
+pub fn unmounted_status(path: &Path) -> Outcome<Status> {
+    let path = path.canonicalize().context(path.display())?;
+    let options = OpenOptions { read_only: true, ..OpenOptions::default() };
+    let store = open_store(&path, &options)?;
+    let status = volume::file_totals(&store).map_err(|e| volume_failure(&path, &e))?;
+    Ok(complete(status, &path))
+}
+
+fn complete(status: Status, store: &Path) -> Status {
+    Status {
+        version: env!("CARGO_PKG_VERSION").into(),
+        store: store.display().to_string(),
+        ..status
+    }
+}
+
+/// What a failure of the store means to a command.
+pub fn store_failure(error: &StoreError) -> Failure {
+    let exit = match error {
+        StoreError::Locked(_) => Exit::Busy,
+        StoreError::NotAStore(_)
+        | StoreError::Missing(_)
+        | StoreError::NewerFormat { .. }
+        | StoreError::UnknownFeature { .. } => Exit::NotAStore,
+        StoreError::Damaged { .. } => Exit::Damaged,
+        _ => Exit::Failed,
+    };
+    Failure::new(exit, error)
+}
+
+fn volume_failure(path: &Path, error: &VolumeError) -> Failure {
+    let exit = match error {
+        VolumeError::Damaged { .. } | VolumeError::Unreadable { .. } => Exit::Damaged,
+        _ => Exit::Failed,
+    };
+    Failure::new(exit, format!("{}: {error}", path.display()))
+}
+
+/// Answers the control socket for a mounted volume.
+pub struct VolumeService {
+    volume: Arc<Volume>,
+    store: PathBuf,
+    mountpoint: PathBuf,
+    started: Instant,
+}
+
+impl VolumeService {
+    pub fn new(volume: Arc<Volume>, request: &Request) -> VolumeService {
+        VolumeService {
+            volume,
+            store: request.store.clone(),
+            mountpoint: request.mountpoint.clone(),
+            started: Instant::now(),
+        }
+    }
+}
+
+impl Service for VolumeService {
+    fn status(&self) -> Result<Status, ServiceError> {
+        let status = Status {
+            pid: Some(std::process::id()),
+            mounted: true,
+            mountpoint: Some(self.mountpoint.display().to_string()),
+            uptime_seconds: self.started.elapsed().as_secs_f64(),
+            ..self.volume.status().map_err(service_error)?
+        };
+        Ok(complete(status, &self.store))
+    }
+
+    fn settle(&self, progress: &dyn Fn(u64, u64)) -> Result<(), ServiceError> {
+        self.volume.settle(progress).map_err(service_error)
+    }
+
+    fn file_info(&self, ino: u64) -> Result<FileInfo, ServiceError> {
+        self.volume.file_info(ino).map_err(service_error)
+    }
+}
+
+fn service_error(error: VolumeError) -> ServiceError {
+    ServiceError {
+        errno: Some(error.errno()),
+        message: error.to_string(),
+    }
+}

@@ -1,0 +1,598 @@
+//! Mount options: one table that the parser, `--help` and the man page share.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::codec::Policy;
+
+/// One mount option as the user sees it.
+#[derive(Debug, Clone, Copy)]
+pub struct OptionSpec {
+    pub name: &'static str,
+    /// Placeholder of the value, or None for a flag.
+    pub value: Option<&'static str>,
+    pub default: &'static str,
+    pub help: &'static str,
+}
+
+const fn spec(
+    name: &'static str,
+    value: Option<&'static str>,
+    default: &'static str,
+    help: &'static str,
+) -> OptionSpec {
+    OptionSpec {
+        name,
+        value,
+        default,
+        help,
+    }
+}
+
+/// The options that s2sfs itself understands.
+pub const OPTIONS: &[OptionSpec] = &[
+    spec(
+        "cache",
+        Some("SIZE"),
+        "256M",
+        "Memory for decoded chunks and model snapshots.",
+    ),
+    spec(
+        "dirty",
+        Some("SIZE"),
+        "64M",
+        "Memory for written data that is not yet in the log. Writers wait while it is full.",
+    ),
+    spec(
+        "threads",
+        Some("N"),
+        "number of CPUs",
+        "Threads that encode and decode.",
+    ),
+    spec(
+        "policy",
+        Some("ratio|balanced|fast"),
+        "balanced",
+        "What settling aims at: the smallest size, nearly the smallest with random reads in mind, \
+         or nothing that reads slower than zstd.",
+    ),
+    spec(
+        "extent",
+        Some("SIZE"),
+        "128K",
+        "Slice of a file for which the codec is chosen: a power of two from 4K to 1M. \
+         Affects data written from now on.",
+    ),
+    spec(
+        "group",
+        Some("SIZE|auto"),
+        "auto",
+        "Upper bound of the unit of random access inside an extent, from 512 bytes up to the extent.",
+    ),
+    spec(
+        "model",
+        Some("FILE"),
+        "the built-in model",
+        "Model that new blocks are encoded with. The store keeps a copy.",
+    ),
+    spec(
+        "settle_after",
+        Some("TIME|never"),
+        "5s",
+        "How long a file must be left alone before it is settled: a number of seconds, or with \
+         the suffix ms, s, m or h. With never, only `s2sfs settle` settles.",
+    ),
+    spec(
+        "ro",
+        None,
+        "off",
+        "Mount read-only. The store is not changed at all.",
+    ),
+    spec(
+        "log",
+        Some("FILE"),
+        "syslog",
+        "File that the background daemon appends its messages to.",
+    ),
+    spec(
+        "allow_other",
+        None,
+        "on for root",
+        "Let all users in, as far as file permissions allow. Without root, /etc/fuse.conf must \
+         contain user_allow_other.",
+    ),
+    spec(
+        "no_allow_other",
+        None,
+        "off",
+        "Let only the mounting user in.",
+    ),
+    spec("noatime", None, "off", "Do not update access times."),
+    spec(
+        "noexec",
+        None,
+        "off",
+        "Do not allow programs to be run from the mount.",
+    ),
+    spec(
+        "nosuid",
+        None,
+        "on for users",
+        "Ignore set-user-id and set-group-id bits.",
+    ),
+    spec(
+        "nodev",
+        None,
+        "on for users",
+        "Do not interpret device files.",
+    ),
+    spec("sync", None, "off", "Every write waits for the disk."),
+    spec(
+        "dirsync",
+        None,
+        "off",
+        "Every change of a directory waits for the disk.",
+    ),
+];
+
+/// Options of mount(8) and fstab(5) that need nothing from us.
+const SWALLOWED: &[&str] = &[
+    "rw",
+    "defaults",
+    "auto",
+    "noauto",
+    "user",
+    "nouser",
+    "users",
+    "nousers",
+    "owner",
+    "noowner",
+    "group",
+    "nogroup",
+    "_netdev",
+    "nofail",
+    "exec",
+    "suid",
+    "dev",
+    "atime",
+    "async",
+    "relatime",
+    "norelatime",
+    "strictatime",
+    "nostrictatime",
+    "lazytime",
+    "nolazytime",
+    "diratime",
+    "nodiratime",
+    "iversion",
+    "noiversion",
+    "mand",
+    "nomand",
+    "silent",
+    "loud",
+    "default_permissions",
+    "symfollow",
+];
+
+/// Swallowed options that carry a value or a suffix of the user's own.
+const SWALLOWED_PREFIXES: &[&str] = &[
+    "x-",
+    "X-",
+    "comment=",
+    "context=",
+    "fscontext=",
+    "defcontext=",
+    "rootcontext=",
+    "fsname=",
+    "subtype=",
+];
+
+/// Flags that the kernel enforces.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct KernelFlags {
+    pub allow_other: bool,
+    pub noatime: bool,
+    pub noexec: bool,
+    pub nosuid: bool,
+    pub nodev: bool,
+    pub sync: bool,
+    pub dirsync: bool,
+}
+
+/// All options of one mount, parsed and checked.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Settings {
+    pub cache_bytes: u64,
+    pub dirty_bytes: u64,
+    pub threads: usize,
+    pub policy: Policy,
+    pub extent: u32,
+    /// Upper bound of the group size; None lets the chooser decide.
+    pub group: Option<u32>,
+    pub model: Option<PathBuf>,
+    /// None: settle only when asked.
+    pub settle_after: Option<Duration>,
+    pub read_only: bool,
+    pub log: Option<PathBuf>,
+    pub kernel: KernelFlags,
+}
+
+impl Default for Settings {
+    fn default() -> Settings {
+        let root = rustix::process::geteuid().is_root();
+        Settings {
+            cache_bytes: 256 << 20,
+            dirty_bytes: 64 << 20,
+            threads: std::thread::available_parallelism().map_or(1, |n| n.get()),
+            policy: Policy::default(),
+            extent: 128 << 10,
+            group: None,
+            model: None,
+            settle_after: Some(Duration::from_secs(5)),
+            read_only: false,
+            log: None,
+            kernel: KernelFlags {
+                allow_other: root,
+                nosuid: !root,
+                nodev: !root,
+                ..KernelFlags::default()
+            },
+        }
+    }
+}
+
+impl Settings {
+    /// Parses the values of any number of `-o` arguments; later ones win.
+    pub fn parse<S: AsRef<str>>(lists: &[S]) -> Result<Settings, String> {
+        let mut settings = Settings::default();
+        for option in lists.iter().flat_map(|list| list.as_ref().split(',')) {
+            let option = option.trim();
+            if !option.is_empty() {
+                settings.apply(option)?;
+            }
+        }
+        if let Some(group) = settings.group
+            && group > settings.extent
+        {
+            return Err(format!(
+                "group={group} is larger than the extent of {} bytes",
+                settings.extent
+            ));
+        }
+        Ok(settings)
+    }
+
+    fn apply(&mut self, option: &str) -> Result<(), String> {
+        match option.split_once('=') {
+            Some((name, value)) => self.apply_value(name, value),
+            None => self.apply_flag(option),
+        }
+        .map_err(|e| match e {
+            Reject::Unknown => unknown(option),
+            Reject::Value(why) => format!("option {option}: {why}"),
+        })
+    }
+
+    fn apply_value(&mut self, name: &str, value: &str) -> Result<(), Reject> {
+        match name {
+            "cache" => self.cache_bytes = size(value, 1 << 20, 1 << 44)?,
+            "dirty" => self.dirty_bytes = size(value, 1 << 20, 1 << 40)?,
+            "threads" => self.threads = size(value, 1, 1024)? as usize,
+            "policy" => self.policy = policy(value)?,
+            "extent" => self.extent = power_of_two(value, 4 << 10, 1 << 20)?,
+            "group" if value == "auto" => self.group = None,
+            "group" => self.group = Some(power_of_two(value, 512, 1 << 20)?),
+            "model" => self.model = Some(path(value)?),
+            "settle_after" => self.settle_after = time(value)?,
+            "log" => self.log = Some(path(value)?),
+            _ if swallowed_prefix(name, value) => {}
+            _ => return Err(Reject::Unknown),
+        }
+        Ok(())
+    }
+
+    fn apply_flag(&mut self, name: &str) -> Result<(), Reject> {
+        let kernel = &mut self.kernel;
+        match name {
+            "ro" => self.read_only = true,
+            "rw" => self.read_only = false,
+            "allow_other" => kernel.allow_other = true,
+            "no_allow_other" => kernel.allow_other = false,
+            "noatime" => kernel.noatime = true,
+            "atime" => kernel.noatime = false,
+            "noexec" => kernel.noexec = true,
+            "exec" => kernel.noexec = false,
+            "nosuid" => kernel.nosuid = true,
+            "suid" => kernel.nosuid = false,
+            "nodev" => kernel.nodev = true,
+            "dev" => kernel.nodev = false,
+            "sync" => kernel.sync = true,
+            "async" => kernel.sync = false,
+            "dirsync" => kernel.dirsync = true,
+            // mount(8): these imply noexec, nosuid and nodev unless overridden later.
+            "user" | "users" => {
+                kernel.noexec = true;
+                kernel.nosuid = true;
+                kernel.nodev = true;
+            }
+            "owner" | "group" => {
+                kernel.nosuid = true;
+                kernel.nodev = true;
+            }
+            _ if SWALLOWED.contains(&name) || name.starts_with("x-") || name.starts_with("X-") => {}
+            _ => return Err(Reject::Unknown),
+        }
+        Ok(())
+    }
+}
+
+/// The options that are known, for mount(8)'s `-s`. Wrong values of known options stay in.
+pub fn known_only(lists: &[String]) -> Vec<String> {
+    let known = |option: &&str| {
+        let name = option.split('=').next().unwrap_or(option);
+        OPTIONS.iter().any(|spec| spec.name == name) || Settings::parse(&[option]).is_ok()
+    };
+    lists
+        .iter()
+        .map(|list| list.split(',').filter(known).collect::<Vec<_>>().join(","))
+        .collect()
+}
+
+/// Why an option was not taken.
+enum Reject {
+    Unknown,
+    Value(String),
+}
+
+fn reject<T>(why: impl Into<String>) -> Result<T, Reject> {
+    Err(Reject::Value(why.into()))
+}
+
+fn unknown(option: &str) -> String {
+    let name = option.split('=').next().unwrap_or(option);
+    match OPTIONS.iter().find(|spec| spec.name == name) {
+        Some(OptionSpec {
+            value: Some(value), ..
+        }) => {
+            format!("option {option} needs a value: {name}={value}")
+        }
+        Some(_) => format!("option {name} takes no value"),
+        None => {
+            let known: Vec<&str> = OPTIONS.iter().map(|spec| spec.name).collect();
+            format!("unknown option {option}; known are {}", known.join(", "))
+        }
+    }
+}
+
+fn swallowed_prefix(name: &str, value: &str) -> bool {
+    let option = format!("{name}={value}");
+    SWALLOWED_PREFIXES
+        .iter()
+        .any(|prefix| option.starts_with(prefix))
+}
+
+/// Parses a number of bytes with an optional suffix K, M, G or T (powers of 1024).
+pub fn parse_size(text: &str) -> Option<u64> {
+    let lower = text.to_ascii_lowercase();
+    let short = lower
+        .strip_suffix("ib")
+        .or_else(|| lower.strip_suffix('b'))
+        .unwrap_or(&lower);
+    let (digits, shift) = match short.as_bytes().last()? {
+        b'k' => (&short[..short.len() - 1], 10),
+        b'm' => (&short[..short.len() - 1], 20),
+        b'g' => (&short[..short.len() - 1], 30),
+        b't' => (&short[..short.len() - 1], 40),
+        _ => (short, 0),
+    };
+    if digits.is_empty() || !digits.bytes().all(|b| b.is_ascii_digit()) {
+        return None;
+    }
+    digits.parse::<u64>().ok()?.checked_mul(1u64 << shift)
+}
+
+fn size(text: &str, least: u64, most: u64) -> Result<u64, Reject> {
+    match parse_size(text) {
+        Some(bytes) if (least..=most).contains(&bytes) => Ok(bytes),
+        Some(_) => reject(format!("must be between {least} and {most}")),
+        None => reject("not a number (suffixes K, M, G and T are allowed)"),
+    }
+}
+
+fn power_of_two(text: &str, least: u64, most: u64) -> Result<u32, Reject> {
+    let bytes = size(text, least, most)?;
+    if !bytes.is_power_of_two() {
+        return reject("must be a power of two");
+    }
+    u32::try_from(bytes).map_err(|_| Reject::Value("too large".into()))
+}
+
+fn policy(text: &str) -> Result<Policy, Reject> {
+    match text {
+        "ratio" => Ok(Policy::Ratio),
+        "balanced" => Ok(Policy::Balanced),
+        "fast" => Ok(Policy::Fast),
+        _ => reject("must be ratio, balanced or fast"),
+    }
+}
+
+fn path(text: &str) -> Result<PathBuf, Reject> {
+    if text.is_empty() {
+        return reject("needs a file name");
+    }
+    Ok(PathBuf::from(text))
+}
+
+fn time(text: &str) -> Result<Option<Duration>, Reject> {
+    if text == "never" {
+        return Ok(None);
+    }
+    let units = [
+        ("ms", 1),
+        ("s", 1000),
+        ("m", 60_000),
+        ("h", 3_600_000),
+        ("", 1000),
+    ];
+    let parsed = units.iter().find_map(|(suffix, millis)| {
+        let number: u64 = text.strip_suffix(suffix)?.parse().ok()?;
+        number.checked_mul(*millis)
+    });
+    match parsed {
+        Some(millis) if millis <= 365 * 24 * 3_600_000 => Ok(Some(Duration::from_millis(millis))),
+        Some(_) => reject("is longer than a year"),
+        None => reject("not a time: use for example 500ms, 5s, 10m, 1h or never"),
+    }
+}
+
+/// The option table as indented text for `--help`.
+pub fn help_text() -> String {
+    let mut text = String::from("Mount options (-o NAME=VALUE,...):\n");
+    for spec in OPTIONS {
+        let name = match spec.value {
+            Some(value) => format!("{}={value}", spec.name),
+            None => spec.name.to_string(),
+        };
+        text.push_str(&format!(
+            "  {name}\n        {} [default: {}]\n",
+            spec.help, spec.default
+        ));
+    }
+    text.push_str(
+        "Other options of mount(8) and fstab(5), such as nofail, _netdev and x-*, are accepted.\n",
+    );
+    text
+}
+
+/// The option table as the body of a man page section, in man(7) macros.
+pub fn man_text() -> String {
+    let mut text = String::new();
+    for spec in OPTIONS {
+        let name = match spec.value {
+            Some(value) => format!("\\fB{}=\\fR\\fI{value}\\fR", roff(spec.name)),
+            None => format!("\\fB{}\\fR", roff(spec.name)),
+        };
+        let help = roff(spec.help).replace('`', "\"");
+        text.push_str(&format!(
+            ".TP\n{name}\n{help}\nDefault: {}.\n",
+            roff(spec.default)
+        ));
+    }
+    text
+}
+
+/// Escapes text for roff.
+pub fn roff(text: &str) -> String {
+    text.replace('\\', "\\e").replace('-', "\\-")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(list: &str) -> Result<Settings, String> {
+        Settings::parse(&[list])
+    }
+
+    #[test]
+    fn every_option_of_the_table_is_accepted_and_only_with_or_without_its_value() {
+        for spec in OPTIONS {
+            let sample = match spec.name {
+                "cache" | "dirty" => "64M",
+                "threads" => "2",
+                "policy" => "fast",
+                "extent" => "64K",
+                "group" => "4K",
+                "settle_after" => "1m",
+                _ => "/tmp/file",
+            };
+            match spec.value {
+                Some(_) => {
+                    parse(&format!("{}={sample}", spec.name)).unwrap();
+                    if spec.name != "group" {
+                        assert!(parse(spec.name).unwrap_err().contains("needs a value"));
+                    }
+                }
+                None => {
+                    parse(spec.name).unwrap();
+                    assert!(
+                        parse(&format!("{}=1", spec.name))
+                            .unwrap_err()
+                            .contains("no value")
+                    );
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn defaults_in_the_table_are_the_defaults_of_the_settings() {
+        for spec in OPTIONS.iter().filter(|spec| spec.value.is_some()) {
+            if let Ok(settings) = parse(&format!("{}={}", spec.name, spec.default))
+                && !["model", "log"].contains(&spec.name)
+            {
+                assert_eq!(settings, Settings::default(), "{}", spec.name);
+            }
+        }
+    }
+
+    #[test]
+    fn later_options_win_and_generic_ones_are_swallowed() {
+        let settings = Settings::parse(&[
+            "rw,noauto,nofail,_netdev,x-systemd.automount,x-gvfs-show=1,comment=a,group,,cache=1M",
+            "cache=2M,ro",
+        ])
+        .unwrap();
+        assert_eq!(settings.cache_bytes, 2 << 20);
+        assert!(settings.read_only);
+        assert_eq!(settings.group, None);
+    }
+
+    #[test]
+    fn sloppy_mounts_drop_unknown_options_only() {
+        let lists = known_only(&["cache=1M,compress=zstd,nofail,foo,ro".to_string()]);
+        assert_eq!(lists, ["cache=1M,nofail,ro"]);
+        assert!(Settings::parse(&known_only(&["cache=lots".to_string()])).is_err());
+    }
+
+    #[test]
+    fn wrong_values_are_refused_with_the_reason() {
+        for (list, reason) in [
+            ("cache=10", "between"),
+            ("cache=lots", "not a number"),
+            ("cache=", "not a number"),
+            ("threads=0", "between"),
+            ("policy=best", "ratio, balanced or fast"),
+            ("extent=100000", "power of two"),
+            ("extent=2M", "between"),
+            ("extent=64K,group=128K", "larger than the extent"),
+            ("settle_after=soon", "not a time"),
+            ("settle_after=99999999h", "longer than a year"),
+            ("model=", "file name"),
+            ("compress=zstd", "unknown option compress=zstd"),
+            ("cache=99999999999999999999G", "not a number"),
+        ] {
+            let error = parse(list).unwrap_err();
+            assert!(error.contains(reason), "{list}: {error}");
+        }
+    }
+
+    #[test]
+    fn sizes_and_times_are_read_as_people_write_them() {
+        assert_eq!(parse_size("4096"), Some(4096));
+        assert_eq!(parse_size("4k"), Some(4096));
+        assert_eq!(parse_size("4KiB"), Some(4096));
+        assert_eq!(parse_size("1G"), Some(1 << 30));
+        assert_eq!(parse_size("-1"), None);
+        assert_eq!(parse_size("K"), None);
+        assert_eq!(
+            parse("settle_after=500ms").unwrap().settle_after,
+            Some(Duration::from_millis(500))
+        );
+        assert_eq!(
+            parse("settle_after=7").unwrap().settle_after,
+            Some(Duration::from_secs(7))
+        );
+        assert_eq!(parse("settle_after=never").unwrap().settle_after, None);
+    }
+}

@@ -1,0 +1,174 @@
+//! check, and what becomes of damaged stores.
+
+#[path = "common/cli.rs"]
+#[allow(dead_code)]
+mod cli;
+
+use std::path::{Path, PathBuf};
+
+use cli::*;
+
+/// An unmounted store with settled and with staged files.
+fn filled() -> (Bed, Vec<(PathBuf, Vec<u8>)>) {
+    let bed = Bed::mounted("");
+    let mut files = write_tree(&bed.mnt);
+    bed.settle();
+    let late = sample(99, 150_000);
+    std::fs::write(bed.mnt.join("late.txt"), &late).unwrap();
+    files.push(("late.txt".into(), late));
+    bed.umount();
+    (bed, files)
+}
+
+#[test]
+fn a_good_store_has_no_damage() {
+    if !can_mount() {
+        return;
+    }
+    let (bed, _) = filled();
+    let output = bed.check();
+    assert_eq!(output.status.code(), Some(exit::OK), "{}", text(&output));
+    let output = s2sfs(["check".as_ref(), "--json".as_ref(), bed.store.as_os_str()]);
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(report["damage"].as_array().unwrap().len(), 0);
+    assert!(report["blocks"].as_u64().unwrap() > 0);
+}
+
+#[test]
+fn a_deleted_index_is_made_again_by_the_next_mount_or_by_check() {
+    if !can_mount() {
+        return;
+    }
+    let (bed, files) = filled();
+    for by_check in [false, true] {
+        let index = bed.store.join("index");
+        if index.exists() {
+            std::fs::remove_dir_all(&index).unwrap();
+        }
+        if by_check {
+            let output = s2sfs([
+                "check".as_ref(),
+                "--rebuild-index".as_ref(),
+                bed.store.as_os_str(),
+            ]);
+            assert_eq!(output.status.code(), Some(exit::OK), "{}", text(&output));
+        }
+        bed.mount("");
+        assert_tree(&bed.mnt, &files);
+        bed.umount();
+    }
+}
+
+#[test]
+fn one_changed_byte_in_a_block_is_found_and_hits_no_other_file() {
+    if !can_mount() {
+        return;
+    }
+    let (bed, files) = filled();
+    let segment = largest_file(&bed.store.join("log"));
+    let len = std::fs::metadata(&segment).unwrap().len();
+    flip(&segment, len / 2);
+    let output = bed.check();
+    assert_eq!(
+        output.status.code(),
+        Some(exit::DAMAGED),
+        "{}",
+        text(&output)
+    );
+    let said = text(&output);
+    bed.mount("");
+    let mut hit = 0;
+    for (path, contents) in &files {
+        match std::fs::read(bed.mnt.join(path)) {
+            Ok(found) => assert!(found == *contents, "{} shows wrong bytes", path.display()),
+            Err(error) => {
+                assert_eq!(error.raw_os_error(), Some(libc::EIO));
+                assert!(
+                    said.contains(path.to_str().unwrap()),
+                    "{} is not in {said}",
+                    path.display()
+                );
+                hit += 1;
+            }
+        }
+    }
+    assert!(hit < files.len());
+}
+
+#[test]
+fn foreign_missing_and_newer_stores_are_told_apart_from_damaged_ones() {
+    if !can_mount() {
+        return;
+    }
+    let bed = Bed::new();
+    assert_refused(&bed.check(), exit::NOT_A_STORE, "store");
+    std::fs::create_dir(&bed.store).unwrap();
+    assert_refused(&bed.check(), exit::NOT_A_STORE, "store");
+    bed.mount("");
+    bed.umount();
+    let toml = bed.store.join("s2sfs.toml");
+    let text = std::fs::read_to_string(&toml).unwrap();
+    let newer: String = text
+        .lines()
+        .map(|line| {
+            if line.contains('=') && line.contains("format") {
+                "format = 999\n".into()
+            } else {
+                format!("{line}\n")
+            }
+        })
+        .collect();
+    assert_ne!(newer, text);
+    std::fs::write(&toml, newer).unwrap();
+    assert_refused(&bed.check(), exit::NOT_A_STORE, "999");
+    assert_refused(&bed.try_mount(""), exit::HELPER_FAILED, "999");
+}
+
+#[test]
+fn garbage_in_the_log_directory_is_an_error_and_not_a_crash() {
+    if !can_mount() {
+        return;
+    }
+    let (bed, _) = filled();
+    for item in std::fs::read_dir(bed.store.join("log")).unwrap() {
+        let path = item.unwrap().path();
+        let len = std::fs::metadata(&path).unwrap().len() as usize;
+        std::fs::write(&path, sample(1, len)).unwrap();
+    }
+    let output = bed.check();
+    assert_eq!(
+        output.status.code(),
+        Some(exit::DAMAGED),
+        "{}",
+        text(&output)
+    );
+    let output = bed.try_mount("");
+    assert_eq!(
+        output.status.code(),
+        Some(exit::HELPER_FAILED),
+        "{}",
+        text(&output)
+    );
+    assert!(!String::from_utf8_lossy(&output.stderr).contains("panicked"));
+}
+
+fn largest_file(dir: &Path) -> PathBuf {
+    let files = std::fs::read_dir(dir)
+        .unwrap()
+        .map(|item| item.unwrap().path());
+    files
+        .max_by_key(|path| std::fs::metadata(path).unwrap().len())
+        .unwrap()
+}
+
+fn flip(path: &Path, offset: u64) {
+    use std::os::unix::fs::FileExt;
+    let file = std::fs::OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(path)
+        .unwrap();
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, offset).unwrap();
+    file.write_all_at(&[byte[0] ^ 0x40], offset).unwrap();
+}

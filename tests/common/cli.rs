@@ -1,0 +1,211 @@
+//! A store, a mount point, and the commands on them, for the tests of the command line.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+/// Exit codes as documented in s2sfs(1).
+pub mod exit {
+    pub const OK: i32 = 0;
+    pub const FAILED: i32 = 1;
+    pub const USAGE: i32 = 2;
+    pub const DAMAGED: i32 = 3;
+    pub const BUSY: i32 = 4;
+    pub const NOT_A_STORE: i32 = 5;
+    /// Of `mount.s2sfs`.
+    pub const HELPER_USAGE: i32 = 1;
+    pub const HELPER_FAILED: i32 = 32;
+}
+
+/// True where FUSE file systems can be mounted. Says so loudly where they cannot.
+pub fn can_mount() -> bool {
+    let root = rustix::process::geteuid().is_root();
+    let fuse = std::fs::OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open("/dev/fuse");
+    let helper = Command::new("fusermount3").arg("-V").output().is_ok();
+    if fuse.is_ok() && (root || helper) {
+        return true;
+    }
+    eprintln!("SKIPPED: this test needs /dev/fuse, and root or fusermount3 to mount with");
+    false
+}
+
+/// A directory with a store and a mount point in it. Unmounted and deleted when dropped.
+pub struct Bed {
+    dir: tempfile::TempDir,
+    pub store: PathBuf,
+    pub mnt: PathBuf,
+}
+
+impl Bed {
+    pub fn new() -> Bed {
+        let dir = tempfile::tempdir().unwrap();
+        let (store, mnt) = (dir.path().join("store"), dir.path().join("mnt"));
+        std::fs::create_dir(&mnt).unwrap();
+        Bed { dir, store, mnt }
+    }
+
+    /// A fresh store, mounted with `options` (settling only on request unless they say otherwise).
+    pub fn mounted(options: &str) -> Bed {
+        let bed = Bed::new();
+        bed.mount(options);
+        bed
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    pub fn mount(&self, options: &str) {
+        let output = self.try_mount(options);
+        assert!(output.status.success(), "mount: {}", text(&output));
+    }
+
+    pub fn try_mount(&self, options: &str) -> Output {
+        let options = format!("settle_after=never,threads=2,cache=64M,{options}");
+        finish(
+            helper()
+                .arg(&self.store)
+                .arg(&self.mnt)
+                .arg("-o")
+                .arg(options),
+        )
+    }
+
+    pub fn umount(&self) {
+        let output = s2sfs(["umount".as_ref(), self.mnt.as_os_str()]);
+        assert!(output.status.success(), "umount: {}", text(&output));
+    }
+
+    pub fn settle(&self) {
+        let output = s2sfs(["settle".as_ref(), self.mnt.as_os_str()]);
+        assert!(output.status.success(), "settle: {}", text(&output));
+    }
+
+    pub fn status(&self, path: &Path) -> serde_json::Value {
+        let output = s2sfs(["status".as_ref(), "--json".as_ref(), path.as_os_str()]);
+        assert!(output.status.success(), "status: {}", text(&output));
+        serde_json::from_slice(&output.stdout).unwrap()
+    }
+
+    pub fn pid(&self) -> rustix::process::Pid {
+        let pid = self.status(&self.mnt)["pid"].as_i64().unwrap();
+        rustix::process::Pid::from_raw(pid as i32).unwrap()
+    }
+
+    pub fn check(&self) -> Output {
+        s2sfs(["check".as_ref(), self.store.as_os_str()])
+    }
+
+    pub fn is_mounted(&self) -> bool {
+        let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap();
+        let mnt = self.mnt.to_str().unwrap();
+        mounts
+            .lines()
+            .any(|line| line.split(' ').nth(1) == Some(mnt))
+    }
+}
+
+impl Drop for Bed {
+    fn drop(&mut self) {
+        if self.is_mounted() {
+            let output = s2sfs(["umount".as_ref(), self.mnt.as_os_str()]);
+            if !output.status.success() {
+                let _ = Command::new("umount").arg("-l").arg(&self.mnt).status();
+            }
+        }
+    }
+}
+
+/// The program under the name of the mount helper.
+pub fn helper() -> Command {
+    use std::os::unix::process::CommandExt;
+    let mut command = Command::new(env!("CARGO_BIN_EXE_s2sfs"));
+    command.arg0("mount.s2sfs");
+    command
+}
+
+pub fn program() -> Command {
+    Command::new(env!("CARGO_BIN_EXE_s2sfs"))
+}
+
+/// Runs `s2sfs` with these arguments.
+pub fn s2sfs<A: AsRef<std::ffi::OsStr>>(arguments: impl IntoIterator<Item = A>) -> Output {
+    finish(program().args(arguments))
+}
+
+/// Runs a command that must come to an end by itself.
+pub fn finish(command: &mut Command) -> Output {
+    command.stdin(Stdio::null()).output().unwrap()
+}
+
+pub fn text(output: &Output) -> String {
+    format!(
+        "{}\nstdout: {}\nstderr: {}",
+        output.status,
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    )
+}
+
+/// Asserts the exit code, and that standard error says `words`.
+pub fn assert_refused(output: &Output, code: i32, words: &str) {
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(code), "{}", text(output));
+    assert!(stderr.contains(words), "not '{words}': {}", text(output));
+}
+
+/// Polls until `condition` holds.
+pub fn wait_until(what: &str, condition: impl Fn() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while !condition() {
+        assert!(Instant::now() < deadline, "{what} did not happen");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// Text of `len` bytes that compresses, and differs with `seed`.
+pub fn sample(seed: u64, len: usize) -> Vec<u8> {
+    let words = [
+        "river", "stone", "the", "of", "under", "a", "light", "morning", "was", "and",
+    ];
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let mut text = Vec::with_capacity(len + 16);
+    while text.len() < len {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        text.extend_from_slice(words[(state % words.len() as u64) as usize].as_bytes());
+        text.push(if state.is_multiple_of(11) {
+            b'\n'
+        } else {
+            b' '
+        });
+    }
+    text.truncate(len);
+    text
+}
+
+/// Writes a tree of files of many sizes; returns their names and contents.
+pub fn write_tree(root: &Path) -> Vec<(PathBuf, Vec<u8>)> {
+    let sizes = [0, 1, 100, 4095, 4096, 70_000, 131_072, 300_001];
+    let mut files = Vec::new();
+    for (number, size) in sizes.into_iter().enumerate() {
+        let dir = PathBuf::from(format!("d{}", number % 3));
+        std::fs::create_dir_all(root.join(&dir)).unwrap();
+        let path = dir.join(format!("file {number}.txt"));
+        let contents = sample(number as u64, size);
+        std::fs::write(root.join(&path), &contents).unwrap();
+        files.push((path, contents));
+    }
+    files
+}
+
+pub fn assert_tree(root: &Path, files: &[(PathBuf, Vec<u8>)]) {
+    for (path, contents) in files {
+        let found = std::fs::read(root.join(path)).unwrap();
+        assert!(found == *contents, "{} has other contents", path.display());
+    }
+}
