@@ -299,6 +299,11 @@ impl Store {
         self.journal.sync()
     }
 
+    /// Makes all appended settled blocks durable, so that commits that refer to them need not.
+    pub fn sync_blocks(&self) -> Result<()> {
+        self.blocks.sync()
+    }
+
     /// What is known of a block, referenced or not yet.
     pub fn block_info(&self, id: BlockId) -> Result<BlockInfo> {
         let (entry, _) = self.lookup(id)?.ok_or(StoreError::NoSuchBlock(id))?;
