@@ -146,9 +146,7 @@ impl Volume {
                 let Some((parent, found)) = self.window_runs(aligned, sparse)? else {
                     continue;
                 };
-                if found.iter().any(|run| run.offset == 0) {
-                    by_parent.entry(parent).or_default().insert(window.ino);
-                }
+                by_parent.entry(parent).or_default().insert(window.ino);
                 runs.extend(found.into_iter().map(|run| (parent, run)));
             }
         }
