@@ -26,7 +26,13 @@ fn sample(len: usize) -> Vec<u8> {
         include_str!("../src/settle/pipeline.rs"),
         include_str!("../src/volume/stage.rs"),
     ];
-    sources.concat().into_bytes().into_iter().cycle().take(len).collect()
+    sources
+        .concat()
+        .into_bytes()
+        .into_iter()
+        .cycle()
+        .take(len)
+        .collect()
 }
 
 #[test]
@@ -51,7 +57,10 @@ fn random_reads_of_model_coded_data_are_right_cold_and_warm() {
         assert!(read == data[offset..offset + 4096], "at {offset}");
     }
     times.sort();
-    eprintln!("median of random reads: {:?}, longest {:?}", times[20], times[39]);
+    eprintln!(
+        "median of random reads: {:?}, longest {:?}",
+        times[20], times[39]
+    );
     assert!(contents(&volume, ino) == data);
 }
 
@@ -88,11 +97,16 @@ fn a_tiny_cache_reads_anchored_data_right() {
     let ino = put(&volume, "all.log", &data).ino;
     settle(&volume);
     assert!(contents(&volume, ino) == data);
-    volume.write(ino, 0, &noise(1, 130 * KIB), WriteMode::default()).unwrap();
+    volume
+        .write(ino, 0, &noise(1, 130 * KIB), WriteMode::default())
+        .unwrap();
     data[..130 * KIB].copy_from_slice(&noise(1, 130 * KIB));
     volume.flush(ino).unwrap();
     settle(&volume);
-    assert!(contents(&volume, ino) == data, "an anchor outlives its file's first window");
+    assert!(
+        contents(&volume, ino) == data,
+        "an anchor outlives its file's first window"
+    );
 }
 
 #[test]
@@ -116,5 +130,8 @@ fn many_small_files_are_packed_and_read_back() {
     }
     let status = volume.status().unwrap();
     eprintln!("{} bytes in {}", status.logical_bytes, status.stored_bytes);
-    assert!(status.stored_bytes < status.logical_bytes, "with everything counted");
+    assert!(
+        status.stored_bytes < status.logical_bytes,
+        "with everything counted"
+    );
 }

@@ -8,6 +8,7 @@ use super::namespace::{Dirent, check_name};
 use super::stage::StageMode;
 use super::{Result, Volume, VolumeError};
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::sync::Arc;
 
 /// How to treat an existing target.
@@ -136,7 +137,13 @@ impl Volume {
         change.put(keys::dirent(to.parent, to.name), source.encode());
         let is_dir = |e: &Dirent| e.kind == FileKind::Directory;
         let lost = target.is_some_and(is_dir);
-        self.touch_dir(&mut states, &mut attrs, from.parent, now, if is_dir(source) { -1 } else { 0 })?;
+        self.touch_dir(
+            &mut states,
+            &mut attrs,
+            from.parent,
+            now,
+            if is_dir(source) { -1 } else { 0 },
+        )?;
         let gained = i64::from(is_dir(source)) - i64::from(lost);
         self.touch_dir(&mut states, &mut attrs, to.parent, now, gained)?;
         self.touch_moved(&mut states, &mut attrs, source.ino, to.parent, now)?;
@@ -209,10 +216,10 @@ fn attr_of<'a>(
     attrs: &'a mut BTreeMap<u64, Attr>,
     ino: u64,
 ) -> Result<&'a mut Attr> {
-    if !attrs.contains_key(&ino) {
-        attrs.insert(ino, states.get(ino)?.attr.clone());
+    match attrs.entry(ino) {
+        Entry::Occupied(known) => Ok(known.into_mut()),
+        Entry::Vacant(unknown) => Ok(unknown.insert(states.get(ino)?.attr.clone())),
     }
-    attrs.get_mut(&ino).ok_or(VolumeError::Stale(ino))
 }
 
 /// Commits with the new attributes and shows them. Those of `stored` are in the change already.
