@@ -7,6 +7,8 @@ pub enum CodecError {
     Damaged(String),
     #[error("block needs model {0}, which is neither in the store nor in the program")]
     NoModel(String),
+    #[error("the model cannot be used: {0}")]
+    BadModel(String),
     #[error("block needs its anchor, block {0}")]
     NeedsAnchor(u64),
 }

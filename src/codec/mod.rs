@@ -6,13 +6,25 @@
 mod chooser;
 mod error;
 mod fast;
+mod model_codec;
 mod payload;
+mod range_coder;
+mod registry;
 mod zstd_codec;
 
 pub use error::CodecError;
 pub use payload::{AnchorRange, Layout};
+pub use registry::{ModelSource, file_name};
 
+use std::num::NonZeroUsize;
 use std::sync::Arc;
+
+use lru::LruCache;
+use parking_lot::Mutex;
+
+use crate::model::Model;
+use crate::model::predictor::State;
+use registry::Registry;
 
 /// Result of every operation of this layer.
 pub type Result<T> = std::result::Result<T, CodecError>;
@@ -93,24 +105,93 @@ pub struct Encoded {
 /// State of a model's adaptive experts after an anchor; shared by all groups that start there.
 #[derive(Debug)]
 pub struct Snapshot {
-    bytes: usize,
+    state: State,
 }
 
 impl Snapshot {
     /// Memory that the snapshot takes, for cache accounting.
     pub fn bytes(&self) -> usize {
-        self.bytes
+        self.state.size()
     }
 }
 
+/// Snapshots kept for encoding: consecutive extents of a few files share their anchor.
+const ENCODING_SNAPSHOTS: NonZeroUsize = NonZeroUsize::new(4).unwrap();
+
 /// All codecs with the models they need. Cheap to share behind an `Arc`.
-#[derive(Debug, Default)]
-pub struct Codecs {}
+#[derive(Debug)]
+pub struct Codecs {
+    registry: Registry,
+    /// The model that encodes; None leaves raw and zstd.
+    encoder: Option<[u8; 8]>,
+    /// By the hash of the anchor's bytes: block ids alone are only unique within one store.
+    snapshots: Mutex<LruCache<u128, Arc<Snapshot>>>,
+}
 
 impl Codecs {
-    /// The codecs with the model that is embedded in the program.
+    fn new(encoder: Option<[u8; 8]>) -> Codecs {
+        let snapshots = Mutex::new(LruCache::new(ENCODING_SNAPSHOTS));
+        Codecs {
+            registry: Registry::default(),
+            encoder,
+            snapshots,
+        }
+    }
+
+    /// Codecs that encode with the model embedded in the program. It is loaded when first needed.
     pub fn with_default_model() -> Result<Codecs> {
-        Ok(Codecs {})
+        Ok(Codecs::new(Some(registry::embedded())))
+    }
+
+    /// Codecs that encode without a model. They still decode whatever their models allow.
+    pub fn without_model() -> Codecs {
+        Codecs::new(None)
+    }
+
+    /// Codecs that encode with the model in `file`.
+    pub fn with_model(file: &[u8]) -> Result<Codecs> {
+        let model = Model::from_bytes(file).map_err(|e| CodecError::BadModel(e.to_string()))?;
+        let mut codecs = Codecs::new(None);
+        codecs.encoder = Some(codecs.registry.add(model));
+        Ok(codecs)
+    }
+
+    /// Where to look for models that payloads name and the program does not carry.
+    pub fn set_model_source(&self, source: ModelSource) {
+        self.registry.set_source(source);
+    }
+
+    /// The file name and contents of the embedded model, which every store gets a copy of.
+    pub fn embedded_model() -> (String, &'static [u8]) {
+        (file_name(&registry::embedded()), registry::embedded_file())
+    }
+
+    /// The file name of the model that encodes, if any.
+    pub fn encoding_model_name(&self) -> Option<String> {
+        self.encoder.as_ref().map(file_name)
+    }
+
+    /// What evaluates the model on this machine, for status pages.
+    pub fn engine() -> &'static str {
+        crate::model::predictor::engine()
+    }
+
+    /// The model that encodes. One that cannot be loaded was logged, and counts as none.
+    fn encoding_model(&self) -> Option<Arc<Model>> {
+        self.registry.get(self.encoder.as_ref()?).ok()
+    }
+
+    /// The state after an anchor, remembered for the next extents of the same file.
+    fn encoding_snapshot(&self, model: &Model, bytes: &[u8]) -> Arc<Snapshot> {
+        let key = xxhash_rust::xxh3::xxh3_128(bytes);
+        if let Some(snapshot) = self.snapshots.lock().get(&key) {
+            return snapshot.clone();
+        }
+        let snapshot = Arc::new(Snapshot {
+            state: model.after(bytes),
+        });
+        self.snapshots.lock().put(key, snapshot.clone());
+        snapshot
     }
 
     /// Encodes for staging: whatever is smaller of raw and LZ4, at the speed of LZ4.
@@ -143,11 +224,14 @@ impl Codecs {
         snapshot: Option<&Snapshot>,
         sink: &mut dyn FnMut(&[u8]) -> bool,
     ) -> Result<()> {
-        let range = layout
-            .groups
-            .get(group)
-            .ok_or_else(|| CodecError::Damaged(format!("no group {group}")))?;
-        let _ = (range, snapshot);
+        if group >= layout.groups.len() {
+            return Err(CodecError::Damaged(format!("no group {group}")));
+        }
+        let model = layout
+            .model
+            .as_ref()
+            .map(|name| self.registry.get(name))
+            .transpose()?;
         let body = &payload[layout.body..];
         match layout.codec {
             CodecId::Raw => {
@@ -157,9 +241,21 @@ impl Codecs {
                 sink(&fast::decode(body, layout)?);
             }
             CodecId::Zstd => {
-                sink(&zstd_codec::decode(body, layout)?);
+                sink(&zstd_codec::decode(body, layout, model.as_deref())?);
             }
-            CodecId::Model => return Err(CodecError::NoModel("none".into())),
+            CodecId::Model => {
+                let model = model.ok_or_else(|| CodecError::Damaged("no model is named".into()))?;
+                match (&layout.anchor, snapshot) {
+                    (Some(anchor), None) => return Err(CodecError::NeedsAnchor(anchor.block)),
+                    (None, Some(_)) => {
+                        return Err(CodecError::Damaged(
+                            "a snapshot for a block without anchor".into(),
+                        ));
+                    }
+                    _ => {}
+                }
+                model_codec::decode(&model, payload, layout, group, snapshot, sink)?;
+            }
         }
         Ok(())
     }
@@ -184,11 +280,13 @@ impl Codecs {
         Ok(raw)
     }
 
-    /// The state after an anchor's bytes, for the groups of blocks with this layout.
+    /// The state after an anchor's bytes. All blocks with the same anchor and model may share it.
     pub fn snapshot(&self, layout: &Layout, anchor_bytes: &[u8]) -> Result<Arc<Snapshot>> {
-        let _ = layout;
+        let name = layout.model.as_ref();
+        let name = name.ok_or_else(|| CodecError::Damaged("no model is named".into()))?;
+        let model = self.registry.get(name)?;
         Ok(Arc::new(Snapshot {
-            bytes: anchor_bytes.len(),
+            state: model.after(anchor_bytes),
         }))
     }
 }

@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use super::model_codec::SPAN;
 use super::{CodecError, CodecId, MAX_RAW_LEN, Result};
 
 /// The history of a block: a range of the decoded bytes of another block.
@@ -20,10 +21,23 @@ pub struct Layout {
     /// The decoded bytes of each group: consecutive, not empty, together `0..raw_len`.
     pub groups: Vec<Range<u32>>,
     pub anchor: Option<AnchorRange>,
+    /// Chunks of up to 128 tokens, all groups together; 0 where the codec has none.
+    pub chunks: u32,
+    /// The model that decoding needs, by the first half of its hash.
+    pub model: Option<[u8; 8]>,
+    /// Where each group of a model payload lies.
+    pub(super) parts: Vec<Part>,
     /// CRC-32C of the decoded bytes, where the codec stores one.
     pub(super) check: Option<u32>,
     /// Where the coded bytes begin in the payload.
     pub(super) body: usize,
+}
+
+/// Where the checksums and the code of a group lie in the payload.
+#[derive(Debug, Clone)]
+pub(super) struct Part {
+    pub checks: Range<usize>,
+    pub code: Range<usize>,
 }
 
 /// Appends `value` as a little-endian base-128 number.
@@ -112,29 +126,117 @@ pub(super) fn parse(payload: &[u8]) -> Result<Layout> {
     let codec = CodecId::from_byte(id)
         .ok_or_else(|| CodecError::Damaged(format!("codec {id} is unknown")))?;
     let raw_len = reader.bounded("decoded length", MAX_RAW_LEN)?;
-    let check = match codec {
-        CodecId::Raw | CodecId::Model => None,
-        CodecId::Lz4 | CodecId::Zstd => Some(reader.u32_le()?),
-    };
-    let body = reader.pos();
-    if codec == CodecId::Raw && payload.len() - body != raw_len as usize {
-        return Err(CodecError::Damaged(
-            "raw payload has the wrong length".into(),
-        ));
-    }
-    let groups = if raw_len == 0 {
+    let whole = if raw_len == 0 {
         vec![]
     } else {
         std::iter::once(0..raw_len).collect()
     };
-    Ok(Layout {
+    let mut layout = Layout {
         codec,
         raw_len,
-        groups,
+        groups: whole,
         anchor: None,
-        check,
-        body,
-    })
+        chunks: 0,
+        model: None,
+        parts: vec![],
+        check: None,
+        body: 0,
+    };
+    match codec {
+        CodecId::Raw => {}
+        CodecId::Lz4 => layout.check = Some(reader.u32_le()?),
+        CodecId::Zstd => {
+            layout.check = Some(reader.u32_le()?);
+            if flag(&mut reader)? {
+                layout.model = Some(short_hash(&mut reader)?);
+            }
+        }
+        CodecId::Model => parse_model(&mut reader, payload.len(), &mut layout)?,
+    }
+    layout.body = reader.pos();
+    if codec == CodecId::Raw && payload.len() - layout.body != raw_len as usize {
+        return Err(CodecError::Damaged(
+            "raw payload has the wrong length".into(),
+        ));
+    }
+    Ok(layout)
+}
+
+fn flag(reader: &mut Reader) -> Result<bool> {
+    match reader.byte()? {
+        0 => Ok(false),
+        1 => Ok(true),
+        other => Err(CodecError::Damaged(format!("flags {other} are unknown"))),
+    }
+}
+
+fn short_hash(reader: &mut Reader) -> Result<[u8; 8]> {
+    let mut hash = [0; 8];
+    hash.copy_from_slice(reader.take(8)?);
+    Ok(hash)
+}
+
+/// The header of a model payload: model, anchor, group table.
+fn parse_model(reader: &mut Reader, payload_len: usize, layout: &mut Layout) -> Result<()> {
+    layout.model = Some(short_hash(reader)?);
+    if flag(reader)? {
+        let block = reader.varint()?;
+        let start = reader.bounded("anchor position", MAX_RAW_LEN)?;
+        let len = reader.bounded("anchor length", MAX_RAW_LEN)?;
+        layout.anchor = Some(AnchorRange {
+            block,
+            range: start..start + len,
+        });
+    }
+    let raw_len = layout.raw_len;
+    let count = reader.bounded("number of groups", raw_len as usize)? as usize;
+    let mut codes = Vec::with_capacity(count);
+    layout.groups.clear();
+    let mut at = 0u32;
+    for index in 0..count {
+        layout.chunks += reader.bounded("chunks of a group", raw_len as usize)?;
+        let left = (raw_len - at) as usize;
+        if index + 1 < count {
+            let len = reader.bounded("length of a group", left)?;
+            layout.groups.push(at..at + len);
+            at += len;
+            codes.push(reader.bounded("coded length of a group", payload_len)? as usize);
+        } else {
+            layout.groups.push(at..raw_len);
+            at = raw_len;
+        }
+    }
+    if at != raw_len || layout.groups.iter().any(|group| group.is_empty()) {
+        return Err(CodecError::Damaged("groups do not cover the extent".into()));
+    }
+    place_parts(reader, payload_len, &codes, layout)
+}
+
+/// Finds the checksums and the code of each group behind the header.
+fn place_parts(
+    reader: &mut Reader,
+    payload_len: usize,
+    codes: &[usize],
+    layout: &mut Layout,
+) -> Result<()> {
+    let spans = |group: &Range<u32>| ((group.end - group.start) as usize).div_ceil(SPAN);
+    let checks = 2 * layout.groups.iter().map(spans).sum::<usize>();
+    let mut check_at = reader.pos();
+    let mut code_at = check_at + checks;
+    reader.take(checks)?;
+    for (index, group) in layout.groups.iter().enumerate() {
+        let code_end = codes.get(index).map_or(payload_len, |len| code_at + len);
+        if code_end > payload_len || code_at > code_end {
+            return Err(CodecError::Damaged("a group is cut short".into()));
+        }
+        let check_end = check_at + 2 * spans(group);
+        layout.parts.push(Part {
+            checks: check_at..check_end,
+            code: code_at..code_end,
+        });
+        (check_at, code_at) = (check_end, code_end);
+    }
+    Ok(())
 }
 
 /// Compares decoded bytes with the length and checksum that the header promised.

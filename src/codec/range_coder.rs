@@ -21,7 +21,11 @@ pub struct Encoder {
 
 impl Default for Encoder {
     fn default() -> Encoder {
-        Encoder { low: 0, high: u64::MAX, bytes: Vec::new() }
+        Encoder {
+            low: 0,
+            high: u64::MAX,
+            bytes: Vec::new(),
+        }
     }
 }
 
@@ -29,7 +33,11 @@ impl BitCoder for Encoder {
     #[inline(always)]
     fn code(&mut self, p: u16, bit: u32) -> u32 {
         let middle = split(self.low, self.high, p);
-        if bit == 1 { self.high = middle } else { self.low = middle + 1 }
+        if bit == 1 {
+            self.high = middle
+        } else {
+            self.low = middle + 1
+        }
         while (self.low ^ self.high) >> 56 == 0 {
             self.bytes.push((self.high >> 56) as u8);
             self.low <<= 8;
@@ -44,10 +52,15 @@ impl Encoder {
     pub fn finish(mut self) -> Vec<u8> {
         for kept in 0..=8u32 {
             // round `low` up to `kept` whole bytes
-            let unit = if kept == 8 { 1 } else { 1u128 << (64 - 8 * kept) };
+            let unit = if kept == 8 {
+                1
+            } else {
+                1u128 << (64 - 8 * kept)
+            };
             let value = u128::from(self.low).div_ceil(unit) * unit;
             if value <= u128::from(self.high) {
-                self.bytes.extend_from_slice(&(value as u64).to_be_bytes()[..kept as usize]);
+                self.bytes
+                    .extend_from_slice(&(value as u64).to_be_bytes()[..kept as usize]);
                 break;
             }
         }
@@ -70,7 +83,12 @@ pub struct Decoder<'a> {
 impl<'a> Decoder<'a> {
     /// A decoder of `bytes`, which may be anything.
     pub fn new(bytes: &'a [u8]) -> Decoder<'a> {
-        let mut decoder = Decoder { low: 0, high: u64::MAX, value: 0, rest: bytes };
+        let mut decoder = Decoder {
+            low: 0,
+            high: u64::MAX,
+            value: 0,
+            rest: bytes,
+        };
         for _ in 0..8 {
             decoder.value = decoder.value << 8 | decoder.next();
         }
@@ -94,7 +112,11 @@ impl BitCoder for Decoder<'_> {
     fn code(&mut self, p: u16, _bit: u32) -> u32 {
         let middle = split(self.low, self.high, p);
         let bit = u32::from(self.value <= middle);
-        if bit == 1 { self.high = middle } else { self.low = middle + 1 }
+        if bit == 1 {
+            self.high = middle
+        } else {
+            self.low = middle + 1
+        }
         while (self.low ^ self.high) >> 56 == 0 {
             self.low <<= 8;
             self.high = self.high << 8 | 0xff;

@@ -95,19 +95,20 @@ impl<'a> Sections<'a> {
     }
 }
 
-/// Table lines as planes: all check bytes, then all slots of node 1, and so on.
+/// Table lines as planes: all check bytes, then the slots of node 1, of node 2, and so on. A slot has a
+/// byte only if its parent was trained, because it is never trained otherwise.
 fn planes_of(tables: &Tables) -> Vec<u8> {
-    let lines = tables.lines();
-    let buckets = lines.len() * WAYS;
-    let mut planes = Vec::with_capacity(8 * CONTEXTS + buckets * BUCKET);
+    let buckets = || tables.lines().iter().flat_map(|line| line.0.iter());
+    let mut planes = Vec::new();
     for count in tables.line_counts() {
         planes.extend_from_slice(&(count as u64).to_le_bytes());
     }
-    for slot in 0..BUCKET {
+    planes.extend(buckets().map(|bucket| bucket[0]));
+    for node in 1..BUCKET {
         planes.extend(
-            lines
-                .iter()
-                .flat_map(|line| line.0.iter().map(move |bucket| bucket[slot])),
+            buckets()
+                .filter(|bucket| bucket[node / 2] != 0)
+                .map(|bucket| bucket[node]),
         );
     }
     planes
@@ -122,20 +123,32 @@ fn tables_from(planes: &[u8]) -> Result<Tables, ModelError> {
     let total = counts
         .iter()
         .try_fold(0usize, |sum, &count| sum.checked_add(count));
-    let total = total.filter(|&lines| lines <= SECTION_MAX / size_of::<Line>());
-    let buckets = total.ok_or_else(|| damaged("tables are too large"))? * WAYS;
-    if reader.rest.len() != buckets * BUCKET {
-        return Err(damaged("tables have the wrong size"));
-    }
+    let lines = total.filter(|&lines| lines <= SECTION_MAX / size_of::<Line>());
+    let lines = lines.ok_or_else(|| damaged("tables are too large"))?;
+    let checks = reader.take(lines * WAYS)?;
     let mut tables = Tables::with_lines(&counts);
-    for (slot, plane) in reader.rest.chunks_exact(buckets.max(1)).enumerate() {
-        for (line, values) in tables.lines_mut().iter_mut().zip(plane.chunks_exact(WAYS)) {
-            for (bucket, &value) in line.0.iter_mut().zip(values) {
-                bucket[slot] = value;
-            }
+    for (line, checks) in tables.lines_mut().iter_mut().zip(checks.chunks_exact(WAYS)) {
+        for (bucket, &check) in line.0.iter_mut().zip(checks) {
+            bucket[0] = check;
         }
     }
-    Ok(tables)
+    let mut slots = reader.rest.iter();
+    for node in 1..BUCKET {
+        let buckets = tables
+            .lines_mut()
+            .iter_mut()
+            .flat_map(|line| line.0.iter_mut());
+        for bucket in buckets.filter(|bucket| bucket[node / 2] != 0) {
+            bucket[node] = *slots
+                .next()
+                .ok_or_else(|| damaged("tables are cut short"))?;
+        }
+    }
+    if slots.next().is_some() {
+        Err(damaged("tables are too long"))
+    } else {
+        Ok(tables)
+    }
 }
 
 fn params_bytes(params: &Params) -> Vec<u8> {
@@ -299,6 +312,11 @@ fn logits_from(bytes: &[u8]) -> Result<[i16; 256], ModelError> {
         if i32::from(*logit).abs() > super::logistic::STRETCH_MAX {
             return Err(damaged("a logit is out of range"));
         }
+    }
+    if logits[0] != 0 {
+        return Err(damaged(
+            "a slot that was never trained must be worth nothing",
+        ));
     }
     Ok(logits)
 }

@@ -115,15 +115,15 @@ impl Weights {
         logistic: Logistic,
     ) {
         let target = (bit as i32) << 16;
-        let error = (target - i32::from(p)) * rates.last >> 8;
+        let error = ((target - i32::from(p)) * rates.last) >> 8;
         let finals = &mut self.last[mix.final_vector];
-        for set in 0..SETS {
+        for (set, weight) in finals.iter_mut().enumerate() {
             let x = mix.stretched[set];
-            let own = (target - i32::from(logistic.squash(x))) * rates.first >> 8;
+            let own = ((target - i32::from(logistic.squash(x))) * rates.first) >> 8;
             for (weight, &input) in self.first[mix.picked[set]].iter_mut().zip(inputs) {
                 learn(weight, own, input);
             }
-            learn(&mut finals[set], error, x);
+            learn(weight, error, x);
         }
     }
 }

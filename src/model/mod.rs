@@ -78,3 +78,17 @@ impl predictor::BitCoder for Teacher {
         bit
     }
 }
+
+/// A coder that only adds up what coding would cost.
+#[derive(Debug, Default, Clone, Copy)]
+pub struct Cost {
+    pub bits: f64,
+}
+
+impl predictor::BitCoder for Cost {
+    fn code(&mut self, p: u16, bit: u32) -> u32 {
+        let p = f64::from(p) / 65536.0;
+        self.bits -= if bit == 1 { p } else { 1.0 - p }.log2();
+        bit
+    }
+}

@@ -286,7 +286,7 @@ impl<'m> Predictor<'m> {
             .weights
             .mix(&inputs, &selectors, prefix as usize, &mut self.mix);
         let p = self.logistic.squash(x);
-        let curve = (usize::from(newest) * 0x9E5 ^ prefix as usize * 0x35) % CURVES;
+        let curve = ((usize::from(newest) * 0x9E5) ^ (prefix as usize * 0x35)) % CURVES;
         let (point, refined) = refine(&params.curves[curve], x);
         let bit = coder.code(((u32::from(p) + refined) / 2).clamp(1, 65535) as u16, bit) & 1;
 
@@ -295,8 +295,8 @@ impl<'m> Predictor<'m> {
             .weights
             .update(&inputs, &self.mix, p, bit, adaptation.mixer, self.logistic);
         average(&mut params.curves[curve][point], bit, adaptation.curves);
-        for m in 0..MATCHERS.len() {
-            if let Some(expected_bit) = matched[m] {
+        for (m, expected_bit) in matched.iter().enumerate() {
+            if let Some(expected_bit) = *expected_bit {
                 let right = u32::from(expected_bit == bit);
                 average(
                     &mut params.matches[m][expected.lengths[m]],
@@ -379,6 +379,15 @@ fn average(p: &mut u16, bit: u32, shift: u32) {
     let target = if bit == 1 { 65535i32 } else { 0 };
     let p32 = i32::from(*p);
     *p = (p32 + ((target - p32) >> shift)).clamp(32, 65503) as u16;
+}
+
+/// Which build of the hot path runs on this machine.
+pub fn engine() -> &'static str {
+    if has_avx2() {
+        "simd (avx2)"
+    } else {
+        "portable"
+    }
 }
 
 /// Whether the AVX2 build of the hot path may run here.

@@ -100,16 +100,13 @@ impl Corpus {
         self.files.is_empty()
     }
 
-    /// All files cut into pieces of at most `size` bytes, shuffled.
-    pub fn pieces(&self, size: usize, random: &mut Random) -> Vec<Piece> {
+    /// Every file as one piece.
+    pub fn files(&self) -> Vec<Piece> {
         let whole = |(file, bytes): (usize, &Vec<u8>)| Piece {
             file: file as u32,
             start: 0,
             len: bytes.len() as u32,
         };
-        let files = self.files.iter().enumerate().map(whole);
-        let mut pieces: Vec<Piece> = files.flat_map(|file| file.cut(size)).collect();
-        random.shuffle(&mut pieces);
-        pieces
+        self.files.iter().enumerate().map(whole).collect()
     }
 }

@@ -54,7 +54,7 @@ impl Default for TrainOptions {
     fn default() -> TrainOptions {
         TrainOptions {
             name: "default".into(),
-            buckets: 4_000_000,
+            buckets: 3_850_000,
             vocabulary: 4096,
             dictionary: 112 << 10,
             seed: 1,
@@ -62,14 +62,17 @@ impl Default for TrainOptions {
     }
 }
 
-/// Where training reports to: what is being done, how much of how much, and bits per byte so far.
+/// Called with what is being done, how much of how much is done, and bits per byte so far.
+pub type Sink<'a> = dyn Fn(&str, usize, usize, Option<f64>) + Sync + 'a;
+
+/// Where training reports to.
 pub struct Progress<'a> {
-    sink: &'a (dyn Fn(&str, usize, usize, Option<f64>) + Sync),
+    sink: &'a Sink<'a>,
 }
 
 impl<'a> Progress<'a> {
     /// Reports to `sink`.
-    pub fn new(sink: &'a (dyn Fn(&str, usize, usize, Option<f64>) + Sync)) -> Progress<'a> {
+    pub fn new(sink: &'a Sink<'a>) -> Progress<'a> {
         Progress { sink }
     }
 
@@ -83,9 +86,11 @@ impl<'a> Progress<'a> {
 }
 
 /// Least training data.
-const LEAST: usize = 256 << 10;
+const LEAST: usize = 64 << 10;
 /// Pieces that are held out are longer, so that groups of all sizes can be cut from them.
 const HELD_OUT_PIECE: usize = 64 << 10;
+/// Pieces of one file that are held out, so that no large file dominates.
+const HELD_OUT_PIECES: usize = 4;
 /// Bytes that train what adapts and that measure, unless the corpus is small.
 const PARAMS_BYTES: usize = 16 << 20;
 const MEASURE_BYTES: usize = 2 << 20;
@@ -99,21 +104,26 @@ struct Parts {
     measure: Vec<Piece>,
 }
 
+/// Divides by whole files: pieces of a file that the tables know would look too predictable.
 fn divide(corpus: &Corpus, random: &mut Random) -> Parts {
-    let mut pieces = corpus.pieces(HELD_OUT_PIECE, random).into_iter().peekable();
+    let mut files = corpus.files();
+    random.shuffle(&mut files);
+    let mut files = files.into_iter();
     let mut take = |bytes: usize| {
         let mut taken = Vec::new();
         let mut sum = 0;
         while sum < bytes {
-            let Some(piece) = pieces.next() else { break };
-            sum += piece.len as usize;
-            taken.push(piece);
+            let Some(file) = files.next() else { break };
+            let pieces: Vec<Piece> = file.cut(HELD_OUT_PIECE).take(HELD_OUT_PIECES).collect();
+            sum += pieces.iter().map(|piece| piece.len as usize).sum::<usize>();
+            taken.extend(pieces);
         }
+        random.shuffle(&mut taken);
         taken
     };
     let params = take(PARAMS_BYTES.min(corpus.len() / 8));
     let measure = take(MEASURE_BYTES.min(corpus.len() / 32));
-    let mut tables: Vec<Piece> = pieces.flat_map(|piece| piece.cut(PIECE)).collect();
+    let mut tables: Vec<Piece> = files.flat_map(|file| file.cut(PIECE)).collect();
     random.shuffle(&mut tables);
     Parts {
         tables,
@@ -126,19 +136,22 @@ fn divide(corpus: &Corpus, random: &mut Random) -> Parts {
 fn levels() -> [f32; 256] {
     std::array::from_fn(|code| {
         let step = code as f32 - 128.0;
-        (0.15 * step + 0.002 * step * step.abs()).clamp(-8.0, 8.0)
+        (0.2 * step + 0.004 * step * step.abs()).clamp(-8.0, 8.0)
     })
 }
 
-fn dictionary(corpus: &Corpus, pieces: &[Piece], bytes: usize) -> Result<Vec<u8>, ModelError> {
+/// A zstd dictionary; empty where the data is too little or too uniform for one.
+fn dictionary(corpus: &Corpus, pieces: &[Piece], bytes: usize) -> Vec<u8> {
     // the trainer wants about a hundred times the dictionary, in samples of a few KiB
     let samples: Vec<&[u8]> = pieces
         .iter()
         .flat_map(|&piece| corpus.bytes(piece).chunks(4096))
         .take(bytes * 100 / 4096)
         .collect();
-    zstd::dict::from_samples(&samples, bytes)
-        .map_err(|e| ModelError::Damaged(format!("no dictionary can be made: {e}")))
+    zstd::dict::from_samples(&samples, bytes).unwrap_or_else(|error| {
+        log::warn!("no zstd dictionary can be made of this data: {error}");
+        Vec::new()
+    })
 }
 
 /// Trains a model on all files below `dir`. The same files give the same model.
@@ -167,7 +180,7 @@ pub fn train(dir: &Path, options: &TrainOptions, progress: &Progress) -> Result<
         .map(|&p| corpus.bytes(p));
     let tokenizer = Tokenizer::train(samples, options.vocabulary)?;
     progress.say("training the dictionary");
-    let dictionary = dictionary(&corpus, &parts.tables, options.dictionary)?;
+    let dictionary = dictionary(&corpus, &parts.tables, options.dictionary);
     let tables = train_tables(&corpus, &parts.tables, options, progress);
     let info = ModelInfo {
         name: options.name.clone(),
@@ -175,7 +188,8 @@ pub fn train(dir: &Path, options: &TrainOptions, progress: &Progress) -> Result<
         trained_bytes: corpus.len() as u64,
         ..ModelInfo::default()
     };
-    let logits = levels().map(|level| (level * 256.0).round() as i16);
+    let mut logits = levels().map(|level| (level * 256.0).round() as i16);
+    logits[0] = 0;
     let mut model = Model::from_parts(
         info,
         tokenizer,

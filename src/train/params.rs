@@ -1,26 +1,12 @@
 //! Trains what adapts: mixer weights, history and match probabilities and refinement curves, on data
 //! that the tables never saw, coded exactly as groups of all sizes are.
 
-use crate::model::Model;
 use crate::model::mixer::Rates;
-use crate::model::predictor::{Adaptation, BitCoder, Params, Predictor, State};
+use crate::model::predictor::{Adaptation, Params, Predictor, State};
+use crate::model::{Cost, Model};
 
 use super::Progress;
 use super::corpus::{Corpus, Piece, Random};
-
-/// A coder that only adds up what coding would cost.
-#[derive(Debug, Default, Clone, Copy)]
-pub struct Cost {
-    pub bits: f64,
-}
-
-impl BitCoder for Cost {
-    fn code(&mut self, p: u16, bit: u32) -> u32 {
-        let p = f64::from(p) / 65536.0;
-        self.bits -= if bit == 1 { p } else { 1.0 - p }.log2();
-        bit
-    }
-}
 
 /// How groups adapt once the parameters are trained.
 pub const ADAPTATION: Adaptation = Adaptation {

@@ -211,21 +211,23 @@ impl Trainer {
         cost / total.max(1) as f64
     }
 
+    fn prefetch(&self, hashes: &[u64; CONTEXTS]) {
+        for (context, &hash) in hashes.iter().enumerate() {
+            self.tables.prefetch(context, hash);
+        }
+    }
+
     fn piece(&mut self, bytes: &[u8], logit_rate: f32, weight_rate: f32) -> f64 {
         let mut contexts = Contexts::default();
         let mut cost = 0f64;
         for &byte in bytes {
             let first = contexts.hashes();
             let second = first.map(|hash| second_nibble(hash, u32::from(byte >> 4)));
-            for context in 0..CONTEXTS {
-                self.tables.prefetch(context, second[context]);
-            }
+            self.prefetch(&second);
             cost += self.nibble(&first, u32::from(byte >> 4), 1, logit_rate, weight_rate);
             contexts.push(byte);
             let next = contexts.hashes();
-            for context in 0..CONTEXTS {
-                self.tables.prefetch(context, next[context]);
-            }
+            self.prefetch(&next);
             cost += self.nibble(
                 &second,
                 u32::from(byte & 15),
@@ -298,7 +300,8 @@ impl Trainer {
             for (way, bucket) in line.0.iter_mut().enumerate() {
                 let [logits, squares] = &slots[index * WAYS + way];
                 for node in 1..BUCKET {
-                    let trained = squares[node] > FIRST_SQUARES;
+                    // a bucket's check byte stands in for the parent of node 1
+                    let trained = squares[node] > FIRST_SQUARES && bucket[node / 2] != 0;
                     bucket[node] = if trained {
                         nearest(levels, logits[node])
                     } else {

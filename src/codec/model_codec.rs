@@ -1,0 +1,149 @@
+//! The model codec: groups of chunks, arithmetic-coded with the probabilities of a model.
+//!
+//! A group is a run of whole chunks (up to 128 tokens each) that share adaptive state; it is decoded
+//! from its start. Every [`SPAN`] bytes of a group carry a checksum, so that a part can be verified
+//! without the rest. docs/format.md has the byte table.
+
+use crate::model::predictor::{Predictor, State};
+use crate::model::{Cost, Model, ModelError};
+
+use super::payload::{self, AnchorRange, Layout};
+use super::range_coder::{Decoder, Encoder};
+use super::{CodecError, CodecId, Encoded, Result, Snapshot};
+
+/// Bytes that one checksum covers.
+pub(super) const SPAN: usize = 4096;
+
+/// The checksum of a span: the low 16 bits of its CRC-32C.
+pub(super) fn span_check(span: &[u8]) -> u16 {
+    crc32c::crc32c(span) as u16
+}
+
+fn model_error(error: ModelError) -> CodecError {
+    CodecError::Damaged(error.to_string())
+}
+
+/// A group as the encoder cuts it.
+struct Cut {
+    len: usize,
+    chunks: u32,
+}
+
+/// Cuts an extent into groups of whole chunks of at most `group` bytes (but at least one chunk).
+fn cut(model: &Model, raw: &[u8], group: usize) -> Result<Vec<Cut>> {
+    let mut cuts: Vec<Cut> = Vec::new();
+    for chunk in model.tokenizer.chunk_lengths(raw).map_err(model_error)? {
+        let chunk = chunk as usize;
+        match cuts.last_mut() {
+            Some(cut) if cut.len + chunk <= group => {
+                cut.len += chunk;
+                cut.chunks += 1;
+            }
+            _ => cuts.push(Cut {
+                len: chunk,
+                chunks: 1,
+            }),
+        }
+    }
+    Ok(cuts)
+}
+
+fn start_state(model: &Model, len: usize, snapshot: Option<&Snapshot>) -> State {
+    snapshot.map_or_else(|| model.fresh(len), |snapshot| snapshot.state.clone())
+}
+
+/// Encodes an extent in groups of at most `group` bytes, all starting from the anchor if there is one.
+pub(super) fn encode(
+    model: &Model,
+    raw: &[u8],
+    group: usize,
+    anchor: Option<(&AnchorRange, &Snapshot)>,
+) -> Result<Encoded> {
+    let cuts = cut(model, raw, group)?;
+    let mut checks = Vec::new();
+    let mut codes = Vec::with_capacity(cuts.len());
+    let mut rest = raw;
+    for cut in &cuts {
+        let (bytes, tail) = rest.split_at(cut.len);
+        let state = start_state(model, bytes.len(), anchor.map(|(_, snapshot)| snapshot));
+        let mut predictor = Predictor::new(model, state);
+        let mut encoder = Encoder::default();
+        for &byte in bytes {
+            predictor.byte(&mut encoder, byte);
+        }
+        codes.push(encoder.finish());
+        checks.extend(bytes.chunks(SPAN).map(span_check));
+        rest = tail;
+    }
+    let mut payload = payload::start(CodecId::Model, raw, false);
+    payload.extend_from_slice(&model.hash[..8]);
+    payload.push(u8::from(anchor.is_some()));
+    if let Some((anchor, _)) = anchor {
+        payload::put_varint(&mut payload, anchor.block);
+        payload::put_varint(&mut payload, u64::from(anchor.range.start));
+        payload::put_varint(
+            &mut payload,
+            u64::from(anchor.range.end - anchor.range.start),
+        );
+    }
+    payload::put_varint(&mut payload, cuts.len() as u64);
+    for (index, (cut, code)) in cuts.iter().zip(&codes).enumerate() {
+        payload::put_varint(&mut payload, u64::from(cut.chunks));
+        // the last group takes what is left
+        if index + 1 < cuts.len() {
+            payload::put_varint(&mut payload, cut.len as u64);
+            payload::put_varint(&mut payload, code.len() as u64);
+        }
+    }
+    payload.extend(checks.iter().flat_map(|check| check.to_le_bytes()));
+    payload.extend(codes.iter().flatten());
+    Ok(Encoded {
+        codec: CodecId::Model,
+        payload,
+        anchor: anchor.map(|(anchor, _)| anchor.block),
+    })
+}
+
+/// Decodes one group; `sink` gets verified spans in order until it returns false.
+pub(super) fn decode(
+    model: &Model,
+    payload: &[u8],
+    layout: &Layout,
+    group: usize,
+    snapshot: Option<&Snapshot>,
+    sink: &mut dyn FnMut(&[u8]) -> bool,
+) -> Result<()> {
+    let range = &layout.groups[group];
+    let len = (range.end - range.start) as usize;
+    let part = &layout.parts[group];
+    let mut predictor = Predictor::new(model, start_state(model, len, snapshot));
+    let mut decoder = Decoder::new(&payload[part.code.clone()]);
+    let mut span = Vec::with_capacity(SPAN.min(len));
+    let mut left = len;
+    for check in payload[part.checks.clone()].chunks_exact(2) {
+        span.clear();
+        for _ in 0..SPAN.min(left) {
+            span.push(predictor.byte(&mut decoder, 0));
+        }
+        left -= span.len();
+        if span_check(&span).to_le_bytes() != check {
+            return Err(CodecError::Damaged(format!(
+                "checksum of decoded bytes in group {group}"
+            )));
+        }
+        if !sink(&span) {
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// What a sample costs to code in bits, without writing the code.
+pub(super) fn cost(model: &Model, sample: &[u8], snapshot: Option<&Snapshot>) -> f64 {
+    let mut predictor = Predictor::new(model, start_state(model, sample.len(), snapshot));
+    let mut cost = Cost::default();
+    for &byte in sample {
+        predictor.byte(&mut cost, byte);
+    }
+    cost.bits
+}

@@ -1,0 +1,107 @@
+//! The models that payloads name, loaded when they are first needed.
+
+use std::collections::HashMap;
+use std::sync::{Arc, LazyLock, OnceLock};
+
+use parking_lot::Mutex;
+
+use crate::model::{Model, ModelHash, hash_of};
+
+use super::{CodecError, Result};
+
+/// The model that every program carries.
+static EMBEDDED: &[u8] = include_bytes!("../../models/default.s2m");
+static EMBEDDED_HASH: LazyLock<ModelHash> = LazyLock::new(|| hash_of(EMBEDDED));
+
+/// Reads a model file by the name that [`file_name`] gives it; None if there is no such file.
+pub type ModelSource = Box<dyn Fn(&str) -> Option<Vec<u8>> + Send + Sync>;
+
+/// How a payload names a model: the first half of its hash.
+pub(super) type ShortHash = [u8; 8];
+
+fn short(hash: &ModelHash) -> ShortHash {
+    let mut short = ShortHash::default();
+    short.copy_from_slice(&hash[..8]);
+    short
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// The name of a model's file in a store.
+pub fn file_name(short: &[u8; 8]) -> String {
+    format!("{}.s2m", hex(short))
+}
+
+/// A model that is being loaded, was loaded, or (None) cannot be.
+type Slot = Arc<OnceLock<Option<Arc<Model>>>>;
+
+/// Loaded models and where to find more.
+#[derive(Default)]
+pub(super) struct Registry {
+    loaded: Mutex<HashMap<ShortHash, Slot>>,
+    source: OnceLock<ModelSource>,
+}
+
+impl std::fmt::Debug for Registry {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Registry")
+    }
+}
+
+/// The short hash of the embedded model.
+pub(super) fn embedded() -> ShortHash {
+    short(&EMBEDDED_HASH)
+}
+
+/// The file of the embedded model.
+pub(super) fn embedded_file() -> &'static [u8] {
+    EMBEDDED
+}
+
+impl Registry {
+    /// Where to look for models other than the embedded one. Only the first call counts.
+    pub fn set_source(&self, source: ModelSource) {
+        let _ = self.source.set(source);
+    }
+
+    /// Adds a model that was read already.
+    pub fn add(&self, model: Model) -> ShortHash {
+        let name = short(&model.hash);
+        let cell = OnceLock::from(Some(Arc::new(model)));
+        self.loaded.lock().insert(name, Arc::new(cell));
+        name
+    }
+
+    /// The model of this name. Loading happens once, outside of the lock.
+    pub fn get(&self, name: &ShortHash) -> Result<Arc<Model>> {
+        let cell = self.loaded.lock().entry(*name).or_default().clone();
+        let model = cell.get_or_init(|| self.load(name).map(Arc::new));
+        model.clone().ok_or_else(|| CodecError::NoModel(hex(name)))
+    }
+
+    fn load(&self, name: &ShortHash) -> Option<Model> {
+        let read;
+        let file: &[u8] = if *name == embedded() {
+            EMBEDDED
+        } else {
+            read = (self.source.get()?)(&file_name(name))?;
+            &read
+        };
+        match Model::from_bytes(file) {
+            Ok(model) if short(&model.hash) == *name => Some(model),
+            Ok(_) => {
+                log::error!(
+                    "model file {} is damaged: its hash differs",
+                    file_name(name)
+                );
+                None
+            }
+            Err(error) => {
+                log::error!("model file {}: {error}", file_name(name));
+                None
+            }
+        }
+    }
+}

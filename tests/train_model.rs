@@ -1,0 +1,88 @@
+//! Training: the same files give the same model, and the model knows what it was trained on.
+
+use std::path::Path;
+
+use s2sfs::codec::{CodecId, Codecs, EncodeOptions};
+use s2sfs::model::{Model, hash_of};
+use s2sfs::train::{Progress, TrainError, TrainOptions, train};
+
+fn options() -> TrainOptions {
+    TrainOptions {
+        name: "test".into(),
+        buckets: 60_000,
+        vocabulary: 600,
+        dictionary: 0,
+        seed: 3,
+    }
+}
+
+fn own_source() -> std::path::PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("src")
+}
+
+#[test]
+fn the_same_files_give_the_same_model_and_it_pays() {
+    let reports = std::sync::Mutex::new(Vec::new());
+    let sink = |what: &str, done: usize, total: usize, _: Option<f64>| {
+        assert!(done <= total);
+        reports.lock().unwrap().push(what.to_owned());
+    };
+    let make = || {
+        train(&own_source(), &options(), &Progress::new(&sink))
+            .unwrap()
+            .to_bytes()
+            .unwrap()
+    };
+    let file = make();
+    assert_eq!(
+        hash_of(&file),
+        hash_of(&make()),
+        "training is not deterministic"
+    );
+    assert!(
+        reports
+            .lock()
+            .unwrap()
+            .iter()
+            .any(|what| what.contains("tables"))
+    );
+
+    let model = Model::from_bytes(&file).unwrap();
+    assert_eq!(model.info.name, "test");
+    assert!((0.1..4.0).contains(&model.info.held_out_bits_per_byte));
+
+    let codecs = Codecs::with_model(&file).unwrap();
+    let raw = std::fs::read(own_source().join("model/predictor.rs")).unwrap();
+    let encoded = codecs
+        .encode(&raw, &EncodeOptions::default(), None)
+        .unwrap();
+    assert_eq!(encoded.codec, CodecId::Model);
+    let zstd = zstd::bulk::compress(&raw, 19).unwrap().len();
+    assert!(
+        encoded.payload.len() * 10 < zstd * 9,
+        "{} against {zstd}",
+        encoded.payload.len()
+    );
+    assert_eq!(codecs.decode_all(&encoded.payload, None).unwrap(), raw);
+
+    // a reader without this model says which one is missing
+    let error = Codecs::without_model()
+        .decode_all(&encoded.payload, None)
+        .unwrap_err();
+    assert!(error.to_string().contains("needs model"), "{error}");
+}
+
+#[test]
+fn too_little_data_and_missing_directories_are_clear_errors() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("a"), b"hello").unwrap();
+    let nothing = |_: &str, _: usize, _: usize, _: Option<f64>| {};
+    let progress = Progress::new(&nothing);
+    let error = train(dir.path(), &options(), &progress).unwrap_err();
+    assert!(
+        matches!(error, TrainError::TooLittle { bytes: 5, .. }),
+        "{error}"
+    );
+    let error = train(&dir.path().join("no"), &options(), &progress).unwrap_err();
+    assert!(matches!(error, TrainError::Read { .. }), "{error}");
+}
