@@ -89,3 +89,25 @@ fn a_second_opening_is_refused_while_the_first_lasts() {
     drop(store);
     open(dir.path());
 }
+
+#[test]
+fn the_journal_of_a_store_in_use_is_bounded_by_checkpoints() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let options = OpenOptions {
+        create: true,
+        segment_bytes: 2 << 20,
+        ..OpenOptions::default()
+    };
+    let storage = Arc::new(RealStorage::new(dir.path()));
+    let store = Store::open(storage, &options).expect("open");
+    let value = vec![7u8; 1000];
+    for number in 0..60_000u32 {
+        let ops = vec![Op::Put {
+            key: format!("K{}", number % 50).into_bytes(),
+            value: value.clone(),
+        }];
+        store.commit(Transaction { ops }).expect("commit");
+    }
+    let usage = store.usage().expect("usage");
+    assert!(usage.log_bytes < 22 << 20, "{usage:?}");
+}

@@ -777,3 +777,34 @@ fn keys_of_the_store_itself_and_negative_counts_are_refused() {
         Err(StoreError::NoSuchBlock(999))
     ));
 }
+
+#[test]
+fn a_torn_block_full_of_what_looks_like_records_does_not_stall_recovery() {
+    let storage = SimStorage::new();
+    let options = OpenOptions {
+        create: true,
+        ..OpenOptions::default()
+    };
+    let store = Store::open(Arc::new(storage.clone()), &options).expect("open");
+    add(&store, 0, None);
+    store.sync().expect("sync");
+    let mut fake = b"s2\x01\x00".to_vec();
+    fake.extend_from_slice(&(8u32 << 20).to_le_bytes());
+    fake.resize(32, 1);
+    let payload = fake.repeat((16 << 20) / fake.len());
+    store
+        .stage(&NewBlock {
+            codec: 0,
+            raw_len: 1,
+            anchor: None,
+            payload: &payload,
+        })
+        .expect("stage");
+    drop(store);
+    storage.kill();
+    let last = files_of(&storage, ".j").pop().expect("a journal");
+    change(&storage, &last, |bytes| bytes.truncate(bytes.len() - 1));
+    let start = std::time::Instant::now();
+    assert_eq!(contents(&open(&storage).expect("open")).len(), 1);
+    assert!(start.elapsed() < std::time::Duration::from_secs(5));
+}

@@ -245,3 +245,57 @@ fn staging_is_fast_and_a_settled_store_shrinks_to_what_is_live() {
     store.close().expect("close");
     assert!(store.usage().expect("usage").stored_bytes() < 2 << 20);
 }
+
+#[test]
+fn settling_and_reclaim_free_the_staged_space_of_a_store_in_use() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let store = open(dir.path(), 32 << 20);
+    let staged_bytes = noise(64 << 10, 1);
+    let mut staged = Vec::new();
+    for number in 0..600 {
+        let block = NewBlock {
+            codec: 1,
+            raw_len: 131_072,
+            anchor: None,
+            payload: &staged_bytes,
+        };
+        let id = store.stage(&block).expect("stage");
+        let mut ops = file_ops(number);
+        ops.push(Op::Ref {
+            block: id,
+            refs: 1,
+            live: 131_072,
+        });
+        store.commit(Transaction { ops }).expect("commit");
+        staged.push(id);
+    }
+    store.sync().expect("sync");
+    let settled_bytes = noise(20_000, 2);
+    for old in staged {
+        let block = NewBlock {
+            codec: 3,
+            raw_len: 131_072,
+            anchor: None,
+            payload: &settled_bytes,
+        };
+        let id = store.append(&block).expect("append");
+        let ops = vec![
+            Op::Ref {
+                block: old,
+                refs: -1,
+                live: -131_072,
+            },
+            Op::Ref {
+                block: id,
+                refs: 1,
+                live: 131_072,
+            },
+        ];
+        store.commit(Transaction { ops }).expect("commit");
+    }
+    store.reclaim(Reclaim::default()).expect("reclaim");
+    let usage = store.usage().expect("usage");
+    println!("settled, still open: {usage:?}");
+    assert_eq!(usage.staged_bytes, 0);
+    assert!(usage.stored_bytes() < 600 * 20_000 + (1 << 20));
+}

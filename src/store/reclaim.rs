@@ -153,16 +153,37 @@ impl Store {
     /// read stays where it is, and its segment with it.
     fn copy_out(&self, name: SegmentName) -> Result<u64> {
         let mut reader = SegmentReader::open(&*self.log.storage, self.log.uuid, name)?;
-        let mut moved: Vec<Moved> = Vec::new();
-        let (mut copied, mut batch) = (0u64, 0u64);
+        let mut copied = 0;
         loop {
+            let mut moved = Vec::new();
+            let outcome = self
+                .copy_batch(&mut reader, &mut moved)
+                .and_then(|more| self.commit_moves(&moved).map(|()| more));
+            if outcome.is_err() {
+                // The copies are garbage.
+                for Moved { old, new, .. } in &moved {
+                    self.log.drop_live(new.seq, old.record_len());
+                }
+            }
+            copied += moved.iter().map(|m| m.old.record_len()).sum::<u64>();
+            if !outcome? {
+                return Ok(copied);
+            }
+        }
+    }
+
+    /// Copies up to a batch of live blocks. False at the end of the segment.
+    fn copy_batch(&self, reader: &mut SegmentReader, moved: &mut Vec<Moved>) -> Result<bool> {
+        let name = reader.name;
+        let mut bytes = 0;
+        while bytes < COPY_BATCH {
             let (offset, header, body) = match reader.step()? {
                 Step::Record {
                     offset,
                     header,
                     body,
                 } => (offset, header, body),
-                Step::End => break,
+                Step::End => return Ok(false),
                 Step::Bad { offset, why } => {
                     log::error!(
                         "{}, offset {offset}: {why} (s2sfs check names what it was)",
@@ -172,14 +193,11 @@ impl Store {
                     continue;
                 }
             };
-            let Some(old) = self.live_block_at(
-                &header,
-                Position {
-                    seq: name.seq,
-                    offset,
-                },
-            )?
-            else {
+            let place = Position {
+                seq: name.seq,
+                offset,
+            };
+            let Some(old) = self.live_block_at(&header, place)? else {
                 continue;
             };
             let stream = if old.info.staged {
@@ -193,15 +211,9 @@ impl Store {
                 old,
                 new,
             });
-            copied += len;
-            batch += len;
-            if batch >= COPY_BATCH {
-                self.commit_moves(std::mem::take(&mut moved))?;
-                batch = 0;
-            }
+            bytes += len;
         }
-        self.commit_moves(moved)?;
-        Ok(copied)
+        Ok(true)
     }
 
     /// The block whose record lies at `place`, if it is referenced.
@@ -216,16 +228,13 @@ impl Store {
     }
 
     /// Makes the index point to the copies, except for blocks that died meanwhile.
-    fn commit_moves(&self, moved: Vec<Moved>) -> Result<()> {
-        if moved.is_empty() {
-            return Ok(());
-        }
+    fn commit_moves(&self, moved: &[Moved]) -> Result<()> {
         if moved.iter().any(|m| !m.old.info.staged) {
             self.blocks.sync()?;
         }
         let mut state = self.commit.lock();
         let (mut changes, mut freed) = (Vec::new(), Vec::new());
-        for Moved { id, old, new } in moved {
+        for &Moved { id, old, new } in moved {
             let now = self.lookup(id)?.map(|(entry, _)| entry);
             match now.filter(|now| (now.seq, now.offset) == (old.seq, old.offset)) {
                 Some(now) => {

@@ -3,7 +3,9 @@
 use uuid::Uuid;
 
 /// Bytes of a record before its body.
-pub(crate) const HEADER_LEN: usize = 28;
+pub(crate) const HEADER_LEN: usize = 32;
+/// Bytes of the fields, which the checksum of the header covers.
+const FIELDS_LEN: usize = 24;
 /// No record is longer than this; a larger length in a header is damage.
 pub(crate) const MAX_BODY: u32 = 64 << 20;
 
@@ -74,18 +76,29 @@ impl RecordHeader {
         bytes[4..8].copy_from_slice(&self.body_len.to_le_bytes());
         bytes[8..16].copy_from_slice(&self.object.to_le_bytes());
         bytes[16..24].copy_from_slice(&self.version.to_le_bytes());
-        let mut crc = crc32c::crc32c_append(place.seed(), &bytes[..24]);
+        let mut crc = crc32c::crc32c_append(place.seed(), &bytes[..FIELDS_LEN]);
+        bytes[FIELDS_LEN..28].copy_from_slice(&crc.to_le_bytes());
         for part in body {
             crc = crc32c::crc32c_append(crc, part);
         }
-        bytes[24..].copy_from_slice(&crc.to_le_bytes());
+        bytes[28..].copy_from_slice(&crc.to_le_bytes());
         bytes
     }
 
-    /// Parses a header without looking at the checksum. `None` if it cannot be a header.
-    pub(crate) fn parse(bytes: &[u8]) -> Option<RecordHeader> {
+    /// True if a header may begin here: a quick look before [`RecordHeader::parse`].
+    pub(crate) fn may_begin(bytes: &[u8]) -> bool {
+        bytes.starts_with(&MAGIC)
+    }
+
+    /// The header at the front of `bytes`, which lie at `place`. `None` if there is none: the
+    /// fields of a header that is returned, the length too, are as they were written.
+    pub(crate) fn parse(bytes: &[u8], place: Place) -> Option<RecordHeader> {
         let bytes: &[u8; HEADER_LEN] = bytes.get(..HEADER_LEN)?.try_into().ok()?;
-        if bytes[..2] != MAGIC {
+        if !Self::may_begin(bytes) {
+            return None;
+        }
+        let crc = crc32c::crc32c_append(place.seed(), &bytes[..FIELDS_LEN]);
+        if crc.to_le_bytes() != bytes[FIELDS_LEN..28] {
             return None;
         }
         let header = RecordHeader {
@@ -104,15 +117,13 @@ impl RecordHeader {
     }
 }
 
-/// Checks the checksum of `record`, header and body, as it lies at `place`.
-pub(crate) fn verify(record: &[u8], place: Place) -> bool {
-    let (Some(head), Some(stored), Some(body)) = (
-        record.get(..24),
-        record.get(24..HEADER_LEN),
-        record.get(HEADER_LEN..),
-    ) else {
+/// Checks the body of `record`, whose header was parsed.
+pub(crate) fn verify_body(record: &[u8]) -> bool {
+    let stored = |range: std::ops::Range<usize>| {
+        Some(u32::from_le_bytes(record.get(range)?.try_into().ok()?))
+    };
+    let (Some(head), Some(whole)) = (stored(FIELDS_LEN..28), stored(28..HEADER_LEN)) else {
         return false;
     };
-    let crc = crc32c::crc32c_append(crc32c::crc32c_append(place.seed(), head), body);
-    crc.to_le_bytes() == stored
+    crc32c::crc32c_append(head, &record[HEADER_LEN..]) == whole
 }

@@ -221,6 +221,14 @@ impl SegmentReader {
         Ok(lsn)
     }
 
+    fn place_at(&self, offset: u64) -> Place {
+        Place {
+            store: self.store,
+            seq: self.name.seq,
+            offset,
+        }
+    }
+
     /// The record at the cursor; the cursor moves behind it.
     pub(crate) fn step(&mut self) -> Result<Step<'_>> {
         let offset = self.cursor;
@@ -234,7 +242,8 @@ impl SegmentReader {
                 why: "the record is cut off",
             });
         }
-        let Some(header) = RecordHeader::parse(self.bytes(offset, HEADER_LEN)?) else {
+        let place = self.place_at(offset);
+        let Some(header) = RecordHeader::parse(self.bytes(offset, HEADER_LEN)?, place) else {
             return Ok(Step::Bad {
                 offset,
                 why: "no record begins here",
@@ -246,13 +255,8 @@ impl SegmentReader {
                 why: "the record is cut off",
             });
         }
-        let place = Place {
-            store: self.store,
-            seq: self.name.seq,
-            offset,
-        };
         let record = self.bytes(offset, header.record_len() as usize)?;
-        if !record::verify(record, place) {
+        if !record::verify_body(record) {
             return Ok(Step::Bad {
                 offset,
                 why: "wrong checksum",
@@ -275,7 +279,7 @@ impl SegmentReader {
             let len = (self.len - offset).min(WINDOW as u64) as usize;
             let chunk = self.bytes(offset, len)?;
             let candidates: Vec<u64> = (0..len + 1 - HEADER_LEN)
-                .filter(|&at| RecordHeader::parse(&chunk[at..at + HEADER_LEN]).is_some())
+                .filter(|&at| RecordHeader::may_begin(&chunk[at..]))
                 .map(|at| offset + at as u64)
                 .collect();
             for candidate in candidates {

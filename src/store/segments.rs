@@ -206,11 +206,13 @@ impl Log {
                 len - got
             )));
         }
-        if !record::verify(&record, place) {
+        let Some(header) = RecordHeader::parse(&record, place) else {
+            return Err(damaged("no record begins there".into()));
+        };
+        if header.record_len() != entry.record_len() || !record::verify_body(&record) {
             return Err(damaged("wrong checksum".into()));
         }
-        let same = RecordHeader::parse(&record)
-            .is_some_and(|h| h.object == id && h.tag == entry.info.codec);
+        let same = header.object == id && header.tag == entry.info.codec;
         let head =
             entry::split_block_body(&record[HEADER_LEN..]).map(|(raw, anchor, _)| (raw, anchor));
         if !same || head != Some((entry.info.raw_len, entry.info.anchor)) {
