@@ -154,8 +154,9 @@ fn another_extent_size_settles_what_the_old_one_staged() {
     let (storage, volume) = fresh();
     let data = text(1, 1000 * KIB);
     let ino = put(&volume, "f.txt", &data).ino;
+    volume.shutdown().unwrap();
+    drop(volume);
     for extent in [1 << 20, 16 << 10, 128 << 10] {
-        volume.shutdown().unwrap_or_default();
         let volume = open_with(&storage, VolumeOptions { extent, ..quiet_options() });
         assert!(contents(&volume, ino) == data);
         write(&volume, ino, 600 * KIB, &text(1, 1000 * KIB)[600 * KIB..700 * KIB]);

@@ -49,6 +49,8 @@ impl Store {
         let mut report = ReclaimReport::default();
         self.drop_dead(maintenance, &mut report)?;
         self.end_wasteful_segments(want.min_dead_percent, min)?;
+        // Before anything is copied: on a full disk this is what makes room for the copies.
+        self.free_superseded(maintenance, min, &mut report)?;
         let mut budget = want.max_copy_bytes;
         for (seq, state) in self.candidates(want.min_dead_percent) {
             if state.live > budget {
@@ -61,12 +63,21 @@ impl Store {
             budget = budget.saturating_sub(copied);
             report.bytes_copied += copied;
         }
-        let waiting = self.waiting_for_checkpoint(maintenance);
-        if waiting > min.max(maintenance.checkpoint_bytes) {
+        self.free_superseded(maintenance, min, &mut report)?;
+        Ok(report)
+    }
+
+    /// Writes a checkpoint if that lets enough of the journal go, and drops what nothing needs.
+    fn free_superseded(
+        &self,
+        maintenance: &mut Maintenance,
+        min: u64,
+        report: &mut ReclaimReport,
+    ) -> Result<()> {
+        if self.waiting_for_checkpoint(maintenance) > min.max(maintenance.checkpoint_bytes) {
             self.checkpoint_locked(maintenance, CHECKPOINT_LEVEL)?;
         }
-        self.drop_dead(maintenance, &mut report)?;
-        Ok(report)
+        self.drop_dead(maintenance, report)
     }
 
     /// Ends the active segments that are mostly garbage, so that they can be copied out.

@@ -24,6 +24,9 @@ const SYNC_EVERY: Duration = Duration::from_secs(5);
 /// How often the stager looks at memory pressure and failed staging.
 const TICK: Duration = Duration::from_millis(250);
 
+/// How often writers try again to stage after the disk was full.
+const RETRY: Duration = Duration::from_millis(200);
+
 /// What to stage of an inode.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum StageMode {
@@ -88,8 +91,8 @@ pub struct Stager {
     dirty: Mutex<HashMap<u64, Arc<Inode>>>,
     queue: Mutex<Vec<(Arc<Inode>, StageMode)>>,
     wake: Condvar,
-    /// The last failure of background staging, while nothing has been staged since.
-    failing: Mutex<Option<VolumeError>>,
+    /// The last failure of staging and its time, while nothing has been staged since.
+    failing: Mutex<Option<(VolumeError, Instant)>>,
     stopping: AtomicBool,
 }
 
@@ -128,7 +131,7 @@ impl Stager {
     }
 
     pub fn failing(&self) -> Option<VolumeError> {
-        self.failing.lock().clone()
+        self.failing.lock().as_ref().map(|(error, _)| error.clone())
     }
 }
 
@@ -154,11 +157,24 @@ impl Volume {
             self.stager.wake_all();
         }
         match self.stager.failing() {
-            Some(VolumeError::NoSpace) => {
+            Some(VolumeError::NoSpace) if !self.has_space_again() => {
                 self.budget.release(bytes);
                 Err(VolumeError::NoSpace)
             }
             _ => Ok(()),
+        }
+    }
+
+    /// After the disk was full: whether what waits can be staged now. Tries it now and then.
+    fn has_space_again(&self) -> bool {
+        if self.stager.dirty.lock().is_empty() {
+            self.stager.failing.lock().take();
+            return true;
+        }
+        let last = self.stager.failing.lock().as_ref().map(|(_, time)| *time);
+        match last {
+            Some(time) if time.elapsed() < RETRY => false,
+            _ => self.stage_everything().is_ok(),
         }
     }
 
@@ -212,7 +228,7 @@ impl Volume {
             true => self.forget_dirty(inode.ino, &mut state),
             false => state.dirty_since = Some(Instant::now()),
         }
-        *self.stager.failing.lock() = result.as_ref().err().cloned();
+        *self.stager.failing.lock() = result.as_ref().err().map(|e| (e.clone(), Instant::now()));
         result
     }
 
