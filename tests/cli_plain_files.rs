@@ -119,3 +119,45 @@ fn help_and_version_are_no_errors() {
     let shown = finish(helper().arg("--help"));
     assert!(String::from_utf8_lossy(&shown.stdout).contains("settle_after=TIME|never"));
 }
+
+#[test]
+fn training_says_what_it_made_and_makes_the_same_model_again() {
+    let bed = Bed::new();
+    let dir = bed.path("texts");
+    std::fs::create_dir(&dir).unwrap();
+    for number in 0..8 {
+        std::fs::write(dir.join(format!("{number}.txt")), sample(number, 60_000)).unwrap();
+    }
+    let train = |output: &std::path::Path| {
+        let (dir, output) = (dir.as_os_str(), output.as_os_str());
+        s2sfs([
+            "train".as_ref(),
+            dir,
+            "-o".as_ref(),
+            output,
+            "--buckets".as_ref(),
+            "20000".as_ref(),
+            "--name".as_ref(),
+            "t".as_ref(),
+        ])
+    };
+    let output = train(&bed.path("a.s2m"));
+    assert!(output.status.success(), "{}", text(&output));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("bits per byte of held-out data"));
+    assert!(train(&bed.path("b.s2m")).status.success());
+    assert_eq!(
+        std::fs::read(bed.path("a.s2m")).unwrap(),
+        std::fs::read(bed.path("b.s2m")).unwrap()
+    );
+    assert_refused(&train(&bed.path("a.s2m")), exit::USAGE, "--force");
+    let small = bed.path("small");
+    std::fs::create_dir(&small).unwrap();
+    std::fs::write(small.join("x"), "too little").unwrap();
+    let output = s2sfs([
+        "train".as_ref(),
+        small.as_os_str(),
+        "-o".as_ref(),
+        bed.path("c").as_os_str(),
+    ]);
+    assert_refused(&output, exit::USAGE, "training needs at least");
+}

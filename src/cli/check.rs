@@ -38,7 +38,7 @@ pub fn run(arguments: &CheckArguments) -> Outcome<()> {
         ..OpenOptions::default()
     };
     let store = Arc::new(mount::open_store(&arguments.store, &options)?);
-    let codecs = Arc::new(mount::codecs_for(&settings, &store)?);
+    let codecs = Arc::new(mount::codecs_of_store(&settings, &arguments.store)?);
     let report = check(&store, &codecs, settings.threads, arguments)?;
     if arguments.json {
         output::print_json(&report)?;

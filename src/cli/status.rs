@@ -91,11 +91,10 @@ fn describe(status: &Status) -> String {
         line(
             &format!("codec {name}"),
             format!(
-                "{} extents, {} ({}) in {} blocks of {}",
+                "{} extents, {} ({}) stored as {}",
                 usage.extents,
                 bytes(usage.logical_bytes),
                 percent(usage.logical_bytes, status.logical_bytes),
-                usage.blocks,
                 bytes(usage.stored_bytes),
             ),
         );

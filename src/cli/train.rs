@@ -1,10 +1,15 @@
 //! `s2sfs train`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
+use indicatif::{ProgressBar, ProgressStyle};
+use parking_lot::Mutex;
 
-use crate::exit::Outcome;
+use super::output::bytes;
+use crate::exit::{Context, Exit, Failure, Outcome};
+use crate::model::{Model, hash_of};
+use crate::train::{self, Progress, TrainError, TrainOptions};
 
 #[derive(Debug, Args)]
 pub struct TrainArguments {
@@ -13,8 +18,124 @@ pub struct TrainArguments {
     /// Where to write the model
     #[arg(short, long, value_name = "FILE")]
     output: PathBuf,
+    /// Name that the model carries [default: name of the output without its extension]
+    #[arg(long)]
+    name: Option<String>,
+    /// Size of the tables: buckets of 24 bytes in memory and about 5 in the file
+    #[arg(long, value_name = "N")]
+    buckets: Option<usize>,
+    /// Seed of everything that is shuffled; the same files and seed give the same model
+    #[arg(long, value_name = "N")]
+    seed: Option<u64>,
+    /// Replace an existing output
+    #[arg(short, long)]
+    force: bool,
 }
-pub fn run(a: &TrainArguments) -> Outcome<()> {
-    let _ = (&a.dir, &a.output);
+
+pub fn run(arguments: &TrainArguments) -> Outcome<()> {
+    let output = &arguments.output;
+    if !arguments.force && output.symlink_metadata().is_ok() {
+        return Err(Failure::usage(format!(
+            "{} exists: use --force",
+            output.display()
+        )));
+    }
+    if !arguments.dir.is_dir() {
+        return Err(Failure::usage(format!(
+            "{} is not a directory",
+            arguments.dir.display()
+        )));
+    }
+    let reporter = Reporter::new();
+    let sink = |what: &str, done, total, bits| reporter.report(what, done, total, bits);
+    let model = train::train(&arguments.dir, &options(arguments), &Progress::new(&sink));
+    reporter.finish();
+    save(&model.map_err(explain)?, output)
+}
+
+fn options(arguments: &TrainArguments) -> TrainOptions {
+    let defaults = TrainOptions::default();
+    let stem = arguments
+        .output
+        .file_stem()
+        .unwrap_or_default()
+        .to_string_lossy()
+        .into_owned();
+    TrainOptions {
+        name: arguments.name.clone().unwrap_or(stem),
+        buckets: arguments.buckets.unwrap_or(defaults.buckets),
+        seed: arguments.seed.unwrap_or(defaults.seed),
+        ..defaults
+    }
+}
+
+fn explain(error: TrainError) -> Failure {
+    let exit = match error {
+        TrainError::TooLittle { .. } => Exit::Usage,
+        _ => Exit::Failed,
+    };
+    Failure::new(exit, error)
+}
+
+/// Writes the model so that there is either a whole file or none.
+fn save(model: &Model, output: &Path) -> Outcome<()> {
+    let file = model.to_bytes().context("model")?;
+    let mut partial = output.to_owned().into_os_string();
+    partial.push(format!(".{}.partial", std::process::id()));
+    let partial = PathBuf::from(partial);
+    let written = std::fs::write(&partial, &file).and_then(|()| std::fs::rename(&partial, output));
+    written
+        .inspect_err(|_| drop(std::fs::remove_file(&partial)))
+        .context(output.display())?;
+    let hash: String = hash_of(&file)
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
+    eprintln!(
+        "{}: {}, trained on {}, {:.4} bits per byte of held-out data, hash {hash}",
+        output.display(),
+        bytes(file.len() as u64),
+        bytes(model.info.trained_bytes),
+        model.info.held_out_bits_per_byte,
+    );
     Ok(())
+}
+
+/// Shows progress as a bar on a terminal, and as a line per step elsewhere.
+struct Reporter {
+    bar: ProgressBar,
+    step: Mutex<String>,
+}
+
+impl Reporter {
+    fn new() -> Reporter {
+        let bar = ProgressBar::new(0);
+        if let Ok(style) = ProgressStyle::with_template("{msg} [{bar:30}] {percent} % ETA {eta}") {
+            bar.set_style(style.progress_chars("=> "));
+        }
+        Reporter {
+            bar,
+            step: Mutex::new(String::new()),
+        }
+    }
+
+    fn report(&self, what: &str, done: usize, total: usize, bits_per_byte: Option<f64>) {
+        let mut step = self.step.lock();
+        if *step != what {
+            *step = what.to_string();
+            if self.bar.is_hidden() {
+                eprintln!("{what}");
+            }
+        }
+        self.bar.set_message(match bits_per_byte {
+            Some(bits) => format!("{what}, {bits:.4} bits per byte"),
+            None => what.to_string(),
+        });
+        self.bar.set_length(total as u64);
+        self.bar.set_position(done as u64);
+    }
+
+    fn finish(&self) {
+        self.bar.finish_and_clear();
+    }
 }

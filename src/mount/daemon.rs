@@ -11,7 +11,7 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
 use super::notify::notify;
-use super::volume::{VolumeService, open_volume};
+use super::volume::{Opened, VolumeService, open_volume};
 use super::{READY, Request};
 use crate::control::client::Client;
 use crate::control::mountinfo;
@@ -42,37 +42,45 @@ pub fn run(request: &Request, readiness: Readiness) -> Outcome<()> {
     };
     prepare_process(readiness)?;
     let signals = Signals::new([SIGTERM, SIGINT, SIGHUP]).context("cannot handle signals")?;
-    let volume = open_when_free(&request.store, &request.settings)?;
+    let opened = open_when_free(&request.store, &request.settings)?;
+    let volume = &opened.volume;
     let mount = match fuse::mount(volume.clone(), &request.mountpoint, &fuse_options(request)) {
         Ok(mount) => Arc::new(mount),
         Err(error) => {
-            if let Err(failure) = close(&volume, request) {
+            if let Err(failure) = close(volume, request) {
                 log::error!("{failure}");
             }
             return Err(Failure::failed(error));
         }
     };
-    let server = start_control(request, &volume);
+    let server = start_control(request, &opened);
     let served = serve(request, &mount, signals, log);
     notify("STOPPING=1");
     // The volume still holds the store's lock, so this is our own socket.
     if let Some(server) = &server {
         server.stopping();
     }
-    let outcome = served.and(close(&volume, request));
+    let outcome = served.and(close(volume, request));
     match &outcome {
         Ok(()) => log::info!("{} is unmounted and closed", request.store.display()),
         Err(failure) => log::error!("{failure}"),
     }
     if let Some(server) = &server {
-        server.stopped(outcome.as_ref().err().map(|failure| failure.message.clone()));
+        server.stopped(
+            outcome
+                .as_ref()
+                .err()
+                .map(|failure| failure.message.clone()),
+        );
     }
     outcome
 }
 
 /// Closes the volume if its session has not done so.
 fn close(volume: &Volume, request: &Request) -> Outcome<()> {
-    volume.shutdown().context(format!("closing {}", request.store.display()))
+    volume
+        .shutdown()
+        .context(format!("closing {}", request.store.display()))
 }
 
 /// Says that the mount is there, and returns when it has gone.
@@ -89,7 +97,11 @@ fn serve(
         log::error!("nobody waits for this mount any more ({e}): unmounting");
         return mount.terminate().map_err(Failure::failed);
     }
-    log::info!("{} is mounted at {}", request.store.display(), request.mountpoint.display());
+    log::info!(
+        "{} is mounted at {}",
+        request.store.display(),
+        request.mountpoint.display()
+    );
     // No event at all means that both watchers are gone, and with them the mount.
     ended.recv().unwrap_or(Ok(()))
 }
@@ -114,7 +126,7 @@ fn prepare_process(readiness: Readiness) -> Outcome<()> {
 }
 
 /// Opens the store, after waiting for a daemon that is just finishing with it.
-fn open_when_free(store: &Path, settings: &Settings) -> Outcome<Arc<Volume>> {
+fn open_when_free(store: &Path, settings: &Settings) -> Outcome<Opened> {
     let deadline = Instant::now() + LOCK_PATIENCE;
     loop {
         match open_volume(store, settings) {
@@ -136,18 +148,21 @@ fn holder(store: &Path) -> Option<Failure> {
     let mount = mountinfo::mount_at(Path::new(&point)).ok()??;
     let pid = status.pid.unwrap_or_default();
     (mount.store() == store).then(|| {
-        let message = format!("store {} is already mounted at {point} (pid {pid})", store.display());
+        let message = format!(
+            "store {} is already mounted at {point} (pid {pid})",
+            store.display()
+        );
         Failure::new(Exit::Busy, message)
     })
 }
 
-fn start_control(request: &Request, volume: &Arc<Volume>) -> Option<Server> {
+fn start_control(request: &Request, opened: &Opened) -> Option<Server> {
     let path = if request.settings.read_only {
-        control::read_only_socket(&request.mountpoint)?
+        control::read_only_socket(&request.mountpoint)
     } else {
         control::store_socket(&request.store)
     };
-    let service = Arc::new(VolumeService::new(volume.clone(), request));
+    let service = Arc::new(VolumeService::new(opened, request));
     let started = if request.settings.read_only {
         control::prepare_runtime_dir(&path).and_then(|()| Server::start(&path, service))
     } else {
@@ -201,7 +216,11 @@ fn fuse_options(request: &Request) -> MountOptions {
         source: request.store.to_string_lossy().into_owned(),
         read_only: request.settings.read_only,
         allow_other: kernel.allow_other,
-        flags: flags.iter().filter(|(on, _)| *on).map(|(_, name)| name.to_string()).collect(),
+        flags: flags
+            .iter()
+            .filter(|(on, _)| *on)
+            .map(|(_, name)| name.to_string())
+            .collect(),
         ..MountOptions::default()
     }
 }
@@ -211,7 +230,10 @@ fn watch_session(mount: Arc<MountHandle>, events: Sender<Outcome<()>>) -> Outcom
     let watch = move || {
         let _ = events.send(mount.wait().map_err(Failure::failed));
     };
-    std::thread::Builder::new().name("session-end".into()).spawn(watch).context("thread")?;
+    std::thread::Builder::new()
+        .name("session-end".into())
+        .spawn(watch)
+        .context("thread")?;
     Ok(())
 }
 
@@ -223,10 +245,16 @@ fn watch_signals(
 ) -> Outcome<()> {
     let watch = move || {
         for signal in signals.forever() {
-            log::info!("signal {signal}: unmounting {}", mount.mountpoint().display());
+            log::info!(
+                "signal {signal}: unmounting {}",
+                mount.mountpoint().display()
+            );
             let _ = events.send(mount.terminate().map_err(Failure::failed));
         }
     };
-    std::thread::Builder::new().name("signals".into()).spawn(watch).context("thread")?;
+    std::thread::Builder::new()
+        .name("signals".into())
+        .spawn(watch)
+        .context("thread")?;
     Ok(())
 }

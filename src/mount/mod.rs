@@ -4,6 +4,7 @@
 //! standard error until it is ready goes to whoever asked for the mount.
 
 mod daemon;
+mod models;
 mod notify;
 mod unmount;
 mod volume;
@@ -19,8 +20,9 @@ use crate::exit::{Context, Exit, Failure, Outcome};
 use crate::options::Settings;
 
 pub use daemon::{Readiness, run};
+pub use models::{codecs, codecs_of_store};
 pub use unmount::{detach, is_dead, unmount};
-pub use volume::{codecs, codecs_for, open_store, open_volume, store_failure, unmounted_status};
+pub use volume::{open_store, open_volume, unmounted_status};
 
 /// Hidden flag by which the daemon knows itself.
 pub const DAEMON_FLAG: &str = "--daemon";

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::Request;
+use super::models::{codecs_of_store, keep_model};
 use crate::codec::Codecs;
 use crate::control::{FileInfo, Service, ServiceError, Status};
 use crate::exit::{Context, Exit, Failure, Outcome};
@@ -15,23 +16,6 @@ use crate::volume::{self, Volume, VolumeError, VolumeOptions};
 /// Longer than any mount lasts, and short enough for clock arithmetic.
 const NEVER: Duration = Duration::from_secs(100 * 365 * 86_400);
 
-/// The codecs with the model that the settings name.
-pub fn codecs(settings: &Settings) -> Outcome<Codecs> {
-    match &settings.model {
-        None => Codecs::with_default_model().context("built-in model"),
-        Some(path) => Err(Failure::failed(format!(
-            "model {}: not supported",
-            path.display()
-        ))),
-    }
-}
-
-/// The codecs for the blocks of a store, and for new ones under the settings.
-pub fn codecs_for(settings: &Settings, store: &Store) -> Outcome<Codecs> {
-    let _ = store;
-    codecs(settings)
-}
-
 /// Opens the store at `path`, under its lock; a missing or empty one is made if the settings allow
 /// changes.
 pub fn open_store(path: &Path, options: &OpenOptions) -> Outcome<Store> {
@@ -39,15 +23,24 @@ pub fn open_store(path: &Path, options: &OpenOptions) -> Outcome<Store> {
     Store::open(storage, options).map_err(|e| store_failure(&e))
 }
 
+/// A volume and the name of the model that encodes for it.
+pub struct Opened {
+    pub volume: Arc<Volume>,
+    pub model: String,
+}
+
 /// Opens the store at `path` and the volume in it.
-pub fn open_volume(path: &Path, settings: &Settings) -> Outcome<Arc<Volume>> {
+pub fn open_volume(path: &Path, settings: &Settings) -> Outcome<Opened> {
     let options = OpenOptions {
         create: !settings.read_only,
         read_only: settings.read_only,
         ..OpenOptions::default()
     };
+    // First, so that a wrong model does not leave a new store behind.
+    let codecs = codecs_of_store(settings, path)?;
     let store = open_store(path, &options)?;
-    let codecs = codecs_for(settings, &store)?;
+    keep_model(settings, &store, &codecs)?;
+    let model = codecs.encoding_model_name().unwrap_or_default();
     let options = VolumeOptions {
         cache_bytes: settings.cache_bytes,
         dirty_bytes: settings.dirty_bytes,
@@ -58,13 +51,18 @@ pub fn open_volume(path: &Path, settings: &Settings) -> Outcome<Arc<Volume>> {
         settle_after: settings.settle_after.unwrap_or(NEVER),
         read_only: settings.read_only,
     };
-    Volume::open(store, Arc::new(codecs), options).map_err(|e| volume_failure(path, &e))
+    let volume =
+        Volume::open(store, Arc::new(codecs), options).map_err(|e| volume_failure(path, &e))?;
+    Ok(Opened { volume, model })
 }
 
 /// The status of a store that nobody has mounted.
 pub fn unmounted_status(path: &Path) -> Outcome<Status> {
     let path = path.canonicalize().context(path.display())?;
-    let options = OpenOptions { read_only: true, ..OpenOptions::default() };
+    let options = OpenOptions {
+        read_only: true,
+        ..OpenOptions::default()
+    };
     let store = open_store(&path, &options)?;
     let status = volume::file_totals(&store).map_err(|e| volume_failure(&path, &e))?;
     Ok(complete(status, &path))
@@ -103,15 +101,17 @@ fn volume_failure(path: &Path, error: &VolumeError) -> Failure {
 /// Answers the control socket for a mounted volume.
 pub struct VolumeService {
     volume: Arc<Volume>,
+    model: String,
     store: PathBuf,
     mountpoint: PathBuf,
     started: Instant,
 }
 
 impl VolumeService {
-    pub fn new(volume: Arc<Volume>, request: &Request) -> VolumeService {
+    pub fn new(opened: &Opened, request: &Request) -> VolumeService {
         VolumeService {
-            volume,
+            volume: opened.volume.clone(),
+            model: opened.model.clone(),
             store: request.store.clone(),
             mountpoint: request.mountpoint.clone(),
             started: Instant::now(),
@@ -125,6 +125,8 @@ impl Service for VolumeService {
             pid: Some(std::process::id()),
             mounted: true,
             mountpoint: Some(self.mountpoint.display().to_string()),
+            model: self.model.clone(),
+            engine: Codecs::engine().into(),
             uptime_seconds: self.started.elapsed().as_secs_f64(),
             ..self.volume.status().map_err(service_error)?
         };

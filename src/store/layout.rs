@@ -9,7 +9,8 @@ use super::{FORMAT_VERSION, Result, StoreError};
 
 const DESCRIPTION: &str = "s2sfs.toml";
 const DESCRIPTION_TEMPORARY: &str = "s2sfs.toml.tmp";
-const MODEL_DIR: &str = "models";
+/// Directory of the models, under the root of a store.
+pub const MODEL_DIR: &str = "models";
 pub(crate) const INDEX_DIR: &str = "index";
 /// Space that only unlink, settling and reclaim may use; exists only while the store is open for writing.
 pub(crate) const RESERVE: &str = "log/reserve";

@@ -31,6 +31,7 @@ pub use check::{BlockVisitor, CheckReport, ExtentRef, Problem};
 pub use engine::Store;
 pub use error::StoreError;
 pub use index::Pair;
+pub use layout::MODEL_DIR;
 pub use simulated::{Fault, SimOp, SimStorage};
 pub use storage::{Entry, LockGuard, RealStorage, Space, Storage, StorageFile};
 

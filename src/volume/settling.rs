@@ -21,6 +21,10 @@ const MIN_WASTE: u64 = 64 << 10;
 const SETTLE_FLOOR: u64 = 16 << 20;
 /// A sparse block shows less than 1 / this of its bytes.
 const SPARSE_FACTOR: u64 = 2;
+/// With less free space than this (or an eighth of a small disk), dead blocks are reclaimed at once.
+const SHORT_OF_SPACE: u64 = 1 << 30;
+/// Dead bytes that are worth the trouble.
+const WORTH_RECLAIMING: u64 = 1 << 20;
 
 impl Host for Volume {
     fn pending(&self, after: Option<Window>, limit: usize) -> HostResult<Vec<Window>> {
@@ -86,6 +90,12 @@ impl Host for Volume {
 
     fn sparse(&self) -> HostResult<(HashSet<BlockId>, Vec<Window>)> {
         self.find_sparse().map_err(text)
+    }
+
+    fn is_short_of_space(&self) -> bool {
+        let free = self.store.free_space();
+        let short = free.is_ok_and(|(free, total)| free < SHORT_OF_SPACE.min(total / 8));
+        short && self.store.usage().is_ok_and(|usage| usage.dead_bytes >= WORTH_RECLAIMING)
     }
 
     fn reclaim(&self) -> HostResult<u64> {

@@ -1,0 +1,104 @@
+//! Models on their way between files, stores and codecs.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+
+use crate::codec::{CodecError, Codecs};
+use crate::exit::{Context, Exit, Failure, Outcome};
+use crate::model::hash_of;
+use crate::options::Settings;
+use crate::store::{MODEL_DIR, Store};
+
+/// No model file is longer; a longer one in a store is not read.
+const MAX_MODEL: u64 = 4 << 30;
+
+/// The codecs with the model that the settings name.
+pub fn codecs(settings: &Settings) -> Outcome<Codecs> {
+    match &settings.model {
+        None => Codecs::with_default_model().context("built-in model"),
+        Some(path) => load(path, &read(path).context(path.display())?),
+    }
+}
+
+/// The codecs for the blocks of the store at `path`, and for new blocks under the settings.
+pub fn codecs_of_store(settings: &Settings, path: &Path) -> Outcome<Codecs> {
+    let codecs = codecs(settings)?;
+    let models = path.join(MODEL_DIR);
+    codecs.set_model_source(Box::new(move |name| read_from_store(&models, name)));
+    Ok(codecs)
+}
+
+/// Leaves a copy of the encoding model in the store, or repairs the one that is there.
+pub fn keep_model(settings: &Settings, store: &Store, codecs: &Codecs) -> Outcome<()> {
+    let Some(name) = codecs
+        .encoding_model_name()
+        .filter(|_| !store.is_read_only())
+    else {
+        return Ok(());
+    };
+    let stored = store.get_model(&name);
+    if matches!(&stored, Ok(Some(file)) if names(&name, file)) {
+        return Ok(());
+    }
+    if !matches!(stored, Ok(None)) {
+        log::warn!("model {name} of the store is damaged: writing it again");
+    }
+    match &settings.model {
+        Some(path) => {
+            let file = read(path).context(path.display())?;
+            store
+                .put_model(&name, &file)
+                .context(format!("keeping model {}", path.display()))
+        }
+        None => {
+            // Every program of this version has it, so a full disk is no reason to refuse the mount.
+            let (name, file) = Codecs::embedded_model();
+            if let Err(e) = store.put_model(&name, file) {
+                log::warn!("the store has no copy of the built-in model: {e}");
+            }
+            Ok(())
+        }
+    }
+}
+
+/// True if a model file of the store is named after these bytes.
+fn names(name: &str, file: &[u8]) -> bool {
+    let hash: String = hash_of(file)
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
+    name.split('.')
+        .next()
+        .is_some_and(|stem| !stem.is_empty() && hash.starts_with(stem))
+}
+
+fn load(path: &Path, file: &[u8]) -> Outcome<Codecs> {
+    Codecs::with_model(file).map_err(|e| {
+        let exit = match e {
+            CodecError::BadModel(_) => Exit::Damaged,
+            _ => Exit::Failed,
+        };
+        Failure::new(exit, format!("{}: {e}", path.display()))
+    })
+}
+
+fn read(path: &Path) -> io::Result<Vec<u8>> {
+    let file = File::open(path)?;
+    let len = file.metadata()?.len();
+    if len > MAX_MODEL {
+        return Err(io::Error::other(format!(
+            "{len} bytes are too long for a model"
+        )));
+    }
+    let mut bytes = Vec::new();
+    file.take(MAX_MODEL).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+fn read_from_store(models: &Path, name: &str) -> Option<Vec<u8>> {
+    let path: PathBuf = models.join(name);
+    read(&path)
+        .inspect_err(|e| log::error!("{}: {e}", path.display()))
+        .ok()
+}
