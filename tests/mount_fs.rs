@@ -42,7 +42,10 @@ fn names_links_and_modes_work() {
     symlink("b/g", mounted.file("a/s")).unwrap();
     assert_eq!(fs::read(mounted.file("a/s")).unwrap(), b"x");
     fs::set_permissions(mounted.file("a/f"), fs::Permissions::from_mode(0o640)).unwrap();
-    assert_eq!(fs::metadata(mounted.file("a/b/g")).unwrap().mode() & 0o7777, 0o640);
+    assert_eq!(
+        fs::metadata(mounted.file("a/b/g")).unwrap().mode() & 0o7777,
+        0o640
+    );
     fs::rename(mounted.file("a/f"), mounted.file("z")).unwrap();
     assert!(fs::rename(mounted.file("a"), mounted.file("a/b/x")).is_err());
     let mut names: Vec<_> = fs::read_dir(mounted.file("a"))
@@ -61,11 +64,15 @@ fn times_keep_their_nanoseconds() {
     let Some(mut mounted) = mounted() else { return };
     let time = SystemTime::UNIX_EPOCH + Duration::new(1_000_000_000, 123_456_789);
     let file = File::create(mounted.file("f")).unwrap();
-    file.set_times(fs::FileTimes::new().set_modified(time).set_accessed(time)).unwrap();
+    file.set_times(fs::FileTimes::new().set_modified(time).set_accessed(time))
+        .unwrap();
     drop(file);
     mounted.remount();
     let meta = fs::metadata(mounted.file("f")).unwrap();
-    assert_eq!((meta.modified().unwrap(), meta.accessed().unwrap()), (time, time));
+    assert_eq!(
+        (meta.modified().unwrap(), meta.accessed().unwrap()),
+        (time, time)
+    );
 }
 
 #[test]
@@ -83,10 +90,19 @@ fn appends_truncation_and_random_writes_work() {
     file.write_all_at(b"end", 1_000_000).unwrap();
     file.sync_data().unwrap();
     let data = fs::read(&path).unwrap();
-    assert_eq!((data.len(), &data[..6], &data[1_000_000..]), (1_000_003, &b"01234X"[..], &b"end"[..]));
+    assert_eq!(
+        (data.len(), &data[..6], &data[1_000_000..]),
+        (1_000_003, &b"01234X"[..], &b"end"[..])
+    );
     assert!(data[6..1_000_000].iter().all(|b| *b == 0));
     assert!(fs::metadata(&path).unwrap().blocks() < 100);
-    drop(OpenOptions::new().write(true).truncate(true).open(&path).unwrap());
+    drop(
+        OpenOptions::new()
+            .write(true)
+            .truncate(true)
+            .open(&path)
+            .unwrap(),
+    );
     assert_eq!(fs::metadata(&path).unwrap().len(), 0);
 }
 
@@ -94,7 +110,12 @@ fn appends_truncation_and_random_writes_work() {
 fn an_unlinked_open_file_can_be_used() {
     let Some(mounted) = mounted() else { return };
     let path = mounted.file("f");
-    let mut file = OpenOptions::new().read(true).write(true).create_new(true).open(&path).unwrap();
+    let mut file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create_new(true)
+        .open(&path)
+        .unwrap();
     file.write_all(b"before").unwrap();
     fs::remove_file(&path).unwrap();
     file.write_all(b" after").unwrap();
@@ -125,7 +146,11 @@ fn shared_mappings_are_read_and_written() {
         m.flush()\n\
         m[299990:299994]=b'TAIL'\n\
         m.close(); f.close()\n";
-    let status = match Command::new("python3").args(["-c", script]).arg(&path).status() {
+    let status = match Command::new("python3")
+        .args(["-c", script])
+        .arg(&path)
+        .status()
+    {
         Ok(status) => status,
         Err(_) => {
             eprintln!("SKIPPED: no python3 here: mappings were not tested");
@@ -165,7 +190,10 @@ fn large_directories_are_listed_once_each() {
     for i in 0..2500 {
         File::create(dir.join(format!("file-{i:05}"))).unwrap();
     }
-    let mut names: Vec<_> = fs::read_dir(&dir).unwrap().map(|e| e.unwrap().file_name()).collect();
+    let mut names: Vec<_> = fs::read_dir(&dir)
+        .unwrap()
+        .map(|e| e.unwrap().file_name())
+        .collect();
     names.sort();
     assert_eq!(names.len(), 2500);
     names.dedup();

@@ -77,8 +77,14 @@ fn a_failed_sync_is_an_error_and_what_was_synced_before_survives() {
     let error = volume.fsync(second).unwrap_err();
     assert_eq!(error.errno(), libc::EIO);
     storage.set_fault(None);
-    assert!(volume.fsync(second).is_err(), "a failed sync is never forgotten");
-    assert!(contents(&volume, first) == text(1, 100_000), "reading goes on");
+    assert!(
+        volume.fsync(second).is_err(),
+        "a failed sync is never forgotten"
+    );
+    assert!(
+        contents(&volume, first) == text(1, 100_000),
+        "reading goes on"
+    );
     volume.abandon();
     drop(volume);
     storage.crash(1);
@@ -89,7 +95,9 @@ fn a_failed_sync_is_an_error_and_what_was_synced_before_survives() {
 #[test]
 fn a_damaged_block_is_an_error_of_its_file_only() {
     let (storage, volume) = fresh();
-    let files: Vec<u64> = (0..4).map(|i| put(&volume, &format!("{i}.bin"), &noise(i, 200_000)).ino).collect();
+    let files: Vec<u64> = (0..4)
+        .map(|i| put(&volume, &format!("{i}.bin"), &noise(i, 200_000)).ino)
+        .collect();
     settle(&volume);
     volume.shutdown().unwrap();
     drop(volume);
@@ -109,7 +117,10 @@ fn a_damaged_block_is_an_error_of_its_file_only() {
     let error = volume.read(files[2], 0, 4096).unwrap_err();
     assert_eq!(error.errno(), libc::EIO);
     let message = error.to_string();
-    assert!(message.contains(&format!("inode {}", files[2])) && message.contains("block"), "{message}");
+    assert!(
+        message.contains(&format!("inode {}", files[2])) && message.contains("block"),
+        "{message}"
+    );
     for i in [0, 1, 3] {
         assert!(contents(&volume, files[i]) == noise(i as u64, 200_000));
     }
@@ -126,7 +137,9 @@ fn writers_wait_when_too_much_is_dirty() {
     let data = text(5, 32 * MIB);
     let file = volume.create(ROOT, b"f", 0o644, caller()).unwrap();
     for (i, piece) in data.chunks(128 << 10).enumerate() {
-        volume.write(file.ino, (i * (128 << 10)) as u64, piece, PLAIN).unwrap();
+        volume
+            .write(file.ino, (i * (128 << 10)) as u64, piece, PLAIN)
+            .unwrap();
         let dirty = volume.status().unwrap().dirty_bytes;
         assert!(dirty <= 2 << 20, "{dirty} bytes are dirty");
     }
@@ -166,7 +179,11 @@ fn a_read_only_volume_changes_nothing() {
     let ino = put(&volume, "f", b"data").ino;
     volume.shutdown().unwrap();
     drop(volume);
-    let before: Vec<_> = storage.files().iter().map(|p| storage.contents(p)).collect();
+    let before: Vec<_> = storage
+        .files()
+        .iter()
+        .map(|p| storage.contents(p))
+        .collect();
     let options = VolumeOptions {
         read_only: true,
         ..quiet_options()
@@ -185,6 +202,10 @@ fn a_read_only_volume_changes_nothing() {
     assert_eq!(refused.errno(), libc::EROFS);
     assert_eq!(volume.unlink(ROOT, b"f").unwrap_err().errno(), libc::EROFS);
     volume.shutdown().unwrap();
-    let after: Vec<_> = storage.files().iter().map(|p| storage.contents(p)).collect();
+    let after: Vec<_> = storage
+        .files()
+        .iter()
+        .map(|p| storage.contents(p))
+        .collect();
     assert_eq!(before, after);
 }

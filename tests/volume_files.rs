@@ -39,7 +39,11 @@ fn contents_survive_staging_settling_and_remounting() {
         .collect();
     let check = |volume: &s2sfs::volume::Volume| {
         for (ino, data) in &files {
-            assert!(contents(volume, *ino) == *data, "file of {} bytes", data.len());
+            assert!(
+                contents(volume, *ino) == *data,
+                "file of {} bytes",
+                data.len()
+            );
         }
     };
     check(&volume);
@@ -61,10 +65,16 @@ fn a_hole_reads_as_zeros_and_takes_no_room() {
     assert_eq!(stat.attr.size, (10 << 30) + 3);
     assert!(stat.blocks > 0 && stat.blocks <= 8);
     assert_eq!(volume.read(file.ino, 1 << 30, 5).unwrap(), [0; 5]);
-    assert_eq!(volume.read(file.ino, (10 << 30) - 2, 9).unwrap(), b"\0\0end");
+    assert_eq!(
+        volume.read(file.ino, (10 << 30) - 2, 9).unwrap(),
+        b"\0\0end"
+    );
     assert_eq!(volume.seek(file.ino, 0, true).unwrap(), 10 << 30);
     assert_eq!(volume.seek(file.ino, 0, false).unwrap(), 0);
-    assert!(matches!(volume.seek(file.ino, 20 << 30, true), Err(VolumeError::NoData)));
+    assert!(matches!(
+        volume.seek(file.ino, 20 << 30, true),
+        Err(VolumeError::NoData)
+    ));
 }
 
 #[test]
@@ -74,7 +84,9 @@ fn a_partial_overwrite_of_settled_data_shows_old_and_new_and_settles_again() {
     let ino = put(&volume, "a.txt", &data).ino;
     settle(&volume);
     for offset in [0, 5000, 128 * KIB - 7, 299 * KIB] {
-        volume.write(ino, offset as u64, b"OVERWRITTEN", PLAIN).unwrap();
+        volume
+            .write(ino, offset as u64, b"OVERWRITTEN", PLAIN)
+            .unwrap();
         data[offset..offset + 11].copy_from_slice(b"OVERWRITTEN");
         assert!(contents(&volume, ino) == data);
         volume.flush(ino).unwrap();
@@ -92,10 +104,18 @@ fn a_partial_overwrite_of_settled_data_shows_old_and_new_and_settles_again() {
 fn truncation_inside_a_packed_slice_cuts_only_that_file() {
     let (storage, volume) = fresh();
     let names = ["a.txt", "b.txt", "c.txt"];
-    let files: Vec<u64> = (0..3).map(|i| put(&volume, names[i], &text(i as u64, 9000)).ino).collect();
+    let files: Vec<u64> = (0..3)
+        .map(|i| put(&volume, names[i], &text(i as u64, 9000)).ino)
+        .collect();
     settle(&volume);
-    let blocks: Vec<u64> = files.iter().map(|f| volume.file_info(*f).unwrap().extents[0].block).collect();
-    assert!(blocks.iter().all(|b| *b == blocks[0]), "the three files share a block");
+    let blocks: Vec<u64> = files
+        .iter()
+        .map(|f| volume.file_info(*f).unwrap().extents[0].block)
+        .collect();
+    assert!(
+        blocks.iter().all(|b| *b == blocks[0]),
+        "the three files share a block"
+    );
     volume.setattr(files[1], resize(100)).unwrap();
     volume.setattr(files[1], resize(200)).unwrap();
     let mut expected = text(1, 100);
@@ -115,28 +135,42 @@ fn a_packed_block_dies_with_its_last_file() {
     }
     settle(&volume);
     for i in 0..40 {
-        volume.unlink(ROOT, format!("{i:02}.txt").as_bytes()).unwrap();
+        volume
+            .unlink(ROOT, format!("{i:02}.txt").as_bytes())
+            .unwrap();
     }
     settle(&volume);
     let volume = remount(&storage, volume);
     let status = volume.status().unwrap();
     assert_eq!((status.logical_bytes, status.files), (0, 0));
     assert!(status.codecs.is_empty(), "{:?}", status.codecs);
-    assert!(status.log_bytes < 200_000, "{} bytes of log are left", status.log_bytes);
+    assert!(
+        status.log_bytes < 200_000,
+        "{} bytes of log are left",
+        status.log_bytes
+    );
 }
 
 #[test]
 fn sparse_packs_are_repacked() {
     let (storage, volume) = fresh();
-    let files: Vec<u64> = (0..60).map(|i| put(&volume, &format!("{i:02}.bin"), &noise(i, 10_000)).ino).collect();
+    let files: Vec<u64> = (0..60)
+        .map(|i| put(&volume, &format!("{i:02}.bin"), &noise(i, 10_000)).ino)
+        .collect();
     settle(&volume);
     for i in (0..60).filter(|i| i % 5 != 0) {
-        volume.unlink(ROOT, format!("{i:02}.bin").as_bytes()).unwrap();
+        volume
+            .unlink(ROOT, format!("{i:02}.bin").as_bytes())
+            .unwrap();
     }
     settle(&volume);
     let volume = remount(&storage, volume);
     let status = volume.status().unwrap();
-    assert!(status.log_bytes < 250_000, "{} bytes of log for 120,000 live ones", status.log_bytes);
+    assert!(
+        status.log_bytes < 250_000,
+        "{} bytes of log for 120,000 live ones",
+        status.log_bytes
+    );
     for i in (0..60).step_by(5) {
         assert!(contents(&volume, files[i]) == noise(i as u64, 10_000));
     }
@@ -149,7 +183,10 @@ fn an_unlinked_open_file_lives_until_it_is_closed() {
     let ino = put(&volume, "f", &data).ino;
     volume.open_file(ino, false, false).unwrap();
     volume.unlink(ROOT, b"f").unwrap();
-    assert!(matches!(volume.lookup(ROOT, b"f"), Err(VolumeError::NotFound)));
+    assert!(matches!(
+        volume.lookup(ROOT, b"f"),
+        Err(VolumeError::NotFound)
+    ));
     assert_eq!(volume.getattr(ino).unwrap().attr.nlink, 0);
     volume.write(ino, 10, b"still here", PLAIN).unwrap();
     assert_eq!(volume.read(ino, 10, 10).unwrap(), b"still here");
@@ -179,7 +216,10 @@ fn hard_links_share_an_inode_and_count_right() {
     let dir = volume.mkdir(ROOT, b"d", 0o755, caller()).unwrap();
     let ino = put(&volume, "a", b"data").ino;
     assert_eq!(volume.link(ino, dir.ino, b"b").unwrap().attr.nlink, 2);
-    assert!(matches!(volume.link(dir.ino, ROOT, b"x"), Err(VolumeError::NotPermitted)));
+    assert!(matches!(
+        volume.link(dir.ino, ROOT, b"x"),
+        Err(VolumeError::NotPermitted)
+    ));
     volume.unlink(ROOT, b"a").unwrap();
     let stat = volume.lookup(dir.ino, b"b").unwrap();
     assert_eq!((stat.ino, stat.attr.nlink), (ino, 1));
@@ -194,9 +234,14 @@ fn directory_link_counts_follow_subdirectories() {
     volume.mkdir(a, b"sub", 0o755, caller()).unwrap();
     let nlink = |ino| volume.getattr(ino).unwrap().attr.nlink;
     assert_eq!((nlink(ROOT), nlink(a), nlink(b)), (4, 3, 2));
-    volume.rename(place(a, "sub"), place(b, "sub"), RenameMode::Replace).unwrap();
+    volume
+        .rename(place(a, "sub"), place(b, "sub"), RenameMode::Replace)
+        .unwrap();
     assert_eq!((nlink(ROOT), nlink(a), nlink(b)), (4, 2, 3));
-    assert!(matches!(volume.rmdir(ROOT, b"b"), Err(VolumeError::NotEmpty)));
+    assert!(matches!(
+        volume.rmdir(ROOT, b"b"),
+        Err(VolumeError::NotEmpty)
+    ));
     volume.rmdir(b, b"sub").unwrap();
     volume.rmdir(ROOT, b"b").unwrap();
     assert_eq!(nlink(ROOT), 3);
@@ -209,10 +254,14 @@ fn rename_obeys_its_flags_and_refuses_cycles() {
     let b = put(&volume, "b", b"B").ino;
     let error = volume.rename(place(ROOT, "a"), place(ROOT, "b"), RenameMode::NoReplace);
     assert!(matches!(error, Err(VolumeError::Exists)));
-    volume.rename(place(ROOT, "a"), place(ROOT, "b"), RenameMode::Exchange).unwrap();
+    volume
+        .rename(place(ROOT, "a"), place(ROOT, "b"), RenameMode::Exchange)
+        .unwrap();
     assert_eq!(volume.lookup(ROOT, b"a").unwrap().ino, b);
     assert_eq!(volume.lookup(ROOT, b"b").unwrap().ino, a);
-    volume.rename(place(ROOT, "a"), place(ROOT, "b"), RenameMode::Replace).unwrap();
+    volume
+        .rename(place(ROOT, "a"), place(ROOT, "b"), RenameMode::Replace)
+        .unwrap();
     assert_eq!(volume.lookup(ROOT, b"b").unwrap().ino, b);
     assert!(volume.getattr(a).is_err());
     let d = volume.mkdir(ROOT, b"d", 0o755, caller()).unwrap().ino;
@@ -231,7 +280,9 @@ fn exchange_of_a_file_and_a_directory_moves_the_link_counts() {
     let a = volume.mkdir(ROOT, b"a", 0o755, caller()).unwrap().ino;
     let sub = volume.mkdir(a, b"sub", 0o755, caller()).unwrap().ino;
     let f = put(&volume, "f", b"F").ino;
-    volume.rename(place(a, "sub"), place(ROOT, "f"), RenameMode::Exchange).unwrap();
+    volume
+        .rename(place(a, "sub"), place(ROOT, "f"), RenameMode::Exchange)
+        .unwrap();
     assert_eq!(volume.lookup(ROOT, b"f").unwrap().ino, sub);
     assert_eq!(volume.lookup(a, b"sub").unwrap().ino, f);
     let nlink = |ino| volume.getattr(ino).unwrap().attr.nlink;
@@ -276,7 +327,9 @@ fn chown_and_unprivileged_writes_clear_suid() {
     };
     assert_eq!(volume.setattr(ino, chown).unwrap().attr.perm, 0o755);
     volume.setattr(ino, perm(0o6755)).unwrap();
-    volume.setxattr(ino, b"security.capability", b"x", false, false).unwrap();
+    volume
+        .setxattr(ino, b"security.capability", b"x", false, false)
+        .unwrap();
     let mode = WriteMode {
         clear_privileges: true,
         append: false,
@@ -299,8 +352,13 @@ fn setgid_directories_pass_their_group_on() {
     };
     volume.setattr(dir, set).unwrap();
     let who = Caller { uid: 5, gid: 6 };
-    let file = volume.mknod(dir, b"f", libc::S_IFREG | 0o644, 0, who).unwrap();
-    assert_eq!((file.attr.uid, file.attr.gid, file.attr.perm), (5, 50, 0o644));
+    let file = volume
+        .mknod(dir, b"f", libc::S_IFREG | 0o644, 0, who)
+        .unwrap();
+    assert_eq!(
+        (file.attr.uid, file.attr.gid, file.attr.perm),
+        (5, 50, 0o644)
+    );
     let sub = volume.mkdir(dir, b"s", 0o755, who).unwrap();
     assert_eq!((sub.attr.gid, sub.attr.perm), (50, 0o2755));
 }
@@ -308,7 +366,9 @@ fn setgid_directories_pass_their_group_on() {
 #[test]
 fn special_files_and_symlinks_keep_what_they_are() {
     let (storage, volume) = fresh();
-    let device = volume.mknod(ROOT, b"null", libc::S_IFCHR | 0o666, 0x103, caller()).unwrap();
+    let device = volume
+        .mknod(ROOT, b"null", libc::S_IFCHR | 0o666, 0x103, caller())
+        .unwrap();
     let target = vec![b'x'; 1000];
     let link = volume.symlink(ROOT, b"l", &target, caller()).unwrap();
     assert_eq!(link.attr.size, 1000);
@@ -325,7 +385,9 @@ fn extended_attributes_of_any_size_survive() {
     let (storage, volume) = fresh();
     let ino = put(&volume, "f", b"data").ino;
     let big = noise(1, 65536);
-    volume.setxattr(ino, b"user.big", &big, false, false).unwrap();
+    volume
+        .setxattr(ino, b"user.big", &big, false, false)
+        .unwrap();
     volume.setxattr(ino, b"user.bi", b"", true, false).unwrap();
     let exists = volume.setxattr(ino, b"user.bi", b"x", true, false);
     assert!(matches!(exists, Err(VolumeError::Exists)));
@@ -334,11 +396,16 @@ fn extended_attributes_of_any_size_survive() {
     let virtual_one = volume.setxattr(ino, b"user.s2sfs.codec", b"x", false, false);
     assert!(matches!(virtual_one, Err(VolumeError::NotPermitted)));
     let volume = remount(&storage, volume);
-    assert_eq!(volume.listxattr(ino).unwrap(), [b"user.bi".to_vec(), b"user.big".to_vec()]);
+    assert_eq!(
+        volume.listxattr(ino).unwrap(),
+        [b"user.bi".to_vec(), b"user.big".to_vec()]
+    );
     assert!(volume.getxattr(ino, b"user.big").unwrap() == big);
     assert_eq!(volume.getxattr(ino, b"user.bi").unwrap(), b"");
     assert_eq!(volume.getxattr(ino, b"user.s2sfs.extents").unwrap(), b"1");
-    volume.setxattr(ino, b"user.big", b"small", false, true).unwrap();
+    volume
+        .setxattr(ino, b"user.big", b"small", false, true)
+        .unwrap();
     assert_eq!(volume.getxattr(ino, b"user.big").unwrap(), b"small");
     volume.removexattr(ino, b"user.big").unwrap();
     assert_eq!(volume.listxattr(ino).unwrap().len(), 1);
@@ -348,7 +415,15 @@ fn extended_attributes_of_any_size_survive() {
 fn a_directory_stream_keeps_its_positions_while_entries_come_and_go() {
     let (_storage, volume) = fresh();
     for i in 0..3000 {
-        volume.mknod(ROOT, format!("{i:04}").as_bytes(), libc::S_IFREG | 0o644, 0, caller()).unwrap();
+        volume
+            .mknod(
+                ROOT,
+                format!("{i:04}").as_bytes(),
+                libc::S_IFREG | 0o644,
+                0,
+                caller(),
+            )
+            .unwrap();
     }
     let mut stream = volume.open_dir(ROOT).unwrap();
     let mut seen = Vec::new();
@@ -406,12 +481,27 @@ fn names_are_checked() {
     let long = vec![b'x'; 256];
     let error = volume.mkdir(ROOT, &long, 0o755, caller());
     assert!(matches!(error, Err(VolumeError::NameTooLong)));
-    assert!(matches!(volume.lookup(ROOT, &long), Err(VolumeError::NameTooLong)));
+    assert!(matches!(
+        volume.lookup(ROOT, &long),
+        Err(VolumeError::NameTooLong)
+    ));
     assert!(volume.mkdir(ROOT, b"a/b", 0o755, caller()).is_err());
     let file = put(&volume, "f", b"x").ino;
-    assert!(matches!(volume.mkdir(file, b"d", 0o755, caller()), Err(VolumeError::NotDirectory)));
-    assert!(matches!(volume.unlink(ROOT, b"none"), Err(VolumeError::NotFound)));
+    assert!(matches!(
+        volume.mkdir(file, b"d", 0o755, caller()),
+        Err(VolumeError::NotDirectory)
+    ));
+    assert!(matches!(
+        volume.unlink(ROOT, b"none"),
+        Err(VolumeError::NotFound)
+    ));
     volume.mkdir(ROOT, b"d", 0o755, caller()).unwrap();
-    assert!(matches!(volume.unlink(ROOT, b"d"), Err(VolumeError::IsDirectory)));
-    assert!(matches!(volume.rmdir(ROOT, b"f"), Err(VolumeError::NotDirectory)));
+    assert!(matches!(
+        volume.unlink(ROOT, b"d"),
+        Err(VolumeError::IsDirectory)
+    ));
+    assert!(matches!(
+        volume.rmdir(ROOT, b"f"),
+        Err(VolumeError::NotDirectory)
+    ));
 }

@@ -7,7 +7,9 @@ use common::oracle::{Answer, Id, Kind, Oracle};
 use common::{caller, codecs, open_store, quiet_options, text};
 use proptest::prelude::*;
 use s2sfs::store::SimStorage;
-use s2sfs::volume::{Place, ROOT, RenameMode, SetAttr, Volume, VolumeError, VolumeOptions, WriteMode};
+use s2sfs::volume::{
+    Place, ROOT, RenameMode, SetAttr, Volume, VolumeError, VolumeOptions, WriteMode,
+};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -130,8 +132,13 @@ impl Pair {
 
     fn apply(&mut self, op: &Op) {
         match *op {
-            Op::Create(..) | Op::Mkdir(..) | Op::Symlink(..) | Op::Link(..) | Op::Unlink(..)
-            | Op::Rmdir(..) | Op::Rename(..) => self.apply_to_names(op),
+            Op::Create(..)
+            | Op::Mkdir(..)
+            | Op::Symlink(..)
+            | Op::Link(..)
+            | Op::Unlink(..)
+            | Op::Rmdir(..)
+            | Op::Rename(..) => self.apply_to_names(op),
             Op::Settle => {
                 self.volume.settle(&|_, _| {}).unwrap();
                 self.check();
@@ -160,13 +167,21 @@ impl Pair {
             Op::Mkdir(dir, name) => {
                 let ((dir, ino), name) = (self.dir(dir), NAMES[name]);
                 let _ = self.oracle.make(dir, name, Kind::Dir, || {
-                    answer(volume.mkdir(ino, name.as_bytes(), 0o755, caller()).map(|s| s.ino))
+                    answer(
+                        volume
+                            .mkdir(ino, name.as_bytes(), 0o755, caller())
+                            .map(|s| s.ino),
+                    )
                 });
             }
             Op::Symlink(dir, name) => {
                 let ((dir, ino), name) = (self.dir(dir), NAMES[name]);
                 let made = self.oracle.make(dir, name, Kind::Link, || {
-                    answer(volume.symlink(ino, name.as_bytes(), b"target", caller()).map(|s| s.ino))
+                    answer(
+                        volume
+                            .symlink(ino, name.as_bytes(), b"target", caller())
+                            .map(|s| s.ino),
+                    )
                 });
                 if let Ok(id) = made {
                     let node = self.oracle.get_mut(id);
@@ -175,11 +190,17 @@ impl Pair {
             }
             Op::Link(file, dir, name) => {
                 let ((dir, dir_ino), name) = (self.dir(dir), NAMES[name]);
-                let Some((id, ino)) = self.file(file).filter(|(id, _)| self.oracle.get(*id).nlink > 0) else {
+                let Some((id, ino)) = self
+                    .file(file)
+                    .filter(|(id, _)| self.oracle.get(*id).nlink > 0)
+                else {
                     return;
                 };
                 let expected = self.oracle.link(id, dir, name);
-                assert_eq!(answer(volume.link(ino, dir_ino, name.as_bytes()).map(|_| ())), expected);
+                assert_eq!(
+                    answer(volume.link(ino, dir_ino, name.as_bytes()).map(|_| ())),
+                    expected
+                );
             }
             Op::Unlink(dir, name) => {
                 let ((dir, ino), name) = (self.dir(dir), NAMES[name]);
@@ -195,8 +216,14 @@ impl Pair {
                 let ((from, from_ino), (to, to_ino)) = (self.dir(from), self.dir(to));
                 let (name, new) = (NAMES[name], NAMES[new]);
                 let expected = self.oracle.rename((from, name), (to, new), flag);
-                let from = Place { parent: from_ino, name: name.as_bytes() };
-                let to = Place { parent: to_ino, name: new.as_bytes() };
+                let from = Place {
+                    parent: from_ino,
+                    name: name.as_bytes(),
+                };
+                let to = Place {
+                    parent: to_ino,
+                    name: new.as_bytes(),
+                };
                 assert_eq!(answer(volume.rename(from, to, mode_of(flag))), expected);
             }
             _ => {}
@@ -204,34 +231,56 @@ impl Pair {
     }
 
     fn apply_to_file(&mut self, op: &Op) {
-        let (Op::Write(n, ..) | Op::Append(n, ..) | Op::Truncate(n, _) | Op::Punch(n, ..) | Op::Read(n, ..)
-        | Op::Open(n) | Op::Close(n) | Op::SetXattr(n, ..) | Op::RemoveXattr(n, _) | Op::Chmod(n, _)
-        | Op::Flush(n) | Op::Fsync(n)) = *op
+        let (Op::Write(n, ..)
+        | Op::Append(n, ..)
+        | Op::Truncate(n, _)
+        | Op::Punch(n, ..)
+        | Op::Read(n, ..)
+        | Op::Open(n)
+        | Op::Close(n)
+        | Op::SetXattr(n, ..)
+        | Op::RemoveXattr(n, _)
+        | Op::Chmod(n, _)
+        | Op::Flush(n)
+        | Op::Fsync(n)) = *op
         else {
             return;
         };
-        let Some((id, ino)) = self.file(n) else { return };
+        let Some((id, ino)) = self.file(n) else {
+            return;
+        };
         let volume = &self.volume;
         match *op {
             Op::Write(_, offset, len, seed) => {
                 let data = text(seed, len);
-                volume.write(ino, offset as u64, &data, WriteMode::default()).unwrap();
+                volume
+                    .write(ino, offset as u64, &data, WriteMode::default())
+                    .unwrap();
                 self.oracle.write(id, offset, &data);
             }
             Op::Append(_, len, seed) => {
                 let data = text(seed, len);
-                let mode = WriteMode { append: true, clear_privileges: false };
+                let mode = WriteMode {
+                    append: true,
+                    clear_privileges: false,
+                };
                 volume.write(ino, 7, &data, mode).unwrap();
                 let end = self.oracle.get(id).data.len();
                 if end < 4 * LONGEST {
                     self.oracle.write(id, end, &data);
                 } else {
-                    let set = SetAttr { size: Some(end as u64), ..SetAttr::default() };
+                    let set = SetAttr {
+                        size: Some(end as u64),
+                        ..SetAttr::default()
+                    };
                     volume.setattr(ino, set).unwrap();
                 }
             }
             Op::Truncate(_, size) => {
-                let set = SetAttr { size: Some(size as u64), ..SetAttr::default() };
+                let set = SetAttr {
+                    size: Some(size as u64),
+                    ..SetAttr::default()
+                };
                 assert_eq!(volume.setattr(ino, set).unwrap().attr.size, size as u64);
                 self.oracle.truncate(id, size);
             }
@@ -259,7 +308,9 @@ impl Pair {
             }
             Op::SetXattr(_, name, len) => {
                 let (name, value) = (format!("user.x{name}"), text(len as u64, len));
-                volume.setxattr(ino, name.as_bytes(), &value, false, false).unwrap();
+                volume
+                    .setxattr(ino, name.as_bytes(), &value, false, false)
+                    .unwrap();
                 self.oracle.get_mut(id).xattrs.insert(name, value);
             }
             Op::RemoveXattr(_, name) => {
@@ -268,7 +319,10 @@ impl Pair {
                 assert_eq!(volume.removexattr(ino, name.as_bytes()).is_ok(), had);
             }
             Op::Chmod(_, perm) => {
-                let set = SetAttr { perm: Some(perm), ..SetAttr::default() };
+                let set = SetAttr {
+                    perm: Some(perm),
+                    ..SetAttr::default()
+                };
                 volume.setattr(ino, set).unwrap();
                 self.oracle.get_mut(id).perm = perm;
             }
@@ -293,7 +347,8 @@ impl Pair {
     /// Opens again. Opens are gone, and with them the files that had no name.
     fn reopen(&mut self) {
         // The old store holds its lock until it is dropped.
-        let placeholder = Volume::open(open_store(&SimStorage::new()), codecs(), options()).unwrap();
+        let placeholder =
+            Volume::open(open_store(&SimStorage::new()), codecs(), options()).unwrap();
         drop(std::mem::replace(&mut self.volume, placeholder));
         self.volume = Volume::open(open_store(&self.storage), codecs(), options()).unwrap();
         self.oracle.nodes.retain(|_, node| node.nlink > 0);
@@ -305,14 +360,18 @@ impl Pair {
     /// The volume and the oracle are the same.
     fn check(&self) {
         let files = self.oracle.nodes.values().filter(|n| n.kind != Kind::Dir);
-        let logical_of = |n: &common::oracle::Node| self.volume.file_info(n.ino).unwrap().logical_bytes;
+        let logical_of =
+            |n: &common::oracle::Node| self.volume.file_info(n.ino).unwrap().logical_bytes;
         let logical: u64 = files.clone().map(logical_of).sum();
         let status = self.volume.status().unwrap();
         assert_eq!(status.files, files.count() as u64);
         assert_eq!(status.logical_bytes, logical);
         for node in self.oracle.nodes.values() {
             let stat = self.volume.getattr(node.ino).unwrap();
-            assert_eq!((stat.attr.nlink, stat.attr.perm), (node.nlink, node.perm & 0o7777));
+            assert_eq!(
+                (stat.attr.nlink, stat.attr.perm),
+                (node.nlink, node.perm & 0o7777)
+            );
             match node.kind {
                 Kind::File => self.check_file(node.ino, &node.data),
                 Kind::Link => assert_eq!(self.volume.readlink(node.ino).unwrap(), node.data),
@@ -325,14 +384,21 @@ impl Pair {
                         .map(|e| (String::from_utf8(e.name).unwrap(), e.ino))
                         .collect();
                     let ino = |id: &Id| self.oracle.get(*id).ino;
-                    let expected = node.entries.iter().map(|(n, id)| (n.clone(), ino(id))).collect();
+                    let expected = node
+                        .entries
+                        .iter()
+                        .map(|(n, id)| (n.clone(), ino(id)))
+                        .collect();
                     assert_eq!(listed, expected);
                 }
             }
             let names: Vec<Vec<u8>> = node.xattrs.keys().map(|n| n.clone().into_bytes()).collect();
             assert_eq!(self.volume.listxattr(node.ino).unwrap(), names);
             for (name, value) in &node.xattrs {
-                assert_eq!(&self.volume.getxattr(node.ino, name.as_bytes()).unwrap(), value);
+                assert_eq!(
+                    &self.volume.getxattr(node.ino, name.as_bytes()).unwrap(),
+                    value
+                );
             }
         }
     }
@@ -350,8 +416,16 @@ impl Pair {
         assert_eq!(stat.attr.size, data.len() as u64);
         assert_eq!(stat.blocks > 0, info.logical_bytes + info.dirty_bytes > 0);
         let stored: u64 = info.stored_bytes + info.dirty_bytes;
-        assert_eq!(stat.blocks, stored.div_ceil(512), "st_blocks is the real stored size");
-        assert!(info.extents.windows(2).all(|p| p[0].offset + p[0].len <= p[1].offset));
+        assert_eq!(
+            stat.blocks,
+            stored.div_ceil(512),
+            "st_blocks is the real stored size"
+        );
+        assert!(
+            info.extents
+                .windows(2)
+                .all(|p| p[0].offset + p[0].len <= p[1].offset)
+        );
     }
 
     /// After a crash: names as after some step since the last sync, synced contents intact, and no
@@ -368,16 +442,24 @@ impl Pair {
                 names.insert(path, entry.ino);
             }
         }
-        assert!(self.names_since_sync.contains(&names), "names as they never were: {names:?}");
+        assert!(
+            self.names_since_sync.contains(&names),
+            "names as they never were: {names:?}"
+        );
         for ino in names.values() {
-            let Some(node) = ever.get(ino).filter(|n| n.kind == Kind::File) else { continue };
+            let Some(node) = ever.get(ino).filter(|n| n.kind == Kind::File) else {
+                continue;
+            };
             let data = common::contents(&self.volume, *ino);
             if let Some(synced) = &node.synced {
                 assert!(&data == synced, "synced contents changed");
             }
             for (offset, byte) in data.iter().enumerate() {
                 let written = node.ever.get(offset).is_some_and(|set| set.contains(byte));
-                assert!(*byte == 0 || written, "a byte at {offset} that nobody wrote");
+                assert!(
+                    *byte == 0 || written,
+                    "a byte at {offset} that nobody wrote"
+                );
             }
         }
     }

@@ -12,7 +12,9 @@ use std::time::{Duration, Instant};
 const KIB: usize = 1 << 10;
 
 fn write(volume: &Volume, ino: u64, offset: usize, data: &[u8]) {
-    volume.write(ino, offset as u64, data, WriteMode::default()).expect("write");
+    volume
+        .write(ino, offset as u64, data, WriteMode::default())
+        .expect("write");
 }
 
 #[test]
@@ -27,7 +29,9 @@ fn a_write_between_encoding_and_swapping_is_not_lost() {
     let mut blocks = Vec::new();
     for candidate in &candidates {
         let raw = host.read_run(&candidate.run).unwrap().unwrap();
-        let encoded = volume_codecs().encode(&raw, &Default::default(), None).unwrap();
+        let encoded = volume_codecs()
+            .encode(&raw, &Default::default(), None)
+            .unwrap();
         blocks.push(host.append(&encoded, raw.len() as u32).unwrap());
     }
     write(&volume, ino, 1000, b"NEWER");
@@ -39,7 +43,11 @@ fn a_write_between_encoding_and_swapping_is_not_lost() {
     let second = host.swap(blocks[1], &[candidates[1].run.clone()]).unwrap();
     assert_eq!((second.settled, second.skipped), (72 * 1024, 0));
     assert!(contents(&volume, ino) == expected);
-    assert_eq!(host.pending(None, 100).unwrap().len(), 1, "the written window is still pending");
+    assert_eq!(
+        host.pending(None, 100).unwrap().len(),
+        1,
+        "the written window is still pending"
+    );
     settle(&volume);
     assert!(contents(&volume, ino) == expected);
 }
@@ -51,12 +59,21 @@ fn volume_codecs() -> std::sync::Arc<s2sfs::codec::Codecs> {
 #[test]
 fn a_packed_swap_leaves_out_only_the_file_that_changed() {
     let (_storage, volume) = fresh();
-    let inos: Vec<u64> = (0..3).map(|i| put(&volume, &format!("{i}.txt"), &text(i, 5000)).ino).collect();
+    let inos: Vec<u64> = (0..3)
+        .map(|i| put(&volume, &format!("{i}.txt"), &text(i, 5000)).ino)
+        .collect();
     let host: &dyn Host = &*volume;
-    let candidates = host.candidates(&host.pending(None, 100).unwrap(), &HashSet::new()).unwrap();
+    let candidates = host
+        .candidates(&host.pending(None, 100).unwrap(), &HashSet::new())
+        .unwrap();
     let runs: Vec<_> = candidates.iter().map(|c| c.run.clone()).collect();
-    let raw: Vec<u8> = runs.iter().flat_map(|run| host.read_run(run).unwrap().unwrap()).collect();
-    let encoded = volume_codecs().encode(&raw, &Default::default(), None).unwrap();
+    let raw: Vec<u8> = runs
+        .iter()
+        .flat_map(|run| host.read_run(run).unwrap().unwrap())
+        .collect();
+    let encoded = volume_codecs()
+        .encode(&raw, &Default::default(), None)
+        .unwrap();
     let block = host.append(&encoded, raw.len() as u32).unwrap();
     volume.unlink(ROOT, b"0.txt").unwrap();
     write(&volume, inos[1], 5000, b"more");
@@ -157,9 +174,20 @@ fn another_extent_size_settles_what_the_old_one_staged() {
     volume.shutdown().unwrap();
     drop(volume);
     for extent in [1 << 20, 16 << 10, 128 << 10] {
-        let volume = open_with(&storage, VolumeOptions { extent, ..quiet_options() });
+        let volume = open_with(
+            &storage,
+            VolumeOptions {
+                extent,
+                ..quiet_options()
+            },
+        );
         assert!(contents(&volume, ino) == data);
-        write(&volume, ino, 600 * KIB, &text(1, 1000 * KIB)[600 * KIB..700 * KIB]);
+        write(
+            &volume,
+            ino,
+            600 * KIB,
+            &text(1, 1000 * KIB)[600 * KIB..700 * KIB],
+        );
         volume.flush(ino).unwrap();
         settle(&volume);
         assert!(contents(&volume, ino) == data);
@@ -195,11 +223,18 @@ fn shutting_down_does_not_wait_for_settling() {
     }
     let begun = Instant::now();
     volume.shutdown().unwrap();
-    assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
+    assert!(
+        begun.elapsed() < Duration::from_secs(10),
+        "{:?}",
+        begun.elapsed()
+    );
     drop(volume);
     let volume = open(&storage);
     for i in (0..200).step_by(37) {
-        let ino = volume.lookup(ROOT, format!("{i}.txt").as_bytes()).unwrap().ino;
+        let ino = volume
+            .lookup(ROOT, format!("{i}.txt").as_bytes())
+            .unwrap()
+            .ino;
         assert!(contents(&volume, ino) == text(i, 300 * KIB));
     }
 }

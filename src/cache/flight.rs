@@ -70,14 +70,22 @@ impl Flight {
     }
 
     /// Ends the flight. On success `expected` bytes must have been delivered.
-    pub fn finish(&self, result: Result<(), CacheError>, expected: usize) -> Result<Arc<[u8]>, CacheError> {
+    pub fn finish(
+        &self,
+        result: Result<(), CacheError>,
+        expected: usize,
+    ) -> Result<Arc<[u8]>, CacheError> {
         let mut progress = self.progress.lock();
         let data = std::mem::take(&mut progress.data);
         let end = match result {
             Ok(()) if data.len() == expected => Ok(Arc::from(data)),
             Ok(()) => Err(CacheError::Damaged {
                 block: self.key.block,
-                why: format!("group {} decodes to {} bytes instead of {expected}", self.key.group, data.len()),
+                why: format!(
+                    "group {} decodes to {} bytes instead of {expected}",
+                    self.key.group,
+                    data.len()
+                ),
             }),
             Err(error) => Err(error),
         };

@@ -253,7 +253,12 @@ impl Cache {
             inner.ahead.clear();
             inner.wanted.clear();
             inner.idle.clear();
-            inner.flights.values().filter(|f| !f.is_started()).cloned().collect()
+            inner
+                .flights
+                .values()
+                .filter(|f| !f.is_started())
+                .cloned()
+                .collect()
         };
         for flight in waiting.iter().filter(|f| f.claim()) {
             let block = flight.key.block;
@@ -278,14 +283,19 @@ impl Cache {
     }
 
     fn parse(&self, block: BlockId, payload: &[u8]) -> Result<Arc<Layout>> {
-        let layout = self.codecs.open(payload).map_err(|e| CacheError::codec(block, e))?;
+        let layout = self
+            .codecs
+            .open(payload)
+            .map_err(|e| CacheError::codec(block, e))?;
         let layout = Arc::new(layout);
         self.inner.lock().layouts.put(block, layout.clone());
         Ok(layout)
     }
 
     fn payload(&self, block: BlockId) -> Result<Vec<u8>> {
-        self.store.read_block(block).map_err(|e| CacheError::store(block, e))
+        self.store
+            .read_block(block)
+            .map_err(|e| CacheError::store(block, e))
     }
 
     fn check_range(&self, block: BlockId, layout: &Layout, skip: u32, len: usize) -> Result<()> {

@@ -59,7 +59,10 @@ impl Cache {
         let Ok(layout) = self.layout(ahead.block) else {
             return;
         };
-        if self.check_range(ahead.block, &layout, ahead.skip, ahead.len as usize).is_err() {
+        if self
+            .check_range(ahead.block, &layout, ahead.skip, ahead.len as usize)
+            .is_err()
+        {
             return;
         }
         for part in group_parts(&layout, ahead.skip, ahead.len as usize) {
@@ -88,7 +91,9 @@ impl Cache {
             .decode_nanos
             .fetch_add(begun.elapsed().as_nanos() as u64, Relaxed);
         if let Ok(bytes) = flight.finish(result, expected) {
-            self.meter.decoded_bytes.fetch_add(bytes.len() as u64, Relaxed);
+            self.meter
+                .decoded_bytes
+                .fetch_add(bytes.len() as u64, Relaxed);
             self.insert(Key::Group(key), Value::Bytes(bytes));
         }
         self.inner.lock().flights.remove(&key);
@@ -124,7 +129,11 @@ impl Cache {
             return false;
         }
         let inner = self.inner.lock();
-        inner.stopping || inner.wanted.iter().any(|other| !other.is_started() && other.key != flight.key)
+        inner.stopping
+            || inner
+                .wanted
+                .iter()
+                .any(|other| !other.is_started() && other.key != flight.key)
     }
 
     /// The codec state that the groups of a block start from, if it is anchored.
@@ -158,7 +167,12 @@ impl Cache {
         }
     }
 
-    fn make_snapshot(&self, block: BlockId, layout: &Layout, key: AnchorKey) -> Result<Arc<Snapshot>> {
+    fn make_snapshot(
+        &self,
+        block: BlockId,
+        layout: &Layout,
+        key: AnchorKey,
+    ) -> Result<Arc<Snapshot>> {
         if key.start > key.end {
             return Err(CacheError::Damaged {
                 block,
@@ -213,4 +227,3 @@ impl Cache {
         Ok(())
     }
 }
-

@@ -193,7 +193,9 @@ pub fn mount(
         .name("session".into())
         .spawn(move || {
             let result = session.run().map_err(|e| e.to_string());
-            let closed = served.shutdown().map_err(|e| format!("closing the volume: {e}"));
+            let closed = served
+                .shutdown()
+                .map_err(|e| format!("closing the volume: {e}"));
             if let Err(error) = &closed {
                 error!("{error}");
             }

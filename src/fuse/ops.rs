@@ -122,7 +122,11 @@ impl Filesystem for Requests {
     }
 
     fn lookup(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        reply_entry("lookup", self.volume.lookup(parent.0, name.as_bytes()), reply);
+        reply_entry(
+            "lookup",
+            self.volume.lookup(parent.0, name.as_bytes()),
+            reply,
+        );
     }
 
     fn getattr(&self, _req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
@@ -199,7 +203,11 @@ impl Filesystem for Requests {
     }
 
     fn unlink(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        reply_empty("unlink", self.volume.unlink(parent.0, name.as_bytes()), reply);
+        reply_empty(
+            "unlink",
+            self.volume.unlink(parent.0, name.as_bytes()),
+            reply,
+        );
     }
 
     fn rmdir(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
@@ -383,7 +391,9 @@ impl Filesystem for Requests {
         match self.volume.open_dir(ino.0) {
             Ok(stream) => {
                 let handle = self.next_dir.fetch_add(1, Relaxed);
-                self.dirs.lock().insert(handle, Arc::new(Mutex::new(stream)));
+                self.dirs
+                    .lock()
+                    .insert(handle, Arc::new(Mutex::new(stream)));
                 reply.opened(FileHandle(handle), FopenFlags::empty());
             }
             Err(error) => reply.error(errno("opendir", &error)),
@@ -449,7 +459,14 @@ impl Filesystem for Requests {
             };
             let name = OsStr::from_bytes(&entry.name);
             let ino = INodeNo(entry.ino);
-            if reply.add(ino, position + 1, name, &ATTR_TTL, &file_attr(&stat), GENERATION) {
+            if reply.add(
+                ino,
+                position + 1,
+                name,
+                &ATTR_TTL,
+                &file_attr(&stat),
+                GENERATION,
+            ) {
                 break;
             }
         }
@@ -553,7 +570,9 @@ impl Filesystem for Requests {
             PUNCH => self.volume.punch_hole(ino.0, offset, length),
             // Space cannot be reserved for data whose stored size is not known yet.
             libc::FALLOC_FL_KEEP_SIZE => Ok(()),
-            0 => self.volume.extend(ino.0, offset.saturating_add(length), req.uid() != 0),
+            0 => self
+                .volume
+                .extend(ino.0, offset.saturating_add(length), req.uid() != 0),
             _ => Err(VolumeError::Unsupported("this kind of fallocate")),
         };
         reply_empty("fallocate", result, reply);

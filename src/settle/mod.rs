@@ -68,7 +68,11 @@ pub trait Host: Send + Sync {
     fn pending(&self, after: Option<Window>, limit: usize) -> HostResult<Vec<Window>>;
     /// Runs in these windows that hold staged data, or data in one of `sparse`. A window without any
     /// is not pending any more.
-    fn candidates(&self, windows: &[Window], sparse: &HashSet<BlockId>) -> HostResult<Vec<Candidate>>;
+    fn candidates(
+        &self,
+        windows: &[Window],
+        sparse: &HashSet<BlockId>,
+    ) -> HostResult<Vec<Candidate>>;
     /// Decoded bytes of a run, or `None` if it has changed.
     fn read_run(&self, run: &Run) -> HostResult<Option<Vec<u8>>>;
     /// The block that may serve as anchor for later parts of a file.

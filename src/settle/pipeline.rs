@@ -78,7 +78,12 @@ impl Settler {
     }
 
     /// Goes once over everything pending, or over `windows`. Returns whether anything was settled.
-    fn pass(&self, host: &dyn Host, sparse: &HashSet<BlockId>, windows: Option<Vec<Window>>) -> bool {
+    fn pass(
+        &self,
+        host: &dyn Host,
+        sparse: &HashSet<BlockId>,
+        windows: Option<Vec<Window>>,
+    ) -> bool {
         if let Some(windows) = windows {
             let mut worked = false;
             for batch in windows.chunks(BATCH) {
@@ -99,7 +104,10 @@ impl Settler {
             let forced = self.is_forced();
             let quiet: Vec<Window> = {
                 let recent = self.recent.lock();
-                page.iter().copied().filter(|w| forced || recent.is_quiet(*w)).collect()
+                page.iter()
+                    .copied()
+                    .filter(|w| forced || recent.is_quiet(*w))
+                    .collect()
             };
             if !quiet.is_empty() {
                 worked |= self.settle_batch(host, &quiet, sparse);

@@ -57,7 +57,11 @@ pub fn plan(candidates: Vec<Candidate>, window: usize) -> Plan {
             parent: candidate.parent,
         };
         let run = candidate.run;
-        let limit = if run.offset == 0 { PACK_BELOW } else { PACK_TAIL_BELOW };
+        let limit = if run.offset == 0 {
+            PACK_BELOW
+        } else {
+            PACK_TAIL_BELOW
+        };
         if run.len < limit && (run.len as usize) < window {
             small.push((class, candidate.name, run));
             continue;
@@ -144,7 +148,9 @@ mod tests {
 
     #[test]
     fn packs_never_exceed_the_window() {
-        let candidates = (0..100).map(|i| candidate(i, 0, 30_000, 1, "a.txt")).collect();
+        let candidates = (0..100)
+            .map(|i| candidate(i, 0, 30_000, 1, "a.txt"))
+            .collect();
         let plan = plan(candidates, 128 << 10);
         assert_eq!(plan.first.len(), 25);
         assert!(plan.first.iter().all(|job| job.len <= 128 << 10));

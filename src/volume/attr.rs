@@ -23,7 +23,8 @@ impl Timestamp {
         } else {
             UNIX_EPOCH.checked_sub(Duration::from_secs(self.secs.unsigned_abs()))
         };
-        base.and_then(|t| t.checked_add(nanos)).unwrap_or(UNIX_EPOCH)
+        base.and_then(|t| t.checked_add(nanos))
+            .unwrap_or(UNIX_EPOCH)
     }
 }
 
@@ -38,7 +39,10 @@ impl From<SystemTime> for Timestamp {
                 let before = before.duration();
                 let secs = i64::try_from(before.as_secs()).unwrap_or(i64::MAX);
                 match before.subsec_nanos() {
-                    0 => Timestamp { secs: -secs, nanos: 0 },
+                    0 => Timestamp {
+                        secs: -secs,
+                        nanos: 0,
+                    },
                     nanos => Timestamp {
                         secs: -secs - 1,
                         nanos: 1_000_000_000 - nanos,

@@ -88,7 +88,10 @@ impl<'v> Change<'v> {
     /// Shows `extent` in a place where nothing is. Returns its stored share.
     fn add_extent(&mut self, ino: u64, extent: &Extent) -> Result<i64> {
         let share = self.count_extent(extent, 1)?;
-        self.put(keys::extent(ino, extent.offset), keys::encode_extent(extent));
+        self.put(
+            keys::extent(ino, extent.offset),
+            keys::encode_extent(extent),
+        );
         self.reference(extent.block, 1, i64::from(extent.len));
         Ok(share)
     }
@@ -173,7 +176,10 @@ impl<'v> Change<'v> {
 fn remainder(old: &Extent, cuts: &[(u64, u64)]) -> Vec<Extent> {
     let mut kept = Vec::new();
     let mut at = old.offset;
-    for &(from, to) in cuts.iter().filter(|(f, t)| *f < old.end() && *t > old.offset) {
+    for &(from, to) in cuts
+        .iter()
+        .filter(|(f, t)| *f < old.end() && *t > old.offset)
+    {
         if from > at {
             kept.push(old.slice(at, from));
         }
@@ -188,7 +194,9 @@ fn remainder(old: &Extent, cuts: &[(u64, u64)]) -> Vec<Extent> {
 /// The part of a block's payload that an extent stands for, at least one byte.
 pub fn share_of(extent: &Extent, info: &BlockInfo) -> u64 {
     let raw = u64::from(info.raw_len).max(1);
-    (u64::from(info.stored_len) * u64::from(extent.len)).div_ceil(raw).max(1)
+    (u64::from(info.stored_len) * u64::from(extent.len))
+        .div_ceil(raw)
+        .max(1)
 }
 
 /// Position of a block's codec in [`CodecId::ALL`].

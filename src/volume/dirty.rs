@@ -28,7 +28,9 @@ impl Pieces {
     }
 
     pub fn iter(&self) -> impl Iterator<Item = (u64, &[u8])> {
-        self.map.iter().map(|(start, data)| (*start, data.as_slice()))
+        self.map
+            .iter()
+            .map(|(start, data)| (*start, data.as_slice()))
     }
 
     /// Writes `data` over whatever is there. Returns by how many bytes the pieces grew.
@@ -159,7 +161,9 @@ mod tests {
             let end = start + data.len() as u64;
             assert!(!data.is_empty() && start / WINDOW == (end - 1) / WINDOW);
             if let Some((last_start, last_end)) = last {
-                assert!(start > last_end || start / WINDOW != last_start / WINDOW && start >= last_end);
+                assert!(
+                    start > last_end || start / WINDOW != last_start / WINDOW && start >= last_end
+                );
             }
             last = Some((start, end));
             seen.extend(data.iter().enumerate().map(|(i, b)| (start + i as u64, *b)));

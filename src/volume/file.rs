@@ -333,9 +333,12 @@ impl Volume {
             return Ok(false);
         }
         let store = self.store()?;
-        Ok(extents
-            .iter()
-            .any(|e| matches!(store.block_info(e.block), Err(crate::store::StoreError::NoSuchBlock(_)))))
+        Ok(extents.iter().any(|e| {
+            matches!(
+                store.block_info(e.block),
+                Err(crate::store::StoreError::NoSuchBlock(_))
+            )
+        }))
     }
 
     /// Reads committed bytes of a file, once: what extents show, without dirty data. Holes are zero.

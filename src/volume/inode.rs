@@ -1,8 +1,8 @@
 //! Inodes in memory: attributes, dirty data and open counts of the files that are in use.
 
+use super::VolumeError;
 use super::attr::{Attr, FileKind, Stat};
 use super::dirty::Pieces;
-use super::VolumeError;
 use lru::LruCache;
 use parking_lot::{Mutex, MutexGuard};
 use std::sync::Arc;
@@ -104,7 +104,9 @@ pub struct InodeTable {
 impl InodeTable {
     pub fn new(capacity: usize) -> InodeTable {
         InodeTable {
-            shards: (0..SHARDS).map(|_| Mutex::new(LruCache::unbounded())).collect(),
+            shards: (0..SHARDS)
+                .map(|_| Mutex::new(LruCache::unbounded()))
+                .collect(),
             per_shard: (capacity / SHARDS).max(1),
         }
     }
@@ -154,7 +156,10 @@ fn evict(shard: &mut LruCache<u64, Arc<Inode>>, limit: usize) {
             return;
         };
         let idle = Arc::strong_count(&inode) == 1
-            && inode.state.try_lock().is_some_and(|state| state.evictable());
+            && inode
+                .state
+                .try_lock()
+                .is_some_and(|state| state.evictable());
         if !idle {
             shard.put(ino, inode);
         }
@@ -172,7 +177,10 @@ impl<'a> Locked<'a> {
         inodes.sort_by_key(|i| i.ino);
         inodes.dedup_by_key(|i| i.ino);
         Locked {
-            guards: inodes.into_iter().map(|i| (i.ino, i.state.lock())).collect(),
+            guards: inodes
+                .into_iter()
+                .map(|i| (i.ino, i.state.lock()))
+                .collect(),
         }
     }
 

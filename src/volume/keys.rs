@@ -92,7 +92,10 @@ pub fn offset_of(key: &[u8]) -> Result<u64, VolumeError> {
 }
 
 fn number_at(key: &[u8], at: usize) -> Result<u64, VolumeError> {
-    match key.get(at..at + 8).and_then(|b| <[u8; 8]>::try_from(b).ok()) {
+    match key
+        .get(at..at + 8)
+        .and_then(|b| <[u8; 8]>::try_from(b).ok())
+    {
         Some(bytes) => Ok(u64::from_be_bytes(bytes)),
         None => Err(damaged("key", "too short")),
     }

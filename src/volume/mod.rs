@@ -34,12 +34,12 @@ mod stage;
 mod status;
 mod xattr;
 
+pub use crate::settle::Extent;
 pub use attr::{Attr, FileKind, Stat, Timestamp};
 pub use check::{CheckReport, Damage, check};
 pub use dir::{DirEntry, DirStream};
 pub use error::VolumeError;
 pub use file::{MAX_SIZE, SetAttr, WriteMode};
-pub use crate::settle::Extent;
 pub use namespace::NAME_MAX;
 pub use rename::{Place, RenameMode};
 pub use status::{SpaceInfo, file_totals};
@@ -264,10 +264,14 @@ impl Volume {
     fn start_threads(self: &Arc<Self>) -> Result<()> {
         for number in 0..STAGING_THREADS {
             let take = |stager: &Stager| stager.next();
-            self.spawn(format!("stage-{number}"), take, |volume, next| volume.stage_turn(next))?;
+            self.spawn(format!("stage-{number}"), take, |volume, next| {
+                volume.stage_turn(next)
+            })?;
         }
         let mut last = Instant::now();
-        self.spawn("sync".into(), Stager::pause, move |volume, ()| volume.sync_turn(&mut last))?;
+        self.spawn("sync".into(), Stager::pause, move |volume, ()| {
+            volume.sync_turn(&mut last)
+        })?;
         let host: Weak<Volume> = Arc::downgrade(self);
         self.settler.start(host).map_err(thread_failed)
     }

@@ -147,13 +147,7 @@ impl Volume {
         self.make(parent, name, node, caller).map(|(_, stat)| stat)
     }
 
-    pub fn symlink(
-        &self,
-        parent: u64,
-        name: &[u8],
-        target: &[u8],
-        caller: Caller,
-    ) -> Result<Stat> {
+    pub fn symlink(&self, parent: u64, name: &[u8], target: &[u8], caller: Caller) -> Result<Stat> {
         if target.len() > SYMLINK_MAX {
             return Err(VolumeError::NameTooLong);
         }
@@ -215,9 +209,15 @@ impl Volume {
         dir_attr.mtime = attr.mtime;
         dir_attr.ctime = attr.mtime;
         if attr.is_dir() {
-            dir_attr.nlink = dir_attr.nlink.checked_add(1).ok_or(VolumeError::TooManyLinks)?;
+            dir_attr.nlink = dir_attr
+                .nlink
+                .checked_add(1)
+                .ok_or(VolumeError::TooManyLinks)?;
         }
-        let entry = Dirent { ino, kind: node.kind };
+        let entry = Dirent {
+            ino,
+            kind: node.kind,
+        };
         change.put(keys::dirent(parent, name), entry.encode());
         change.put_inode(ino, &attr, attr.size);
         change.put_inode(parent, &dir_attr, dir_attr.size);
@@ -266,7 +266,10 @@ impl Volume {
         attr.ctime = Timestamp::now();
         dir_attr.mtime = attr.ctime;
         dir_attr.ctime = attr.ctime;
-        let entry = Dirent { ino, kind: attr.kind };
+        let entry = Dirent {
+            ino,
+            kind: attr.kind,
+        };
         let mut change = Change::new(self);
         change.put(keys::dirent(parent, name), entry.encode());
         change.put_inode(ino, &attr, disk_size);

@@ -136,7 +136,13 @@ impl Volume {
         change.put(keys::dirent(to.parent, to.name), source.encode());
         let is_dir = |e: &Dirent| e.kind == FileKind::Directory;
         let lost = target.is_some_and(is_dir);
-        self.touch_dir(&mut states, &mut attrs, from.parent, now, if is_dir(source) { -1 } else { 0 })?;
+        self.touch_dir(
+            &mut states,
+            &mut attrs,
+            from.parent,
+            now,
+            if is_dir(source) { -1 } else { 0 },
+        )?;
         let gained = i64::from(is_dir(source)) - i64::from(lost);
         self.touch_dir(&mut states, &mut attrs, to.parent, now, gained)?;
         self.touch_moved(&mut states, &mut attrs, source.ino, to.parent, now)?;

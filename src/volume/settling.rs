@@ -27,7 +27,11 @@ impl Host for Volume {
         self.pending_windows(after, limit).map_err(text)
     }
 
-    fn candidates(&self, windows: &[Window], sparse: &HashSet<BlockId>) -> HostResult<Vec<Candidate>> {
+    fn candidates(
+        &self,
+        windows: &[Window],
+        sparse: &HashSet<BlockId>,
+    ) -> HostResult<Vec<Candidate>> {
         self.find_candidates(windows, sparse).map_err(text)
     }
 
@@ -47,7 +51,9 @@ impl Host for Volume {
     fn block_head(&self, block: BlockId, limit: u32) -> HostResult<Vec<u8>> {
         let layout = self.cache.layout(block).map_err(|e| e.to_string())?;
         let mut head = vec![0; layout.raw_len.min(limit) as usize];
-        self.cache.read(block, 0, &mut head).map_err(|e| e.to_string())?;
+        self.cache
+            .read(block, 0, &mut head)
+            .map_err(|e| e.to_string())?;
         Ok(head)
     }
 
@@ -202,7 +208,11 @@ impl Volume {
 
     /// The parent of a file and the runs of one of its windows that should be settled. Without any,
     /// the window is not pending any more.
-    fn window_runs(&self, window: Window, sparse: &HashSet<BlockId>) -> Result<Option<(u64, Vec<Run>)>> {
+    fn window_runs(
+        &self,
+        window: Window,
+        sparse: &HashSet<BlockId>,
+    ) -> Result<Option<(u64, Vec<Run>)>> {
         let inode = match self.inode(window.ino) {
             Ok(inode) => inode,
             Err(VolumeError::Stale(_)) => return Ok(None),
@@ -261,9 +271,12 @@ impl Volume {
     }
 
     fn blocks_are_gone(&self, run: &Run) -> bool {
-        run.extents
-            .iter()
-            .any(|e| matches!(self.store.block_info(e.block), Err(StoreError::NoSuchBlock(_))))
+        run.extents.iter().any(|e| {
+            matches!(
+                self.store.block_info(e.block),
+                Err(StoreError::NoSuchBlock(_))
+            )
+        })
     }
 
     /// The settled block that begins a file, or the anchor of that block.
@@ -350,16 +363,26 @@ impl Volume {
 
     /// Windows in which nothing is staged any more once `cuts` are settled.
     fn windows_settled_by(&self, ino: u64, cuts: &[(u64, u64)]) -> Result<Vec<u64>> {
-        let mut windows: Vec<u64> = cuts.iter().map(|(from, _)| from - from % self.window()).collect();
+        let mut windows: Vec<u64> = cuts
+            .iter()
+            .map(|(from, _)| from - from % self.window())
+            .collect();
         windows.dedup();
         let mut settled = Vec::new();
         for window in windows {
             let mut staged_left = false;
-            self.for_extents(ino, window, window.saturating_add(self.window()), |extent| {
-                let replaced = cuts.iter().any(|(f, t)| *f <= extent.offset && extent.end() <= *t);
-                staged_left = extent.staged && !replaced;
-                !staged_left
-            })?;
+            self.for_extents(
+                ino,
+                window,
+                window.saturating_add(self.window()),
+                |extent| {
+                    let replaced = cuts
+                        .iter()
+                        .any(|(f, t)| *f <= extent.offset && extent.end() <= *t);
+                    staged_left = extent.staged && !replaced;
+                    !staged_left
+                },
+            )?;
             if !staged_left {
                 settled.push(window);
             }

@@ -325,17 +325,22 @@ impl Volume {
             return Ok(());
         }
         let cuts: Vec<(u64, u64)> = extents.iter().map(|e| (e.offset, e.end())).collect();
-        let windows: BTreeSet<u64> = extents.iter().map(|e| e.offset - e.offset % self.window()).collect();
+        let windows: BTreeSet<u64> = extents
+            .iter()
+            .map(|e| e.offset - e.offset % self.window())
+            .collect();
         let (stored, disk_size) = (state.attr.stored, state.disk_size);
         let mut change = Change::new(self);
-        let result = change.replace(ino, &mut state, &cuts, extents).and_then(|()| {
-            state.disk_size = disk_size.max(last.end());
-            change.put_inode(ino, &state.attr, state.disk_size);
-            for window in &windows {
-                change.put(keys::pending(ino, *window), Vec::new());
-            }
-            change.commit()
-        });
+        let result = change
+            .replace(ino, &mut state, &cuts, extents)
+            .and_then(|()| {
+                state.disk_size = disk_size.max(last.end());
+                change.put_inode(ino, &state.attr, state.disk_size);
+                for window in &windows {
+                    change.put(keys::pending(ino, *window), Vec::new());
+                }
+                change.commit()
+            });
         if result.is_err() {
             state.attr.stored = stored;
             state.disk_size = disk_size;

@@ -128,9 +128,12 @@ impl Volume {
     /// Bytes per group of a block, or 0 if it has only one or cannot be read.
     fn group_bytes(&self, block: u64) -> u64 {
         match self.cache.layout(block) {
-            Ok(layout) if layout.groups.len() > 1 => {
-                layout.groups.iter().map(|g| g.len() as u64).max().unwrap_or(0)
-            }
+            Ok(layout) if layout.groups.len() > 1 => layout
+                .groups
+                .iter()
+                .map(|g| g.len() as u64)
+                .max()
+                .unwrap_or(0),
             _ => 0,
         }
     }

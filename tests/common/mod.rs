@@ -60,7 +60,10 @@ pub fn remount(storage: &SimStorage, volume: Arc<Volume>) -> Arc<Volume> {
 }
 
 pub fn caller() -> Caller {
-    Caller { uid: 1000, gid: 1000 }
+    Caller {
+        uid: 1000,
+        gid: 1000,
+    }
 }
 
 /// Makes a closed file in the root directory.
@@ -69,9 +72,13 @@ pub fn put(volume: &Volume, name: &str, data: &[u8]) -> Stat {
 }
 
 pub fn put_in(volume: &Volume, parent: u64, name: &str, data: &[u8]) -> Stat {
-    let stat = volume.create(parent, name.as_bytes(), 0o644, caller()).expect("create");
+    let stat = volume
+        .create(parent, name.as_bytes(), 0o644, caller())
+        .expect("create");
     if !data.is_empty() {
-        volume.write(stat.ino, 0, data, WriteMode::default()).expect("write");
+        volume
+            .write(stat.ino, 0, data, WriteMode::default())
+            .expect("write");
     }
     volume.flush(stat.ino).expect("flush");
     volume.release(stat.ino);
@@ -92,11 +99,15 @@ pub fn settle(volume: &Volume) {
 
 /// Text that compresses, different for every seed.
 pub fn text(seed: u64, len: usize) -> Vec<u8> {
-    let words = ["the ", "file ", "system ", "keeps ", "what ", "it ", "was ", "given ", "and ", "more\n"];
+    let words = [
+        "the ", "file ", "system ", "keeps ", "what ", "it ", "was ", "given ", "and ", "more\n",
+    ];
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let mut out = Vec::with_capacity(len + 8);
     while out.len() < len {
-        state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        state = state
+            .wrapping_mul(6364136223846793005)
+            .wrapping_add(1442695040888963407);
         out.extend_from_slice(words[(state >> 33) as usize % words.len()].as_bytes());
     }
     out.truncate(len);

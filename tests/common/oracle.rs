@@ -74,7 +74,13 @@ impl Oracle {
     }
 
     /// Makes an inode; `make` makes it in the volume and returns its number.
-    pub fn make(&mut self, dir: Id, name: &str, kind: Kind, make: impl FnOnce() -> Answer<u64>) -> Answer<Id> {
+    pub fn make(
+        &mut self,
+        dir: Id,
+        name: &str,
+        kind: Kind,
+        make: impl FnOnce() -> Answer<u64>,
+    ) -> Answer<Id> {
         let result = make();
         if self.find(dir, name).is_some() {
             assert_eq!(result, Err(libc::EEXIST));
@@ -122,7 +128,11 @@ impl Oracle {
 
     fn drop_link(&mut self, id: Id) {
         let node = self.get_mut(id);
-        node.nlink = if node.kind == Kind::Dir { 0 } else { node.nlink - 1 };
+        node.nlink = if node.kind == Kind::Dir {
+            0
+        } else {
+            node.nlink - 1
+        };
         if node.nlink == 0 && node.opens == 0 {
             self.nodes.remove(&id);
         }
@@ -173,7 +183,9 @@ impl Oracle {
             match (source_is_dir, is_dir(target)) {
                 (true, false) => return Err(libc::ENOTDIR),
                 (false, true) => return Err(libc::EISDIR),
-                (true, true) if !self.get(target).entries.is_empty() => return Err(libc::ENOTEMPTY),
+                (true, true) if !self.get(target).entries.is_empty() => {
+                    return Err(libc::ENOTEMPTY);
+                }
                 (true, true) => self.add_links(to.0, -1),
                 _ => {}
             }
