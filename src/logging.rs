@@ -79,9 +79,13 @@ fn syslog() -> io::Result<Sink> {
 
 impl Log for Logger {
     fn enabled(&self, metadata: &Metadata) -> bool {
-        // sled and fuser are chatty below their warnings.
-        metadata.level() <= log::max_level()
-            && (metadata.target().starts_with("s2sfs") || metadata.level() <= Level::Warn)
+        // Libraries are chatty. fuser warns of every unmount that somebody else did.
+        let most = match metadata.target().split("::").next() {
+            Some("s2sfs") => Level::Trace,
+            Some("fuser") => Level::Error,
+            _ => Level::Warn,
+        };
+        metadata.level() <= most && metadata.level() <= log::max_level()
     }
 
     fn log(&self, record: &Record) {

@@ -172,3 +172,75 @@ fn flip(path: &Path, offset: u64) {
     file.read_exact_at(&mut byte, offset).unwrap();
     file.write_all_at(&[byte[0] ^ 0x40], offset).unwrap();
 }
+
+#[test]
+fn the_store_keeps_the_model_and_a_damaged_copy_is_repaired_by_the_next_mount() {
+    if !can_mount() {
+        return;
+    }
+    let bed = Bed::mounted("");
+    bed.umount();
+    let models = bed.store.join("models");
+    let model = largest_file(&models);
+    let good = std::fs::read(&model).unwrap();
+    flip(&model, good.len() as u64 / 2);
+    bed.mount("");
+    bed.umount();
+    assert!(std::fs::read(&model).unwrap() == good);
+    std::fs::remove_file(&model).unwrap();
+    bed.mount("");
+    assert!(std::fs::read(&model).unwrap() == good);
+}
+
+#[test]
+fn blocks_of_a_model_of_ones_own_are_read_by_the_copy_in_the_store_and_not_without() {
+    if !can_mount() {
+        return;
+    }
+    let bed = Bed::new();
+    let (texts, model) = (bed.path("texts"), bed.path("own.s2m"));
+    std::fs::create_dir(&texts).unwrap();
+    for number in 0..8 {
+        std::fs::write(texts.join(format!("{number}.txt")), sample(number, 60_000)).unwrap();
+    }
+    let output = s2sfs([
+        "train".as_ref(),
+        texts.as_os_str(),
+        "-o".as_ref(),
+        model.as_os_str(),
+        "--buckets=20000".as_ref(),
+    ]);
+    assert!(output.status.success(), "{}", text(&output));
+    bed.mount(&format!("policy=ratio,model={}", model.display()));
+    let contents = sample(1234, 200_000);
+    std::fs::write(bed.mnt.join("file.txt"), &contents).unwrap();
+    bed.settle();
+    let status = bed.status(&bed.mnt);
+    assert!(
+        status["codecs"]["model"]["extents"].as_u64() > Some(0),
+        "{status}"
+    );
+    bed.umount();
+
+    bed.mount("");
+    assert!(std::fs::read(bed.mnt.join("file.txt")).unwrap() == contents);
+    bed.umount();
+    assert_eq!(bed.check().status.code(), Some(exit::OK));
+    let name = status["model"].as_str().unwrap();
+    std::fs::remove_file(bed.store.join("models").join(name)).unwrap();
+    let output = bed.check();
+    assert_eq!(
+        output.status.code(),
+        Some(exit::DAMAGED),
+        "{}",
+        text(&output)
+    );
+    assert!(text(&output).contains("file.txt"), "{}", text(&output));
+    bed.mount("");
+    let error = std::fs::read(bed.mnt.join("file.txt")).unwrap_err();
+    assert_eq!(error.raw_os_error(), Some(libc::EIO));
+    let wrong = bed.path("texts/0.txt");
+    bed.umount();
+    let output = bed.try_mount(&format!("model={}", wrong.display()));
+    assert_refused(&output, exit::HELPER_FAILED, "0.txt");
+}

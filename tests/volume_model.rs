@@ -293,18 +293,14 @@ impl Pair {
                 let expected = &data[offset.min(data.len())..(offset + len).min(data.len())];
                 assert!(volume.read(ino, offset as u64, len).unwrap() == expected);
             }
-            Op::Open(_) => {
-                if self.oracle.get(id).nlink > 0 || self.oracle.get(id).opens > 0 {
-                    volume.open_file(ino, false, false).unwrap();
-                    self.oracle.get_mut(id).opens += 1;
-                }
+            Op::Open(_) if self.oracle.get(id).nlink + self.oracle.get(id).opens > 0 => {
+                volume.open_file(ino, false, false).unwrap();
+                self.oracle.get_mut(id).opens += 1;
             }
-            Op::Close(_) => {
-                if self.oracle.get(id).opens > 0 {
-                    volume.flush(ino).unwrap();
-                    volume.release(ino);
-                    self.oracle.close(id);
-                }
+            Op::Close(_) if self.oracle.get(id).opens > 0 => {
+                volume.flush(ino).unwrap();
+                volume.release(ino);
+                self.oracle.close(id);
             }
             Op::SetXattr(_, name, len) => {
                 let (name, value) = (format!("user.x{name}"), text(len as u64, len));

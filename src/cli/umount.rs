@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::target;
+use crate::control::client::{Client, ClientError};
 use crate::control::mountinfo::{self, Mount};
 use crate::exit::{Context, Exit, Failure, Outcome};
 use crate::mount;
@@ -29,13 +29,17 @@ pub fn run(arguments: &UmountArguments) -> Outcome<()> {
         return mount::detach(&mount.point).map_err(|e| refused(&mount, &e));
     }
     // Before the mount goes: afterwards nobody may be there to ask.
-    let waiter = target::client(&mount)?
-        .wait()
-        .context(mount.point.display())?;
+    let waiter = Client::of_mount(&mount).and_then(Client::wait);
     mount::unmount(&mount.point).map_err(|e| refused(&mount, &e))?;
-    waiter
-        .until_stopped()
-        .context(format!("closing {}", mount.store().display()))
+    let name = mount.store().display().to_string();
+    match waiter {
+        Ok(waiter) => waiter.until_stopped().context(format!("closing {name}")),
+        Err(ClientError::Unreachable(e)) => {
+            log::warn!("unmounted, but cannot wait for the daemon of {name}: {e}");
+            Ok(())
+        }
+        Err(e) => Err(Failure::failed(format!("closing {name}: {e}"))),
+    }
 }
 
 fn refused(mount: &Mount, error: &io::Error) -> Failure {

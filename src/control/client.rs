@@ -42,10 +42,8 @@ impl Client {
 
     /// Connects to the daemon behind a mount.
     pub fn of_mount(mount: &Mount) -> Result<Client> {
-        if let Some(path) = socket::read_only_socket(&mount.point)
-            && let Ok(client) = Client::connect(&path)
-        {
-            return Ok(client);
+        if let Ok(stream) = socket::connect_read_only(&mount.point) {
+            return Ok(Client { stream });
         }
         Client::of_store(&mount.store())
     }

@@ -22,18 +22,21 @@ pub fn store_socket(store: &Path) -> PathBuf {
     store.join(SOCKET_NAME)
 }
 
-/// Socket of a read-only mount, or None where there is no runtime directory.
-pub fn read_only_socket(mountpoint: &Path) -> Option<PathBuf> {
+/// Socket of a read-only mount.
+pub fn read_only_socket(mountpoint: &Path) -> PathBuf {
     let name = blake3::hash(mountpoint.as_os_str().as_bytes()).to_hex();
-    Some(runtime_dir()?.join(format!("{}.sock", &name[..16])))
+    runtime_dir().join(format!("{}.sock", &name[..16]))
 }
 
-fn runtime_dir() -> Option<PathBuf> {
-    if rustix::process::geteuid().is_root() {
-        return Some(PathBuf::from("/run/s2sfs"));
+fn runtime_dir() -> PathBuf {
+    let user = rustix::process::geteuid();
+    if user.is_root() {
+        return PathBuf::from("/run/s2sfs");
     }
-    let dir = PathBuf::from(std::env::var_os("XDG_RUNTIME_DIR")?);
-    dir.is_absolute().then(|| dir.join("s2sfs"))
+    match std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from) {
+        Some(dir) if dir.is_absolute() => dir.join("s2sfs"),
+        _ => PathBuf::from(format!("/tmp/s2sfs-{}", user.as_raw())),
+    }
 }
 
 /// Makes the directory of a read-only mount's socket, for its owner alone.
@@ -45,14 +48,27 @@ pub fn prepare_runtime_dir(socket: &Path) -> io::Result<()> {
         Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(e),
         _ => {}
     }
+    check_owner(dir)
+}
+
+/// Fails if somebody else could have put a socket into `dir`.
+fn check_owner(dir: &Path) -> io::Result<()> {
     let meta = std::fs::symlink_metadata(dir)?;
-    if !meta.is_dir() || meta.uid() != rustix::process::geteuid().as_raw() {
-        return Err(io::Error::other(format!(
-            "{} belongs to someone else",
-            dir.display()
-        )));
+    if !meta.is_dir()
+        || meta.uid() != rustix::process::geteuid().as_raw()
+        || meta.mode() & 0o022 != 0
+    {
+        let message = format!("{} is not a directory of this user alone", dir.display());
+        return Err(io::Error::other(message));
     }
     Ok(())
+}
+
+/// Connects to the socket of a read-only mount.
+pub fn connect_read_only(mountpoint: &Path) -> io::Result<UnixStream> {
+    let path = read_only_socket(mountpoint);
+    check_owner(path.parent().unwrap_or(Path::new("/")))?;
+    connect(&path)
 }
 
 /// Binds a socket that only its owner (and root) can connect to. A stale one is replaced.

@@ -158,7 +158,7 @@ fn holder(store: &Path) -> Option<Failure> {
 
 fn start_control(request: &Request, opened: &Opened) -> Option<Server> {
     let path = if request.settings.read_only {
-        control::read_only_socket(&request.mountpoint)?
+        control::read_only_socket(&request.mountpoint)
     } else {
         control::store_socket(&request.store)
     };

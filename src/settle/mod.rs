@@ -89,6 +89,8 @@ pub trait Host: Send + Sync {
     fn swap(&self, block: BlockId, runs: &[Run]) -> HostResult<Swapped>;
     /// Blocks of which less than half is shown, and windows that show something of them.
     fn sparse(&self) -> HostResult<(HashSet<BlockId>, Vec<Window>)>;
+    /// The disk is so full that dead blocks are worth reclaiming at once.
+    fn is_short_of_space(&self) -> bool;
     /// Frees space of dead blocks; returns how much.
     fn reclaim(&self) -> HostResult<u64>;
     fn codecs(&self) -> &Codecs;

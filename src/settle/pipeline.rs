@@ -64,6 +64,8 @@ impl Settler {
             if forced || housekeeping.elapsed() >= HOUSEKEEPING {
                 housekeeping = Instant::now();
                 self.housekeeping(&*host, forced);
+            } else if host.is_short_of_space() {
+                self.reclaim(&*host, 1);
             }
             drop(host);
             if forced {
@@ -127,7 +129,12 @@ impl Settler {
             Ok(_) => {}
             Err(error) => self.failed("looking for sparse blocks", &error),
         }
-        for _ in 0..if forced { RECLAIM_ROUNDS } else { 1 } {
+        self.reclaim(host, if forced { RECLAIM_ROUNDS } else { 1 });
+    }
+
+    /// Frees space of dead blocks, until nothing more comes of it.
+    fn reclaim(&self, host: &dyn Host, rounds: usize) {
+        for _ in 0..rounds {
             match host.reclaim() {
                 Ok(0) => break,
                 Ok(_) if self.is_stopping() => break,

@@ -6,6 +6,8 @@ use super::{Candidate, Run};
 pub const PACK_BELOW: u32 = 32 << 10;
 /// Shorter runs share blocks wherever they lie.
 pub const PACK_TAIL_BELOW: u32 = 4 << 10;
+/// Most runs in one pack: all their inodes are locked while it is swapped in.
+const MAX_RUNS: usize = 512;
 /// A pack of less than this may mix directories, to fill up.
 const MIX_BELOW: usize = 64 << 10;
 /// A pack of less than this may mix extensions.
@@ -106,6 +108,9 @@ fn pack(mut small: Vec<(Class, Vec<u8>, Run)>, window: usize) -> Vec<Job> {
 }
 
 fn may_join(job: &Job, class: &Class) -> bool {
+    if job.runs.len() >= MAX_RUNS {
+        return false;
+    }
     if job.class.extension != class.extension {
         return job.len < MIX_EXTENSIONS_BELOW;
     }

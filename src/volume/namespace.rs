@@ -48,7 +48,7 @@ impl Dirent {
         let ino = fields.varint()?;
         let bits = fields.u32()?;
         fields.finish()?;
-        match FileKind::from_mode(bits.checked_mul(1 << 12).unwrap_or(u32::MAX)) {
+        match FileKind::from_mode(bits.saturating_mul(1 << 12)) {
             Some(kind) if bits != 0 => Ok(Dirent { ino, kind }),
             _ => Err(keys::damaged("directory entry", "bad type")),
         }

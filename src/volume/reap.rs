@@ -65,33 +65,38 @@ impl Volume {
         Ok(())
     }
 
-    /// Finishes truncations and removals that were under way when the volume was last in use.
+    /// Finishes truncations and removals that were under way when the volume was last in use. What
+    /// cannot be finished, because something is damaged, is left for the next mount.
     pub(super) fn recover(&self) -> Result<()> {
-        let store = self.store()?;
+        self.for_each_left(b"C", b"D", |ino, value| {
+            let size = Fields::new("truncation", value).varint()?;
+            let inode = self.inode(ino)?;
+            let mut state = inode.state.lock();
+            self.cut(ino, &mut state, size)?;
+            let mut change = Change::new(self);
+            change.delete(keys::cut(ino));
+            change.commit()
+        })?;
+        self.for_each_left(b"O", b"P", |ino, _| self.reap(&self.inode(ino)?))
+    }
+
+    fn for_each_left(
+        &self,
+        from: &[u8],
+        to: &[u8],
+        finish: impl Fn(u64, &[u8]) -> Result<()>,
+    ) -> Result<()> {
+        let mut from = from.to_vec();
         loop {
-            let found = store.scan(b"C", b"D", STEP)?;
+            let found = self.store()?.scan(&from, to, STEP)?;
             for (key, value) in &found {
                 let ino = keys::ino_of(key)?;
-                let size = Fields::new("truncation", value).varint()?;
-                let inode = self.inode(ino)?;
-                self.cut(ino, &mut inode.state.lock(), size)?;
-                let mut change = Change::new(self);
-                change.delete(key.clone());
-                change.commit()?;
-            }
-            if found.len() < STEP {
-                break;
-            }
-        }
-        let mut cursor = b"O".to_vec();
-        loop {
-            let found = store.scan(&cursor, b"P", STEP)?;
-            for (key, _) in &found {
-                let inode = self.inode(keys::ino_of(key)?)?;
-                self.reap(&inode)?;
+                if let Err(error) = finish(ino, value) {
+                    warn!("inode {ino}: finishing what a crash interrupted: {error}");
+                }
             }
             match found.last() {
-                Some((last, _)) if found.len() == STEP => cursor = keys::after(last),
+                Some((last, _)) if found.len() == STEP => from = keys::after(last),
                 _ => return Ok(()),
             }
         }

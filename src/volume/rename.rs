@@ -8,6 +8,7 @@ use super::namespace::{Dirent, check_name};
 use super::stage::StageMode;
 use super::{Result, Volume, VolumeError};
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::sync::Arc;
 
 /// How to treat an existing target.
@@ -215,10 +216,10 @@ fn attr_of<'a>(
     attrs: &'a mut BTreeMap<u64, Attr>,
     ino: u64,
 ) -> Result<&'a mut Attr> {
-    if !attrs.contains_key(&ino) {
-        attrs.insert(ino, states.get(ino)?.attr.clone());
+    match attrs.entry(ino) {
+        Entry::Occupied(known) => Ok(known.into_mut()),
+        Entry::Vacant(unknown) => Ok(unknown.insert(states.get(ino)?.attr.clone())),
     }
-    attrs.get_mut(&ino).ok_or(VolumeError::Stale(ino))
 }
 
 /// Commits with the new attributes and shows them. Those of `stored` are in the change already.

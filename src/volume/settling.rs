@@ -21,6 +21,10 @@ const MIN_WASTE: u64 = 64 << 10;
 const SETTLE_FLOOR: u64 = 16 << 20;
 /// A sparse block shows less than 1 / this of its bytes.
 const SPARSE_FACTOR: u64 = 2;
+/// With less free space than this (or an eighth of a small disk), dead blocks are reclaimed at once.
+const SHORT_OF_SPACE: u64 = 1 << 30;
+/// Dead bytes that are worth the trouble.
+const WORTH_RECLAIMING: u64 = 1 << 20;
 
 impl Host for Volume {
     fn pending(&self, after: Option<Window>, limit: usize) -> HostResult<Vec<Window>> {
@@ -88,6 +92,12 @@ impl Host for Volume {
         self.find_sparse().map_err(text)
     }
 
+    fn is_short_of_space(&self) -> bool {
+        let free = self.store.free_space();
+        let short = free.is_ok_and(|(free, total)| free < SHORT_OF_SPACE.min(total / 8));
+        short && self.store.usage().is_ok_and(|usage| usage.dead_bytes >= WORTH_RECLAIMING)
+    }
+
     fn reclaim(&self) -> HostResult<u64> {
         match self.store.reclaim(Reclaim::default()) {
             Ok(report) => Ok(report.bytes_freed),
@@ -152,9 +162,7 @@ impl Volume {
                 let Some((parent, found)) = self.window_runs(aligned, sparse)? else {
                     continue;
                 };
-                if found.iter().any(|run| run.offset == 0) {
-                    by_parent.entry(parent).or_default().insert(window.ino);
-                }
+                by_parent.entry(parent).or_default().insert(window.ino);
                 runs.extend(found.into_iter().map(|run| (parent, run)));
             }
         }
@@ -176,7 +184,7 @@ impl Volume {
     /// extents were longer or shorter. Records them if they differ.
     fn aligned(&self, window: Window) -> Result<Vec<Window>> {
         let size = self.window();
-        if self.max_extent() == size && window.offset % size == 0 {
+        if self.max_extent() == size && window.offset.is_multiple_of(size) {
             return Ok(vec![window]);
         }
         let end = window.offset.saturating_add(self.max_extent());
@@ -199,7 +207,7 @@ impl Volume {
         for new in &all {
             change.put(keys::pending(new.ino, new.offset), Vec::new());
         }
-        if window.offset % size != 0 {
+        if !window.offset.is_multiple_of(size) {
             change.delete(keys::pending(window.ino, window.offset));
         }
         change.commit()?;

@@ -258,8 +258,8 @@ impl Volume {
             match self.merge_window(inode.ino, window, pieces)? {
                 Some(runs) => {
                     merged_until = window + self.window();
-                    for (run_start, run) in runs {
-                        batch.push(self.stage_block(run_start, &run)?);
+                    for (run_start, run) in runs.iter() {
+                        batch.push(self.stage_block(run_start, run)?);
                     }
                 }
                 None => batch.push(self.stage_block(start, data)?),
@@ -290,12 +290,7 @@ impl Volume {
 
     /// The whole contents of a window with too many extents, as contiguous runs, or `None` if the
     /// window is fine as it is.
-    fn merge_window(
-        &self,
-        ino: u64,
-        window: u64,
-        pieces: &Pieces,
-    ) -> Result<Option<Vec<(u64, Vec<u8>)>>> {
+    fn merge_window(&self, ino: u64, window: u64, pieces: &Pieces) -> Result<Option<Pieces>> {
         let end = window + self.window();
         let extents = self.extents(ino, window, end)?;
         if extents.len() < MAX_EXTENTS_PER_WINDOW {
@@ -311,7 +306,7 @@ impl Volume {
         for (start, data) in pieces.overlapping(window, end) {
             merged.write(start, data, self.window());
         }
-        Ok(Some(merged.iter().map(|(s, d)| (s, d.to_vec())).collect()))
+        Ok(Some(merged))
     }
 
     /// Shows the extents in the file, and takes them out of the list.

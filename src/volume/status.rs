@@ -4,12 +4,13 @@ use super::change::{codec_index, share_of};
 use super::counters::Totals;
 use super::keys;
 use super::{Result, Volume, VolumeError};
-use crate::codec::CodecId;
+use crate::codec::{CodecId, Codecs};
 use crate::control::{
     CacheStatus, CodecUsage, ExtentInfo, FileInfo, IoStatus, SettleStatus, Status, ratio,
 };
 use crate::settle::Extent;
 use crate::store::Store;
+use std::collections::BTreeSet;
 use std::sync::atomic::Ordering::Relaxed;
 
 /// Free and total space for statfs.
@@ -66,6 +67,8 @@ impl Volume {
                     cache.decode_nanos as f64 / 1e9,
                 ),
             },
+            engine: Codecs::engine().into(),
+            model: self.codecs.encoding_model_name().unwrap_or_default(),
             threads: self.options.threads,
             uptime_seconds: self.started.elapsed().as_secs_f64(),
             failed: self.stager.failing().map(|error| error.to_string()),
@@ -89,9 +92,7 @@ impl Volume {
             self.add_extent_info(&mut info, &extent)?;
         }
         drop(state);
-        for extent in &mut info.extents {
-            extent.group_bytes = self.group_bytes(extent.block);
-        }
+        self.add_layouts(&mut info);
         info.ratio = ratio(info.logical_bytes, info.stored_bytes);
         Ok(info)
     }
@@ -125,17 +126,23 @@ impl Volume {
         Ok(())
     }
 
-    /// Bytes per group of a block, or 0 if it has only one or cannot be read.
-    fn group_bytes(&self, block: u64) -> u64 {
-        match self.cache.layout(block) {
-            Ok(layout) if layout.groups.len() > 1 => layout
-                .groups
-                .iter()
-                .map(|g| g.len() as u64)
-                .max()
-                .unwrap_or(0),
-            _ => 0,
+    /// Adds what only the blocks themselves know: groups and models. A block that cannot be read
+    /// keeps its zeros.
+    fn add_layouts(&self, info: &mut FileInfo) {
+        let mut models = BTreeSet::new();
+        for extent in &mut info.extents {
+            let Ok(layout) = self.cache.layout(extent.block) else {
+                continue;
+            };
+            if layout.groups.len() > 1 {
+                let longest = layout.groups.iter().map(|g| g.len() as u64).max();
+                extent.group_bytes = longest.unwrap_or(0);
+            }
+            if let Some(model) = &layout.model {
+                models.insert(crate::codec::file_name(model));
+            }
         }
+        info.models = models.into_iter().collect();
     }
 
     /// Counts everything, after an unclean end.

@@ -10,12 +10,19 @@ use s2sfs::volume::{Caller, ROOT, Stat, Volume, VolumeOptions, WriteMode};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-/// The codecs, made once: loading a model takes longer than most tests.
+/// Codecs without a model, which is what most tests want: they settle in no time.
 pub fn codecs() -> Arc<Codecs> {
     static CODECS: OnceLock<Arc<Codecs>> = OnceLock::new();
     CODECS
-        .get_or_init(|| Arc::new(Codecs::with_default_model().expect("the default model loads")))
+        .get_or_init(|| Arc::new(Codecs::without_model()))
         .clone()
+}
+
+/// The codecs of the program.
+pub fn model_codecs() -> Arc<Codecs> {
+    static CODECS: OnceLock<Arc<Codecs>> = OnceLock::new();
+    let load = || Arc::new(Codecs::with_default_model().expect("the default model loads"));
+    CODECS.get_or_init(load).clone()
 }
 
 /// Options under which nothing settles by itself.
