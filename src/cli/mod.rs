@@ -6,6 +6,7 @@ mod compress;
 mod container;
 mod info;
 mod man;
+mod memory;
 mod mount;
 mod output;
 mod settle;
@@ -67,6 +68,7 @@ enum Command {
 
 /// Runs the program.
 pub fn main() -> ExitCode {
+    memory::configure_allocator();
     let arguments: Vec<OsString> = std::env::args_os().collect();
     let called_as_helper = arguments
         .first()
