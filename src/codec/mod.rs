@@ -176,6 +176,13 @@ impl Codecs {
         crate::model::predictor::engine()
     }
 
+    /// Loads the model that encodes, so that the first reads need not wait for it.
+    pub fn preload(&self) {
+        if self.encoding_model().is_none() && self.encoder.is_some() {
+            log::error!("the model that should encode cannot be loaded; using zstd instead");
+        }
+    }
+
     /// The model that encodes. One that cannot be loaded was logged, and counts as none.
     fn encoding_model(&self) -> Option<Arc<Model>> {
         self.registry.get(self.encoder.as_ref()?).ok()

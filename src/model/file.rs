@@ -96,29 +96,31 @@ impl<'a> Sections<'a> {
 }
 
 /// Table lines as planes: all check bytes, then the slots of node 1, of node 2, and so on. A slot has a
-/// byte only if its parent was trained, because it is never trained otherwise.
+/// byte only if its parent was trained, because it is never trained otherwise. The lengths of the planes
+/// come first, so that one pass over the lines can read them all.
 fn planes_of(tables: &Tables) -> Vec<u8> {
     let buckets = || tables.lines().iter().flat_map(|line| line.0.iter());
-    let mut planes = Vec::new();
-    for count in tables.line_counts() {
-        planes.extend_from_slice(&(count as u64).to_le_bytes());
+    let plane = |node: usize| {
+        let kept = buckets().filter(move |bucket| bucket[node / 2] != 0);
+        kept.map(move |bucket| bucket[node]).collect::<Vec<u8>>()
+    };
+    let planes: Vec<Vec<u8>> = (1..BUCKET).map(plane).collect();
+    let lines = tables.line_counts().into_iter();
+    let mut out = Vec::new();
+    for number in lines.chain(planes.iter().map(Vec::len)) {
+        out.extend_from_slice(&(number as u64).to_le_bytes());
     }
-    planes.extend(buckets().map(|bucket| bucket[0]));
-    for node in 1..BUCKET {
-        planes.extend(
-            buckets()
-                .filter(|bucket| bucket[node / 2] != 0)
-                .map(|bucket| bucket[node]),
-        );
-    }
-    planes
+    out.extend(buckets().map(|bucket| bucket[0]));
+    out.extend(planes.iter().flatten());
+    out
 }
 
-fn tables_from(planes: &[u8]) -> Result<Tables, ModelError> {
-    let mut reader = Sections { rest: planes };
+fn tables_from(section: &[u8]) -> Result<Tables, ModelError> {
+    let mut reader = Sections { rest: section };
     let mut counts = [0usize; CONTEXTS];
-    for count in &mut counts {
-        *count = reader.number()?;
+    let mut lengths = [0usize; BUCKET - 1];
+    for number in counts.iter_mut().chain(&mut lengths) {
+        *number = reader.number()?;
     }
     let total = counts
         .iter()
@@ -126,28 +128,31 @@ fn tables_from(planes: &[u8]) -> Result<Tables, ModelError> {
     let lines = total.filter(|&lines| lines <= SECTION_MAX / size_of::<Line>());
     let lines = lines.ok_or_else(|| damaged("tables are too large"))?;
     let checks = reader.take(lines * WAYS)?;
+    let mut planes = [&[] as &[u8]; BUCKET - 1];
+    for (plane, length) in planes.iter_mut().zip(lengths) {
+        *plane = reader.take(length)?;
+    }
     let mut tables = Tables::with_lines(&counts);
-    for (line, checks) in tables.lines_mut().iter_mut().zip(checks.chunks_exact(WAYS)) {
-        for (bucket, &check) in line.0.iter_mut().zip(checks) {
-            bucket[0] = check;
+    let buckets = tables
+        .lines_mut()
+        .iter_mut()
+        .flat_map(|line| line.0.iter_mut());
+    for (bucket, &check) in buckets.zip(checks).filter(|(_, check)| **check != 0) {
+        bucket[0] = check;
+        for node in 1..BUCKET {
+            if bucket[node / 2] != 0 {
+                let (&slot, rest) = planes[node - 1]
+                    .split_first()
+                    .ok_or_else(|| damaged("a plane is cut short"))?;
+                bucket[node] = slot;
+                planes[node - 1] = rest;
+            }
         }
     }
-    let mut slots = reader.rest.iter();
-    for node in 1..BUCKET {
-        let buckets = tables
-            .lines_mut()
-            .iter_mut()
-            .flat_map(|line| line.0.iter_mut());
-        for bucket in buckets.filter(|bucket| bucket[node / 2] != 0) {
-            bucket[node] = *slots
-                .next()
-                .ok_or_else(|| damaged("tables are cut short"))?;
-        }
-    }
-    if slots.next().is_some() {
-        Err(damaged("tables are too long"))
-    } else {
+    if reader.rest.is_empty() && planes.iter().all(|plane| plane.is_empty()) {
         Ok(tables)
+    } else {
+        Err(damaged("tables are too long"))
     }
 }
 

@@ -18,7 +18,7 @@ pub trait BitCoder {
 /// Least lengths of the matches that the match experts look for.
 const MATCHERS: [usize; 2] = [5, 10];
 /// Contexts 0..ORDERS are the plain orders; the longest known one selects mixer weights.
-const ORDERS: usize = 7;
+pub const ORDERS: usize = 7;
 /// Refinement curves: one for each hash of the newest byte and the bits so far.
 pub const CURVES: usize = 4096;
 /// Points of a refinement curve.

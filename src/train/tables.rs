@@ -3,6 +3,7 @@
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use crate::model::contexts::{CONTEXTS, Contexts, NAMES, second_nibble};
+use crate::model::predictor::ORDERS;
 use crate::model::tables::{BUCKET, Line, Tables, WAYS, check_of, line_of, prefetch};
 
 use super::Progress;
@@ -295,22 +296,41 @@ impl Trainer {
 
     /// Quantises all logits; `levels` are ascending values in nats, one for each byte value.
     pub fn finish(mut self, levels: &[f32; 256]) -> Tables {
-        let slots = &self.slots;
-        for (index, line) in self.tables.lines_mut().iter_mut().enumerate() {
-            for (way, bucket) in line.0.iter_mut().enumerate() {
-                let [logits, squares] = &slots[index * WAYS + way];
-                for node in 1..BUCKET {
-                    // a bucket's check byte stands in for the parent of node 1
-                    let trained = squares[node] > FIRST_SQUARES && bucket[node / 2] != 0;
-                    bucket[node] = if trained {
-                        nearest(levels, logits[node])
-                    } else {
-                        0
-                    };
+        let counts = self.tables.line_counts();
+        let mut lines = self.tables.lines_mut().iter_mut();
+        let mut slots = self.slots.iter();
+        for (context, count) in counts.into_iter().enumerate() {
+            let buckets = lines.by_ref().take(count).flat_map(|line| line.0.iter_mut());
+            for (bucket, [logits, squares]) in buckets.zip(slots.by_ref()) {
+                quantise(bucket, logits, squares, levels);
+                // that a plain order is known selects weights, even if nothing was learned
+                if context >= ORDERS && bucket[1..].iter().all(|&slot| slot == 0) {
+                    bucket[0] = 0;
                 }
             }
         }
         self.tables
+    }
+}
+
+/// Fills a bucket's slots. A logit that is nearly nothing is left out where no other slot needs it as its
+/// parent: both mean the same, and "never trained" takes less room in the file.
+fn quantise(
+    bucket: &mut [u8; BUCKET],
+    logits: &[f32; BUCKET],
+    squares: &[f32; BUCKET],
+    levels: &[f32; 256],
+) {
+    for node in 1..BUCKET {
+        // a bucket's check byte stands in for the parent of node 1
+        let trained = squares[node] > FIRST_SQUARES && bucket[node / 2] != 0;
+        bucket[node] = if trained { nearest(levels, logits[node]) } else { 0 };
+    }
+    for node in (1..BUCKET).rev() {
+        let is_leaf = node >= BUCKET / 2 || (bucket[2 * node] == 0 && bucket[2 * node + 1] == 0);
+        if is_leaf && levels[bucket[node] as usize] == 0.0 {
+            bucket[node] = 0;
+        }
     }
 }
 
