@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::Request;
 use super::models::{codecs_of_store, keep_model};
-use crate::codec::Codecs;
+use crate::codec::{Codecs, Policy};
 use crate::control::{FileInfo, Service, ServiceError, Status};
 use crate::exit::{Context, Exit, Failure, Outcome};
 use crate::options::Settings;
@@ -51,8 +51,14 @@ pub fn open_volume(path: &Path, settings: &Settings) -> Outcome<Opened> {
         settle_after: settings.settle_after.unwrap_or(NEVER),
         read_only: settings.read_only,
     };
-    let volume =
-        Volume::open(store, Arc::new(codecs), options).map_err(|e| volume_failure(path, &e))?;
+    let codecs = Arc::new(codecs);
+    let volume = std::thread::scope(|scope| {
+        if settings.policy != Policy::Fast {
+            scope.spawn(|| codecs.preload());
+        }
+        Volume::open(store, codecs.clone(), options)
+    });
+    let volume = volume.map_err(|e| volume_failure(path, &e))?;
     Ok(Opened { volume, model })
 }
 

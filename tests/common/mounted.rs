@@ -22,7 +22,10 @@ pub fn can_mount() -> bool {
     let possible = Path::new("/dev/fuse").exists() && rustix::process::geteuid().is_root();
     if !possible {
         // Past the test harness, which shows only what failed tests print.
-        let _ = writeln!(std::io::stderr(), "SKIPPED: no /dev/fuse here, or not root: nothing was mounted");
+        let _ = writeln!(
+            std::io::stderr(),
+            "SKIPPED: no /dev/fuse here, or not root: nothing was mounted"
+        );
     }
     possible
 }
