@@ -138,7 +138,7 @@ fn convert(
             target.display()
         )));
     }
-    let partial = partial_name(target);
+    let partial = output::partial_name(target);
     let written = write_to(&partial, file, &bar, run);
     bar.finish_and_clear();
     let finished = written.and_then(|totals| {
@@ -170,12 +170,6 @@ fn write_to(
         .map_err(io::IntoInnerError::into_error)?;
     file.sync_all()?;
     Ok(totals)
-}
-
-fn partial_name(target: &Path) -> PathBuf {
-    let mut name = target.to_owned().into_os_string();
-    name.push(format!(".{}.partial", std::process::id()));
-    name.into()
 }
 
 fn explain(source: &Path, error: &ContainerError) -> Failure {

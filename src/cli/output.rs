@@ -1,6 +1,7 @@
 //! How figures are shown to people.
 
 use std::io::{self, Write};
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
@@ -51,6 +52,13 @@ pub fn print(text: &str) -> Outcome<()> {
 /// Prints a value as indented JSON.
 pub fn print_json(value: &impl Serialize) -> Outcome<()> {
     print(&(serde_json::to_string_pretty(value).context("JSON")? + "\n"))
+}
+
+/// Name under which a file is written until it is complete.
+pub fn partial_name(target: &Path) -> PathBuf {
+    let mut name = target.to_owned().into_os_string();
+    name.push(format!(".{}.partial", std::process::id()));
+    name.into()
 }
 
 /// A progress bar in bytes on standard error, if that is a terminal.

@@ -6,7 +6,7 @@ use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use parking_lot::Mutex;
 
-use super::output::bytes;
+use super::output::{bytes, partial_name};
 use crate::exit::{Context, Exit, Failure, Outcome};
 use crate::model::{Model, hash_of};
 use crate::train::{self, Progress, TrainError, TrainOptions};
@@ -80,9 +80,7 @@ fn explain(error: TrainError) -> Failure {
 /// Writes the model so that there is either a whole file or none.
 fn save(model: &Model, output: &Path) -> Outcome<()> {
     let file = model.to_bytes().context("model")?;
-    let mut partial = output.to_owned().into_os_string();
-    partial.push(format!(".{}.partial", std::process::id()));
-    let partial = PathBuf::from(partial);
+    let partial = partial_name(output);
     let written = std::fs::write(&partial, &file).and_then(|()| std::fs::rename(&partial, output));
     written
         .inspect_err(|_| drop(std::fs::remove_file(&partial)))

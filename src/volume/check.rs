@@ -9,6 +9,7 @@ use serde::Serialize;
 
 use super::attr::{Attr, FileKind};
 use super::namespace::Dirent;
+use super::status::for_each;
 use super::{ROOT, Result, keys};
 use crate::cache::Cache;
 use crate::codec::Codecs;
@@ -439,23 +440,4 @@ fn decode(cache: &Cache, id: BlockId, info: &BlockInfo) -> std::result::Result<(
     }
     let mut raw = vec![0; layout.raw_len as usize];
     cache.read_once(id, 0, &mut raw).map_err(|e| e.to_string())
-}
-
-fn for_each(
-    store: &Store,
-    from: &[u8],
-    to: &[u8],
-    mut visit: impl FnMut(&[u8], &[u8]) -> Result<()>,
-) -> Result<()> {
-    let mut from = from.to_vec();
-    loop {
-        let page = store.scan(&from, to, PAGE)?;
-        for (key, value) in &page {
-            visit(key, value)?;
-        }
-        match page.last() {
-            Some((last, _)) if page.len() == PAGE => from = keys::after(last),
-            _ => return Ok(()),
-        }
-    }
 }

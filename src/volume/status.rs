@@ -224,7 +224,8 @@ fn count(store: &Store) -> Result<Totals> {
     Ok(totals)
 }
 
-fn for_each(
+/// Visits all pairs with keys in `[from, to)`.
+pub(super) fn for_each(
     store: &Store,
     from: &[u8],
     to: &[u8],
