@@ -38,6 +38,11 @@ pub fn open_volume(path: &Path, settings: &Settings) -> Outcome<Opened> {
     };
     // First, so that a wrong model does not leave a new store behind.
     let codecs = codecs_of_store(settings, path)?;
+    let codecs = Arc::new(codecs);
+    let loading = {
+        let codecs = codecs.clone();
+        std::thread::spawn(move || codecs.preload())
+    };
     let store = open_store(path, &options)?;
     keep_model(settings, &store, &codecs)?;
     let model = codecs.encoding_model_name().unwrap_or_default();
@@ -51,8 +56,11 @@ pub fn open_volume(path: &Path, settings: &Settings) -> Outcome<Opened> {
         settle_after: settings.settle_after.unwrap_or(NEVER),
         read_only: settings.read_only,
     };
-    let volume =
-        Volume::open(store, Arc::new(codecs), options).map_err(|e| volume_failure(path, &e))?;
+    let volume = Volume::open(store, codecs, options).map_err(|e| volume_failure(path, &e))?;
+    // A mount that answers should not make its first reader wait for the model.
+    if loading.join().is_err() {
+        log::error!("loading the model panicked");
+    }
     Ok(Opened { volume, model })
 }
 
