@@ -23,7 +23,7 @@ impl Tmpfs {
         if mounted.is_ok_and(|output| output.status.success()) {
             return Some(Tmpfs(path.to_owned()));
         }
-        eprintln!("SKIPPED: this test needs root, to mount a small tmpfs");
+        skipped("needs root, to mount a small tmpfs");
         None
     }
 }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::Request;
 use super::models::{codecs_of_store, keep_model};
-use crate::codec::Codecs;
+use crate::codec::{Codecs, Policy};
 use crate::control::{FileInfo, Service, ServiceError, Status};
 use crate::exit::{Context, Exit, Failure, Outcome};
 use crate::options::Settings;
@@ -38,11 +38,6 @@ pub fn open_volume(path: &Path, settings: &Settings) -> Outcome<Opened> {
     };
     // First, so that a wrong model does not leave a new store behind.
     let codecs = codecs_of_store(settings, path)?;
-    let codecs = Arc::new(codecs);
-    let loading = {
-        let codecs = codecs.clone();
-        std::thread::spawn(move || codecs.preload())
-    };
     let store = open_store(path, &options)?;
     keep_model(settings, &store, &codecs)?;
     let model = codecs.encoding_model_name().unwrap_or_default();
@@ -56,11 +51,14 @@ pub fn open_volume(path: &Path, settings: &Settings) -> Outcome<Opened> {
         settle_after: settings.settle_after.unwrap_or(NEVER),
         read_only: settings.read_only,
     };
-    let volume = Volume::open(store, codecs, options).map_err(|e| volume_failure(path, &e))?;
-    // A mount that answers should not make its first reader wait for the model.
-    if loading.join().is_err() {
-        log::error!("loading the model panicked");
-    }
+    let codecs = Arc::new(codecs);
+    let volume = std::thread::scope(|scope| {
+        if settings.policy != Policy::Fast {
+            scope.spawn(|| codecs.preload());
+        }
+        Volume::open(store, codecs.clone(), options)
+    });
+    let volume = volume.map_err(|e| volume_failure(path, &e))?;
     Ok(Opened { volume, model })
 }
 

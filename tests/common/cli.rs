@@ -1,5 +1,6 @@
 //! A store, a mount point, and the commands on them, for the tests of the command line.
 
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -28,8 +29,15 @@ pub fn can_mount() -> bool {
     if fuse.is_ok() && (root || helper) {
         return true;
     }
-    eprintln!("SKIPPED: this test needs /dev/fuse, and root or fusermount3 to mount with");
+    skipped("needs /dev/fuse, and root or fusermount3 to mount with");
     false
+}
+
+/// Says that a test did nothing, past the test harness, which shows only what failed tests print.
+pub fn skipped(why: &str) {
+    let thread = std::thread::current();
+    let test = thread.name().unwrap_or("a test");
+    let _ = writeln!(std::io::stderr(), "SKIPPED {test}: {why}");
 }
 
 /// A directory with a store and a mount point in it. Unmounted and deleted when dropped.

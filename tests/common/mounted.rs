@@ -5,6 +5,7 @@ use super::{codecs, quiet_options};
 use s2sfs::fuse::{MountHandle, MountOptions, mount};
 use s2sfs::store::{OpenOptions, RealStorage, Store};
 use s2sfs::volume::{Volume, VolumeOptions};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tempfile::TempDir;
@@ -20,7 +21,11 @@ pub struct Mounted {
 pub fn can_mount() -> bool {
     let possible = Path::new("/dev/fuse").exists() && rustix::process::geteuid().is_root();
     if !possible {
-        eprintln!("SKIPPED: no /dev/fuse here, or not root: nothing was mounted or tested");
+        // Past the test harness, which shows only what failed tests print.
+        let _ = writeln!(
+            std::io::stderr(),
+            "SKIPPED: no /dev/fuse here, or not root: nothing was mounted"
+        );
     }
     possible
 }
