@@ -22,6 +22,10 @@ const ANCHOR_GAIN: f64 = 0.03;
 /// The model must beat zstd by this share under the balanced policy, because reading gets slower.
 const MODEL_GAIN: f64 = 0.02;
 
+/// A fast level of zstd, and the least share of its size that the strongest level is hoped to reach.
+const ZSTD_TRIAL_LEVEL: i32 = 3;
+const ZSTD_TRIAL_PERCENT: usize = 60;
+
 /// The smallest verified encoding that the policy allows.
 pub(super) fn encode(
     codecs: &Codecs,
@@ -29,35 +33,61 @@ pub(super) fn encode(
     options: &EncodeOptions,
     anchor: Option<&AnchorSource>,
 ) -> Result<Encoded> {
-    let mut best = fast::encode_raw(raw);
+    let best = fast::encode_raw(raw);
     if raw.is_empty() || is_incompressible(raw) {
         return Ok(best);
     }
-    let zstd = zstd_codec::encode(codecs, raw)?;
-    if zstd.payload.len() < best.payload.len() && is_exact(codecs, &zstd, raw, None) {
-        best = zstd;
-    }
-    let Some(model) = codecs
+    let model = codecs
         .encoding_model()
-        .filter(|_| options.policy != Policy::Fast)
-    else {
-        return Ok(best);
+        .filter(|_| options.policy != Policy::Fast);
+    let modelled = match &model {
+        Some(model) => encode_with(codecs, model, raw, options, anchor)?,
+        None => None,
     };
-    let anchor = anchor.and_then(|source| paying_anchor(codecs, &model, raw, source));
-    let used = anchor
-        .as_ref()
-        .map(|(range, snapshot)| (range, snapshot.as_ref()));
-    let coded = model_codec::encode(&model, raw, group_bytes(options), used)?;
     let gain = if options.policy == Policy::Ratio {
         0.0
     } else {
         MODEL_GAIN
     };
-    let limit = (best.payload.len() as f64 * (1.0 - gain)) as usize;
-    if coded.payload.len() < limit && is_exact(codecs, &coded, raw, used.map(|(_, s)| s)) {
-        best = coded;
+    // what zstd must not exceed to be chosen instead of the model
+    let limit = modelled
+        .as_ref()
+        .map(|m| (m.payload.len() as f64 / (1.0 - gain)) as usize);
+    if limit.is_none_or(|limit| zstd_may_reach(raw, limit)) {
+        let zstd = zstd_codec::encode(codecs, raw)?;
+        let wins = zstd.payload.len() < best.payload.len()
+            && limit.is_none_or(|limit| zstd.payload.len() <= limit);
+        if wins && is_exact(codecs, &zstd, raw, None) {
+            return Ok(zstd);
+        }
     }
-    Ok(best)
+    Ok(modelled
+        .filter(|m| m.payload.len() < best.payload.len())
+        .unwrap_or(best))
+}
+
+/// Encodes with the model, from the anchor if that pays; None if it did not decode to the same.
+fn encode_with(
+    codecs: &Codecs,
+    model: &Arc<Model>,
+    raw: &[u8],
+    options: &EncodeOptions,
+    anchor: Option<&AnchorSource>,
+) -> Result<Option<Encoded>> {
+    let anchor = anchor.and_then(|source| paying_anchor(codecs, model, raw, source));
+    let used = anchor
+        .as_ref()
+        .map(|(range, snapshot)| (range, snapshot.as_ref()));
+    let coded = model_codec::encode(model, raw, group_bytes(options), used)?;
+    let exact = is_exact(codecs, &coded, raw, used.map(|(_, snapshot)| snapshot));
+    Ok(exact.then_some(coded))
+}
+
+/// Whether the strongest level could get down to `limit` bytes, judging by a fast one: trying takes
+/// longer than the model on some data, and is in vain on most text.
+fn zstd_may_reach(raw: &[u8], limit: usize) -> bool {
+    zstd::bulk::compress(raw, ZSTD_TRIAL_LEVEL)
+        .is_ok_and(|packed| packed.len() * ZSTD_TRIAL_PERCENT / 100 <= limit)
 }
 
 fn group_bytes(options: &EncodeOptions) -> usize {

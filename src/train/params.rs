@@ -10,7 +10,10 @@ use super::corpus::{Corpus, Piece, Random};
 
 /// How groups adapt once the parameters are trained.
 pub const ADAPTATION: Adaptation = Adaptation {
-    mixer: Rates { first: 100, last: 8 },
+    mixer: Rates {
+        first: 100,
+        last: 12,
+    },
     histories: 7,
     curves: 6,
 };

@@ -300,7 +300,10 @@ impl Trainer {
         let mut lines = self.tables.lines_mut().iter_mut();
         let mut slots = self.slots.iter();
         for (context, count) in counts.into_iter().enumerate() {
-            let buckets = lines.by_ref().take(count).flat_map(|line| line.0.iter_mut());
+            let buckets = lines
+                .by_ref()
+                .take(count)
+                .flat_map(|line| line.0.iter_mut());
             for (bucket, [logits, squares]) in buckets.zip(slots.by_ref()) {
                 quantise(bucket, logits, squares, levels);
                 // that a plain order is known selects weights, even if nothing was learned
@@ -324,7 +327,11 @@ fn quantise(
     for node in 1..BUCKET {
         // a bucket's check byte stands in for the parent of node 1
         let trained = squares[node] > FIRST_SQUARES && bucket[node / 2] != 0;
-        bucket[node] = if trained { nearest(levels, logits[node]) } else { 0 };
+        bucket[node] = if trained {
+            nearest(levels, logits[node])
+        } else {
+            0
+        };
     }
     for node in (1..BUCKET).rev() {
         let is_leaf = node >= BUCKET / 2 || (bucket[2 * node] == 0 && bucket[2 * node + 1] == 0);

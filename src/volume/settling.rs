@@ -95,7 +95,11 @@ impl Host for Volume {
     fn is_short_of_space(&self) -> bool {
         let free = self.store.free_space();
         let short = free.is_ok_and(|(free, total)| free < SHORT_OF_SPACE.min(total / 8));
-        short && self.store.usage().is_ok_and(|usage| usage.dead_bytes >= WORTH_RECLAIMING)
+        short
+            && self
+                .store
+                .usage()
+                .is_ok_and(|usage| usage.dead_bytes >= WORTH_RECLAIMING)
     }
 
     fn reclaim(&self) -> HostResult<u64> {
