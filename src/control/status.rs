@@ -83,7 +83,6 @@ pub fn ratio(logical: u64, stored: u64) -> f64 {
 pub struct CodecUsage {
     /// Extents whose data lies in blocks of this codec.
     pub extents: u64,
-    pub blocks: u64,
     /// Decoded bytes that files show from these blocks.
     pub logical_bytes: u64,
     /// Payload bytes of the blocks.
@@ -112,8 +111,6 @@ pub struct SettleStatus {
     pub settled_bytes: u64,
     /// Decoded bytes per second of busy time, since the mount.
     pub bytes_per_second: f64,
-    /// Blocks whose check decode differed from the input; each was kept in another codec.
-    pub mismatches: u64,
 }
 
 /// Traffic since the mount.

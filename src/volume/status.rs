@@ -56,7 +56,6 @@ impl Volume {
                 queue_bytes: totals.staged_logical.max(0) as u64,
                 settled_bytes: settle.settled_bytes,
                 bytes_per_second: per_second(settle.settled_bytes, settle.busy.as_secs_f64()),
-                mismatches: 0,
             },
             io: IoStatus {
                 read_bytes: self.io.read.load(Relaxed),
@@ -178,7 +177,6 @@ fn with_store(mut status: Status, store: &Store, totals: &Totals) -> Result<Stat
         if figures.extents > 0 {
             let usage = CodecUsage {
                 extents: figures.extents as u64,
-                blocks: 0,
                 logical_bytes: figures.logical.max(0) as u64,
                 stored_bytes: figures.stored.max(0) as u64,
             };
