@@ -11,10 +11,10 @@ use super::{
 };
 
 /// Group sizes in bytes where no option says otherwise.
-const BALANCED_GROUP: u32 = 32 << 10;
+const BALANCED_GROUP: u32 = 16 << 10;
 const RATIO_GROUP: u32 = u32::MAX;
-/// Most bytes of an anchor that are used: they lie in the first group of the anchor's block.
-pub(super) const ANCHOR_MAX: usize = 28 << 10;
+/// Most bytes of an anchor: they lie in the first group of the anchor's block.
+pub const ANCHOR_BYTES: usize = 14 << 10;
 /// Bytes coded on trial to see whether an anchor pays.
 const SAMPLE: usize = 8 << 10;
 /// An anchor must save this share of the size, because reading gets slower.
@@ -139,7 +139,7 @@ fn paying_anchor(
     raw: &[u8],
     source: &AnchorSource,
 ) -> Option<(AnchorRange, Arc<Snapshot>)> {
-    let bytes = &source.bytes[..source.bytes.len().min(ANCHOR_MAX)];
+    let bytes = &source.bytes[..source.bytes.len().min(ANCHOR_BYTES)];
     if bytes.is_empty() {
         return None;
     }

@@ -12,6 +12,7 @@ mod range_coder;
 mod registry;
 mod zstd_codec;
 
+pub use chooser::ANCHOR_BYTES;
 pub use error::CodecError;
 pub use payload::{AnchorRange, Layout};
 pub use registry::{ModelSource, file_name};

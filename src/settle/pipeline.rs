@@ -2,7 +2,7 @@
 
 use super::plan::{Class, Job, plan};
 use super::{Candidate, Host, Settler, Window};
-use crate::codec::{AnchorSource, EncodeOptions};
+use crate::codec::{ANCHOR_BYTES, AnchorSource, EncodeOptions};
 use crate::store::BlockId;
 use lru::LruCache;
 use parking_lot::Mutex;
@@ -16,8 +16,6 @@ use std::time::{Duration, Instant};
 const BATCH: usize = 1024;
 /// Blocks that are made durable together.
 const SWAP_BATCH: usize = 32;
-/// Most bytes of an anchor.
-const ANCHOR_BYTES: u32 = 48 << 10;
 /// A shorter block is no anchor for its class.
 const MIN_ANCHOR_BYTES: usize = 4 << 10;
 /// How often an idle settler looks for work.
@@ -301,7 +299,7 @@ impl Settler {
         if let Some(source) = self.anchors.lock().sources.get(&block) {
             return Some(source.clone());
         }
-        let bytes = host.block_head(block, ANCHOR_BYTES).ok()?;
+        let bytes = host.block_head(block, ANCHOR_BYTES as u32).ok()?;
         if bytes.len() < MIN_ANCHOR_BYTES {
             return None;
         }
@@ -323,7 +321,7 @@ impl Settler {
         if self.anchors.lock().classes.contains(class) {
             return;
         }
-        self.keep_source(block, &raw[..raw.len().min(ANCHOR_BYTES as usize)]);
+        self.keep_source(block, &raw[..raw.len().min(ANCHOR_BYTES)]);
         self.anchors.lock().classes.put(class.clone(), block);
     }
 
