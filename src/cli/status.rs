@@ -81,10 +81,11 @@ fn describe(status: &Status) -> String {
         ),
     );
     line("  index", bytes(status.index_bytes));
-    line(
-        "models",
-        format!("{} ({})", bytes(status.model_bytes), status.model),
-    );
+    let encoder = match status.model.as_str() {
+        "" => String::new(),
+        name => format!(" (encoding with {name})"),
+    };
+    line("models", format!("{}{encoder}", bytes(status.model_bytes)));
     line("staged", bytes(status.staged_bytes));
     line("dirty", bytes(status.dirty_bytes));
     for (name, usage) in &status.codecs {
