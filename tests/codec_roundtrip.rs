@@ -49,11 +49,7 @@ fn noise(seed: u32, len: usize) -> Vec<u8> {
 }
 
 fn options(policy: Policy, group: Option<u32>) -> EncodeOptions {
-    EncodeOptions {
-        policy,
-        group,
-        name_hint: String::new(),
-    }
+    EncodeOptions { policy, group }
 }
 
 fn source(bytes: &[u8]) -> AnchorSource {

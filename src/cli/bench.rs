@@ -47,7 +47,7 @@ pub fn run(arguments: &BenchArguments) -> Outcome<()> {
         .iter()
         .map(|path| {
             Ok((
-                encode_options(&settings, path),
+                encode_options(&settings),
                 extents(path, settings.extent as usize)?,
             ))
         })
@@ -70,10 +70,7 @@ pub fn run(arguments: &BenchArguments) -> Outcome<()> {
             &settings,
             &files,
             &|raw, options, first| {
-                let options = EncodeOptions {
-                    policy,
-                    ..options.clone()
-                };
+                let options = EncodeOptions { policy, ..*options };
                 let anchor = first.map(anchor_source);
                 codecs
                     .encode(raw, &options, anchor.as_ref())

@@ -54,7 +54,7 @@ pub fn compress(arguments: &CompressArguments) -> Outcome<()> {
         name.into()
     });
     let codecs = codecs(&settings)?;
-    let options = encode_options(&settings, &arguments.file);
+    let options = encode_options(&settings);
     let run = |input: &mut dyn Read, output: &mut dyn Write, progress: &dyn Fn(u64)| {
         let extent = settings.extent as usize;
         container::compress(
@@ -111,13 +111,11 @@ pub fn codecs(settings: &Settings) -> Outcome<Codecs> {
     crate::mount::codecs(settings)
 }
 
-/// How a file of this name is encoded under the given settings.
-pub fn encode_options(settings: &Settings, file: &Path) -> EncodeOptions {
-    let extension = file.extension().unwrap_or_default().to_string_lossy();
+/// How files are encoded under the given settings.
+pub fn encode_options(settings: &Settings) -> EncodeOptions {
     EncodeOptions {
         policy: settings.policy,
         group: settings.group,
-        name_hint: extension.to_ascii_lowercase(),
     }
 }
 

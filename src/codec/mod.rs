@@ -76,13 +76,11 @@ pub enum Policy {
 }
 
 /// How one extent is to be encoded.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Copy, Default)]
 pub struct EncodeOptions {
     pub policy: Policy,
     /// Upper bound of the group size in bytes; None lets the chooser decide.
     pub group: Option<u32>,
-    /// Lower-case extension of the file, or empty. A hint only.
-    pub name_hint: String,
 }
 
 /// Earlier bytes that an extent may use as its history.

@@ -194,7 +194,9 @@ fn parse_model(reader: &mut Reader, payload_len: usize, layout: &mut Layout) -> 
     layout.groups.clear();
     let mut at = 0u32;
     for index in 0..count {
-        layout.chunks += reader.bounded("chunks of a group", raw_len as usize)?;
+        // a chunk has at least one byte, so all groups together have no more chunks than bytes
+        let most = (raw_len - layout.chunks) as usize;
+        layout.chunks += reader.bounded("chunks of a group", most)?;
         let left = (raw_len - at) as usize;
         if index + 1 < count {
             let len = reader.bounded("length of a group", left)?;

@@ -125,11 +125,6 @@ impl Tokenizer {
         }
     }
 
-    /// Number of tokens in the vocabulary.
-    pub fn vocabulary(&self) -> usize {
-        self.bpe.get_vocab_size()
-    }
-
     /// The lengths in bytes of the tokens of `bytes`.
     pub fn token_lengths(&self, bytes: &[u8]) -> Result<Vec<u32>, ModelError> {
         let mut lengths = Vec::with_capacity(bytes.len() / 3);

@@ -262,7 +262,6 @@ impl Settler {
         let options = EncodeOptions {
             policy: self.options.policy,
             group: self.options.group,
-            name_hint: job.class.extension.clone(),
         };
         let anchor = self.anchor_for(host, job);
         let encoded = host

@@ -2,7 +2,7 @@
 
 use super::attr::Timestamp;
 use super::change::Change;
-use super::inode::Inode;
+use super::inode::{Inode, State};
 use super::keys::{self, PIECE};
 use super::{Result, Volume, VolumeError};
 use std::sync::Arc;
@@ -98,15 +98,7 @@ impl Volume {
             let piece = &value[part * PIECE..value.len().min((part + 1) * PIECE)];
             change.put(keys::xattr(ino, name, part as u16), piece.to_vec());
         }
-        let mut attr = state.attr.clone();
-        attr.ctime = Timestamp::now();
-        change.put_inode(ino, &attr, state.disk_size);
-        change.commit()?;
-        state.attr = attr;
-        if name == CAPABILITY {
-            state.has_caps = Some(true);
-        }
-        Ok(())
+        commit_attribute(change, ino, &mut state, name, true)
     }
 
     pub fn removexattr(&self, ino: u64, name: &[u8]) -> Result<()> {
@@ -125,15 +117,7 @@ impl Volume {
         for (key, _) in old {
             change.delete(key);
         }
-        let mut attr = state.attr.clone();
-        attr.ctime = Timestamp::now();
-        change.put_inode(ino, &attr, state.disk_size);
-        change.commit()?;
-        state.attr = attr;
-        if name == CAPABILITY {
-            state.has_caps = Some(false);
-        }
-        Ok(())
+        commit_attribute(change, ino, &mut state, name, false)
     }
 
     /// Writing and chown take file capabilities away. The answer to whether there are any is kept,
@@ -181,6 +165,25 @@ impl Volume {
             _ => return Err(VolumeError::NoAttribute),
         })
     }
+}
+
+/// Commits the change of one attribute of an inode, whose ctime it moves.
+fn commit_attribute(
+    mut change: Change,
+    ino: u64,
+    state: &mut State,
+    name: &[u8],
+    present: bool,
+) -> Result<()> {
+    let mut attr = state.attr.clone();
+    attr.ctime = Timestamp::now();
+    change.put_inode(ino, &attr, state.disk_size);
+    change.commit()?;
+    state.attr = attr;
+    if name == CAPABILITY {
+        state.has_caps = Some(present);
+    }
+    Ok(())
 }
 
 fn check_name(name: &[u8]) -> Result<()> {
