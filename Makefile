@@ -11,18 +11,26 @@ UNITDIR = $(DESTDIR)/etc/systemd/system
 
 OPTIONS ?=
 RESULTS ?= target/bench
+SECONDS ?= 60
+TARGET ?=
 
 BUILT = target/release/s2sfs
 HELPER = target/release/mount.s2sfs
 MOUNT_ARGS = $(if $(OPTIONS),-o $(OPTIONS))
 
-.PHONY: help packages bench-packages build mount umount test fmt man demo bench install uninstall clean
+.PHONY: help packages test-packages bench-packages torture-packages build mount umount test posix damage torture mutants fuzz shuttle tsan fmt man demo bench install uninstall clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
 
 packages: ## Install the Debian packages that building and mounting need, if any is missing
 	@scripts/packages.sh cc:build-essential fusermount3:fuse3
+
+test-packages: packages
+	@scripts/packages.sh mkfs.ext4:e2fsprogs losetup:mount xfs_io:xfsprogs || echo "tests with ext4 images will be skipped" >&2
+
+torture-packages: test-packages
+	@scripts/packages.sh stress-ng:stress-ng
 
 bench-packages:
 	@scripts/packages.sh mksquashfs:squashfs-tools git:git
@@ -42,10 +50,35 @@ umount: ## Unmount and wait for the daemon: make umount MNT=/mnt
 	@test -n "$(MNT)" || { echo 'usage: make umount MNT=/mnt' >&2; exit 2; }
 	$(BUILT) umount "$(MNT)"
 
-test: packages ## Check the format, run clippy and all tests
+test: test-packages ## Check the format, run clippy and all tests
 	$(CARGO) fmt --check
 	$(CARGO) clippy --release --locked --all-targets -- -D warnings
 	$(CARGO) test --release --locked
+
+MUTATIONS ?= 10000
+SEED ?= 0
+
+damage: ## Damage stores in many ways, and check and repair them: make damage [MUTATIONS=10000] [SEED=0]
+	S2SFS_MUTATIONS=$(MUTATIONS) S2SFS_SEED=$(SEED) nice $(CARGO) test --release --locked --test damage_corpus -- --nocapture
+
+# FSX_OPS, FSX_SEEDS, POSIX_STRESS_SECONDS, PGBENCH_SECONDS and others: see scripts/posix/.
+posix: build ## Run public suites and real programs on a mount, as root: make posix [SUITES="fsx git"]
+	@scripts/posix/run.sh $(SUITES)
+
+torture: build torture-packages ## Kill, cut the power, damage and stress for hours: make torture [PARTS="kill power"] [SPLICE=1]
+	@CARGO="$(CARGO)" PARTS="$(PARTS)" SPLICE="$(SPLICE)" scripts/torture.sh
+
+mutants: packages ## Plant faults and demand that the tests find them
+	@CARGO="$(CARGO)" scripts/mutants.sh
+
+fuzz: packages ## Run every fuzz target with cargo-fuzz: make fuzz [SECONDS=60] [TARGET=name]
+	@scripts/fuzz.sh $(SECONDS) $(TARGET)
+
+shuttle: packages ## Run the small lock-ordering parts in thousands of thread orders
+	$(CARGO) test --release --locked --features shuttle --lib shuttle_
+
+tsan: packages ## Run the stress test under the thread sanitizer (needs a nightly compiler)
+	@scripts/tsan.sh
 
 fmt: ## Format the sources
 	$(CARGO) fmt
@@ -66,14 +99,18 @@ install: build ## Install program, mount helper, manual pages and systemd unit (
 	install -D -m 755 $(BUILT) $(BINDIR)/s2sfs
 	install -d $(SBINDIR)
 	ln -sfn $(PREFIX)/bin/s2sfs $(SBINDIR)/mount.s2sfs
+	ln -sfn $(PREFIX)/bin/s2sfs $(SBINDIR)/mount.fuse.s2sfs
 	install -D -m 644 docs/man/s2sfs.1 $(MANDIR)/man1/s2sfs.1
 	install -D -m 644 docs/man/mount.s2sfs.8 $(MANDIR)/man8/mount.s2sfs.8
 	install -d $(UNITDIR)
 	sed 's|@BINDIR@|$(PREFIX)/bin|' systemd/s2sfs@.service > $(UNITDIR)/s2sfs@.service
-	chmod 644 $(UNITDIR)/s2sfs@.service
+	sed 's|@BINDIR@|$(PREFIX)/bin|' systemd/s2sfs-scrub@.service > $(UNITDIR)/s2sfs-scrub@.service
+	install -m 644 systemd/s2sfs-scrub@.timer $(UNITDIR)/s2sfs-scrub@.timer
+	chmod 644 $(UNITDIR)/s2sfs@.service $(UNITDIR)/s2sfs-scrub@.service
 
 uninstall: ## Remove what install installed
-	rm -f $(BINDIR)/s2sfs $(SBINDIR)/mount.s2sfs $(UNITDIR)/s2sfs@.service
+	rm -f $(BINDIR)/s2sfs $(SBINDIR)/mount.s2sfs $(SBINDIR)/mount.fuse.s2sfs $(UNITDIR)/s2sfs@.service
+	rm -f $(UNITDIR)/s2sfs-scrub@.service $(UNITDIR)/s2sfs-scrub@.timer
 	rm -f $(MANDIR)/man1/s2sfs.1 $(MANDIR)/man8/mount.s2sfs.8
 
 clean: ## Remove everything that was built

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Exit {
-    /// It worked; for `check`: no damage.
+    /// It worked; for `check` and `scrub`: no damage.
     Ok = 0,
     /// It failed: input/output, memory, a full disk.
     Failed = 1,
@@ -19,12 +19,17 @@ pub enum Exit {
     Busy = 4,
     /// The path is not a store, not mounted, or of a newer format.
     NotAStore = 5,
+    /// `check --repair` has mended the store.
+    Repaired = 6,
 }
 
 impl Exit {
     /// Every code with its meaning, for the man page.
-    pub const ALL: [(Exit, &'static str); 6] = [
-        (Exit::Ok, "Success; for check: no damage found."),
+    pub const ALL: [(Exit, &'static str); 7] = [
+        (
+            Exit::Ok,
+            "Success; for check and scrub: no damage found, or none but what an earlier repair has marked as lost.",
+        ),
         (
             Exit::Failed,
             "The operation failed: input/output error, full disk, out of memory.",
@@ -32,7 +37,7 @@ impl Exit {
         (Exit::Usage, "The command line or an option is wrong."),
         (
             Exit::Damaged,
-            "The store, a model or a compressed file is damaged.",
+            "The store, a model or a compressed file is damaged; for check --repair: something is left that it cannot mend.",
         ),
         (
             Exit::Busy,
@@ -41,6 +46,10 @@ impl Exit {
         (
             Exit::NotAStore,
             "The path is not a store, not mounted, or of a newer format.",
+        ),
+        (
+            Exit::Repaired,
+            "check --repair has mended the store; what is lost was listed.",
         ),
     ];
 

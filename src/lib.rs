@@ -8,12 +8,16 @@ pub mod cli;
 pub mod codec;
 pub mod control;
 pub mod exit;
+pub mod fault;
 pub mod fuse;
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod logging;
 pub mod model;
 pub mod mount;
 pub mod options;
 pub mod settle;
 pub mod store;
+mod sync;
 pub mod train;
 pub mod volume;

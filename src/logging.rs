@@ -155,7 +155,7 @@ fn timestamp() -> String {
 
 /// Date of the day `days` after 1970-01-01 in the Gregorian calendar. Counts in years that begin in
 /// March, so that the leap day is the last one.
-fn civil(days: i64) -> (i64, i64, i64) {
+pub fn civil(days: i64) -> (i64, i64, i64) {
     let shifted = days + 719_468;
     let era = shifted.div_euclid(146_097);
     let day_of_era = shifted.rem_euclid(146_097);

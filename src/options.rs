@@ -76,6 +76,12 @@ pub const OPTIONS: &[OptionSpec] = &[
         "Model that new blocks are encoded with. The store keeps a copy.",
     ),
     spec(
+        "segment",
+        Some("SIZE"),
+        "64M",
+        "Length of the files of the log. Smaller ones are reclaimed in smaller steps.",
+    ),
+    spec(
         "settle_after",
         Some("TIME|never"),
         "5s",
@@ -107,7 +113,12 @@ pub const OPTIONS: &[OptionSpec] = &[
         "off",
         "Let only the mounting user in.",
     ),
-    spec("noatime", None, "off", "Do not update access times."),
+    spec(
+        "noatime",
+        None,
+        "off",
+        "Do not update access times. Without it they are updated as with relatime.",
+    ),
     spec(
         "noexec",
         None,
@@ -133,10 +144,19 @@ pub const OPTIONS: &[OptionSpec] = &[
         "off",
         "Every change of a directory waits for the disk.",
     ),
+    spec(
+        "remount",
+        None,
+        "off",
+        "Change ro, rw, suid, dev, exec and sync (or their opposites) of a mount that is there, \
+         and nothing else. After remount,ro everything that was written is on the disk.",
+    ),
 ];
 
 /// Options of mount(8) and fstab(5) that need nothing from us.
 const SWALLOWED: &[&str] = &[
+    // Taken care of before options are parsed.
+    "remount",
     "rw",
     "defaults",
     "auto",
@@ -210,6 +230,8 @@ pub struct Settings {
     /// Upper bound of the group size; None lets the chooser decide.
     pub group: Option<u32>,
     pub model: Option<PathBuf>,
+    /// Bytes after which the log begins another file.
+    pub segment_bytes: u64,
     /// None: settle only when asked.
     pub settle_after: Option<Duration>,
     pub read_only: bool,
@@ -228,6 +250,7 @@ impl Default for Settings {
             extent: 128 << 10,
             group: None,
             model: None,
+            segment_bytes: 64 << 20,
             settle_after: Some(Duration::from_secs(5)),
             read_only: false,
             log: None,
@@ -283,6 +306,7 @@ impl Settings {
             "group" if value == "auto" => self.group = None,
             "group" => self.group = Some(power_of_two(value, 512, 1 << 20)?),
             "model" => self.model = Some(path(value)?),
+            "segment" => self.segment_bytes = size(value, 64 << 10, 1 << 30)?,
             "settle_after" => self.settle_after = time(value)?,
             "log" => self.log = Some(path(value)?),
             _ if swallowed_prefix(name, value) => {}
@@ -498,7 +522,7 @@ mod tests {
     fn every_option_of_the_table_is_accepted_and_only_with_or_without_its_value() {
         for spec in OPTIONS {
             let sample = match spec.name {
-                "cache" | "dirty" => "64M",
+                "cache" | "dirty" | "segment" => "64M",
                 "threads" => "2",
                 "policy" => "fast",
                 "extent" => "64K",

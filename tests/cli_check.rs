@@ -95,6 +95,86 @@ fn one_changed_byte_in_a_block_is_found_and_hits_no_other_file() {
     assert!(hit < files.len());
 }
 
+fn repair(bed: &Bed, json: bool) -> std::process::Output {
+    let mut arguments = vec!["check".as_ref(), "--repair".as_ref(), bed.store.as_os_str()];
+    if json {
+        arguments.push("--json".as_ref());
+    }
+    s2sfs(arguments)
+}
+
+#[test]
+fn repair_keeps_all_that_is_intact_lists_what_is_lost_and_has_nothing_to_do_twice() {
+    if !can_mount() {
+        return;
+    }
+    let (bed, files) = filled();
+    let output = repair(&bed, false);
+    assert_eq!(output.status.code(), Some(exit::OK), "{}", text(&output));
+    assert!(
+        text(&output).contains("nothing to mend"),
+        "{}",
+        text(&output)
+    );
+    let segment = largest_file(&bed.store.join("log"));
+    let len = std::fs::metadata(&segment).unwrap().len();
+    flip(&segment, len / 2);
+    std::fs::remove_file(bed.store.join("s2sfs.toml")).unwrap();
+    assert_refused(
+        &bed.try_mount(""),
+        exit::HELPER_FAILED,
+        "not an s2sfs store",
+    );
+    let output = bed.check();
+    assert_eq!(
+        output.status.code(),
+        Some(exit::DAMAGED),
+        "{}",
+        text(&output)
+    );
+    assert!(text(&output).contains("s2sfs.toml") && text(&output).contains(" bytes "));
+
+    let output = repair(&bed, true);
+    assert_eq!(
+        output.status.code(),
+        Some(exit::REPAIRED),
+        "{}",
+        text(&output)
+    );
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let lost = report["lost"].as_array().unwrap();
+    assert!(!lost.is_empty(), "{report}");
+    let aside = bed.store.join(report["aside"].as_str().unwrap());
+    let kept = std::fs::read_to_string(aside.join("report.txt")).unwrap();
+    let first = lost[0]["paths"][0].as_str().unwrap();
+    assert!(kept.contains("LOST") && kept.contains(first), "{kept}");
+    assert!(aside.join(segment.file_name().unwrap()).exists());
+
+    let output = bed.check();
+    assert_eq!(output.status.code(), Some(exit::OK), "{}", text(&output));
+    assert!(
+        text(&output).contains(&format!("LOST {first}")),
+        "{}",
+        text(&output)
+    );
+    let output = repair(&bed, false);
+    assert_eq!(output.status.code(), Some(exit::OK), "{}", text(&output));
+    bed.mount("");
+    for (path, contents) in &files {
+        let named = lost
+            .iter()
+            .any(|range| range["paths"][0].as_str() == path.to_str());
+        match std::fs::read(bed.mnt.join(path)) {
+            Ok(found) => assert!(!named && found == *contents, "{}", path.display()),
+            Err(error) => assert!(named && error.raw_os_error() == Some(libc::EIO), "{error}"),
+        }
+    }
+    // A lost file is a file like any other: it can be written again.
+    let again = sample(5, 5000);
+    std::fs::write(bed.mnt.join(first), &again).unwrap();
+    assert!(std::fs::read(bed.mnt.join(first)).unwrap() == again);
+}
+
 #[test]
 fn foreign_missing_and_newer_stores_are_told_apart_from_damaged_ones() {
     if !can_mount() {

@@ -4,11 +4,19 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use s2sfs::control::client::{Client, ClientError};
-use s2sfs::control::{FileInfo, Server, Service, ServiceError, Status, store_socket};
+use s2sfs::control::{
+    FileInfo, ScrubAction, ScrubOptions, ScrubState, ScrubStatus, Server, Service, ServiceError,
+    Status, store_socket,
+};
 
-struct Fake;
+#[derive(Default)]
+struct Fake {
+    /// Requests about scrubbing so far.
+    asked: AtomicU64,
+}
 
 impl Service for Fake {
     fn status(&self) -> Result<Status, ServiceError> {
@@ -22,6 +30,29 @@ impl Service for Fake {
         progress(1, 2);
         progress(2, 2);
         Ok(())
+    }
+
+    fn scrub(
+        &self,
+        action: ScrubAction,
+        options: ScrubOptions,
+    ) -> Result<ScrubStatus, ServiceError> {
+        let state = match (action, self.asked.fetch_add(1, Ordering::SeqCst)) {
+            (ScrubAction::Start, _) | (ScrubAction::Status, 0..3) => ScrubState::Running,
+            (ScrubAction::Pause, _) => ScrubState::Paused,
+            _ => ScrubState::Idle,
+        };
+        Ok(ScrubStatus {
+            state,
+            fast: options.fast,
+            rate: options.rate,
+            ..ScrubStatus::default()
+        })
+    }
+
+    fn reclaim(&self, progress: &dyn Fn(u64, u64)) -> Result<(u64, u64), ServiceError> {
+        progress(1, 10);
+        Ok((10, 3))
     }
 
     fn file_info(&self, ino: u64) -> Result<FileInfo, ServiceError> {
@@ -40,7 +71,7 @@ impl Service for Fake {
 }
 
 fn serve(store: &Path) -> Server {
-    Server::start(&store_socket(store), Arc::new(Fake)).unwrap()
+    Server::start(&store_socket(store), Arc::new(Fake::default())).unwrap()
 }
 
 #[test]
@@ -64,6 +95,39 @@ fn requests_are_answered_under_a_path_longer_than_a_socket_address() {
         .settle(|done, total| seen.push((done, total)))
         .unwrap();
     assert_eq!(seen.first(), Some(&(1, 2)));
+}
+
+#[test]
+fn whoever_waits_for_a_scrub_hears_of_it_until_its_end() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = serve(dir.path());
+    let client = || Client::of_store(dir.path()).unwrap();
+    let options = ScrubOptions {
+        fast: true,
+        rate: Some(5),
+    };
+    let mut seen = 0;
+    let end = client()
+        .scrub_to_end(options, |now| {
+            assert!(now.fast || seen > 0, "the options arrive");
+            seen += 1;
+        })
+        .unwrap();
+    assert_eq!((end.state, seen), (ScrubState::Idle, 3));
+    let paused = client().scrub(ScrubAction::Pause, options).unwrap();
+    assert_eq!((paused.state, paused.rate), (ScrubState::Paused, Some(5)));
+    let old = talk(
+        dir.path(),
+        b"{\"request\":\"scrub\",\"action\":\"pause\"}\n",
+    );
+    assert!(old.contains("\"state\":\"paused\""), "{old}");
+
+    let mut told = Vec::new();
+    let (freed, copied) = client()
+        .reclaim(|done, total| told.push((done, total)))
+        .unwrap();
+    assert_eq!((freed, copied, told), (10, 3, vec![(1, 10)]));
+    server.stopping();
 }
 
 #[test]

@@ -3,10 +3,12 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 
 use proptest::prelude::*;
 use s2sfs::store::{
-    BlockId, Fault, NewBlock, Op, OpenOptions, Reclaim, SimStorage, Store, StoreError, Transaction,
+    BlockId, ExtentRef, Fault, NewBlock, Op, OpenOptions, Reclaim, SimOp, SimStorage, Store,
+    StoreError, Transaction,
 };
 
 /// What a test does to a store.
@@ -352,8 +354,14 @@ fn check_counts(store: &Store, state: &State) -> Result<(), TestCaseError> {
     Ok(())
 }
 
+/// `S2SFS_CRASH_CASES` times 16, by default 192.
+fn cases() -> u32 {
+    let cases = std::env::var("S2SFS_CRASH_CASES").ok();
+    cases.and_then(|n| n.parse().ok()).unwrap_or(12) * 16
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 192, max_shrink_iters: 2000, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: cases(), max_shrink_iters: 2000, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn a_power_cut_at_any_operation_leaves_a_state_since_the_last_sync(
@@ -431,5 +439,208 @@ proptest! {
         run.store = None;
         run.storage.set_capacity(1 << 30);
         run.check_recovered()?;
+    }
+}
+
+fn add(store: &Store, key: u8, len: usize, settled: bool) -> BlockId {
+    let payload = vec![key; len];
+    let block = NewBlock {
+        codec: 1,
+        raw_len: len as u32,
+        anchor: None,
+        payload: &payload,
+    };
+    let id = match settled {
+        true => store.append(&block),
+        false => store.stage(&block),
+    }
+    .expect("append");
+    let ops = vec![
+        Op::Put {
+            key: key_bytes(key),
+            value: id.to_be_bytes().to_vec(),
+        },
+        Op::Ref {
+            block: id,
+            refs: 1,
+            live: 7,
+        },
+    ];
+    store.commit(Transaction { ops }).expect("commit");
+    id
+}
+
+fn remove(key: u8, block: BlockId) -> Transaction {
+    let drop = Op::Ref {
+        block,
+        refs: -1,
+        live: -7,
+    };
+    let key = key_bytes(key);
+    Transaction {
+        ops: vec![Op::Delete { key }, drop],
+    }
+}
+
+#[test]
+fn what_a_killed_program_left_is_durable_once_it_was_opened_and_synced() {
+    for seed in 0..8 {
+        let storage = SimStorage::new();
+        let store = open(&storage).expect("open");
+        for key in 0..4 {
+            add(&store, key, 1000, false);
+        }
+        storage.kill();
+        drop(store);
+        let store = open(&storage).expect("open");
+        store.sync().expect("sync");
+        storage.crash(seed);
+        drop(store);
+        let store = open(&storage).expect("open");
+        for key in 0..4 {
+            let found = store.get(&key_bytes(key)).expect("get");
+            assert!(found.is_some(), "key {key}, seed {seed}");
+        }
+    }
+}
+
+#[test]
+fn a_block_that_dies_while_it_is_moved_stays_dead() {
+    let storage = SimStorage::new();
+    let store = Arc::new(open(&storage).expect("open"));
+    let blocks: Vec<BlockId> = (0..12).map(|key| add(&store, key, 3000, true)).collect();
+    for key in (0..12).filter(|key| key % 3 > 0) {
+        let dead = remove(key, blocks[usize::from(key)]);
+        store.commit(dead).expect("commit");
+    }
+    // The block of key 0 is the first to be copied; while that happens it dies.
+    let (weak, victim) = (Arc::downgrade(&store), blocks[0]);
+    let once = AtomicBool::new(false);
+    storage.set_hook(Some(Arc::new(move |op, path: &str| {
+        if op == SimOp::Write && path.ends_with(".b") && !once.swap(true, SeqCst) {
+            let store = weak.upgrade().expect("the store is open");
+            store.commit(remove(0, victim)).expect("commit");
+        }
+    })));
+    let want = Reclaim {
+        min_dead_percent: 20,
+        ..Reclaim::default()
+    };
+    let report = store.reclaim(want).expect("reclaim");
+    storage.set_hook(None);
+    assert!(report.bytes_copied > 0);
+    let left: Vec<BlockId> = store
+        .blocks(0, 100)
+        .expect("blocks")
+        .iter()
+        .map(|(id, _)| *id)
+        .collect();
+    assert_eq!(left, [blocks[3], blocks[6], blocks[9]]);
+}
+
+fn assert_readable(store: &Store) {
+    for (key, value) in store.scan(b"I", b"J", 1000).expect("scan") {
+        let id = BlockId::from_be_bytes(value.try_into().expect("eight bytes"));
+        let payload = store.read_block(id);
+        let payload = payload.unwrap_or_else(|e| panic!("key {}: {e}", key[1]));
+        assert!(payload.iter().all(|byte| *byte == key[1]));
+    }
+}
+
+#[test]
+fn a_segment_is_not_unlinked_before_the_death_of_its_blocks_is_durable() {
+    for seed in 0..16 {
+        let storage = SimStorage::new();
+        let store = open(&storage).expect("open");
+        let blocks: Vec<BlockId> = (0..6).map(|key| add(&store, key, 3000, true)).collect();
+        store.sync().expect("sync");
+        for key in 0..4 {
+            let dead = remove(key, blocks[usize::from(key)]);
+            store.commit(dead).expect("commit");
+        }
+        let report = store.reclaim(Reclaim::default()).expect("reclaim");
+        assert!(report.segments_dropped > 0);
+        storage.crash(seed);
+        drop(store);
+        assert_readable(&open(&storage).expect("open"));
+    }
+}
+
+#[test]
+fn of_a_write_that_did_not_fit_nothing_stays_behind() {
+    let storage = SimStorage::new();
+    let store = open(&storage).expect("open");
+    add(&store, 0, 100, false);
+    storage.set_fault(Some(Fault::FailKind(SimOp::Write, 0, libc::ENOSPC)));
+    let refused = store.stage(&NewBlock {
+        codec: 1,
+        raw_len: 1,
+        anchor: None,
+        payload: &[7; 6000],
+    });
+    assert!(refused.is_err_and(|e| e.is_no_space()));
+    storage.set_fault(None);
+    // Less than what was tried, and then more than the segment has room for.
+    for (key, len) in [(1, 100), (2, 7900), (3, 7900)] {
+        add(&store, key, len, false);
+    }
+    storage.kill();
+    drop(store);
+    let store = open(&storage).expect("open");
+    assert_eq!(store.scan(b"I", b"J", 100).expect("scan").len(), 4);
+    assert_readable(&store);
+}
+
+/// What a check of the store as it lies there finds, before anything recovers it.
+fn problems(storage: &SimStorage) -> Vec<String> {
+    let read_only = OpenOptions {
+        read_only: true,
+        ..options()
+    };
+    let store = Store::open(Arc::new(storage.clone()), &read_only).expect("open");
+    let keys = store.scan(b"I", b"J", 1000).expect("scan");
+    let refs: Vec<_> = keys
+        .into_iter()
+        .map(|(_, value)| {
+            Ok(ExtentRef {
+                block: BlockId::from_be_bytes(value.try_into().expect("eight bytes")),
+                live: 7,
+            })
+        })
+        .collect();
+    let report = store
+        .check(&mut refs.into_iter(), &mut |_, _, _| None)
+        .expect("check");
+    report.problems.iter().map(ToString::to_string).collect()
+}
+
+#[test]
+fn what_a_power_cut_leaves_of_segments_without_blocks_is_no_damage() {
+    for settled in [false, true] {
+        for at in 0..12 {
+            for seed in 0..6 {
+                let storage = SimStorage::new();
+                let store = open(&storage).expect("open");
+                add(&store, 0, 100, false);
+                store.sync().expect("sync");
+                storage.set_fault(Some(Fault::PowerCutAt(at)));
+                let block = NewBlock {
+                    codec: 1,
+                    raw_len: 1,
+                    anchor: None,
+                    payload: &[1; 8000],
+                };
+                let _ = match settled {
+                    true => store.append(&block).and_then(|_| store.sync_blocks()),
+                    false => store.stage(&block).and_then(|_| store.sync()),
+                };
+                storage.crash(seed);
+                drop(store);
+                assert_eq!(problems(&storage), [""; 0], "before recovery");
+                drop(open(&storage).expect("open"));
+                storage.kill();
+                assert_eq!(problems(&storage), [""; 0], "after recovery");
+            }
+        }
     }
 }

@@ -259,8 +259,40 @@ fn a_missing_journal_segment_or_checkpoint_is_named() {
             path
         };
         storage.remove(&path);
+        storage.remove(&copy_of(&path));
         let error = open(&storage).err().expect("refused").to_string();
         assert!(error.contains(what), "{error}");
+    }
+}
+
+/// The second copy of a checkpoint; for other segments a file that is not there.
+fn copy_of(path: &str) -> String {
+    format!("{}.d", path.trim_end_matches(".c"))
+}
+
+#[test]
+fn one_copy_of_a_checkpoint_is_enough_and_the_next_one_makes_both_whole() {
+    for harm in ["missing", "zeroed", "flipped"] {
+        for which in [".c", ".d"] {
+            let storage = filled();
+            let path = files_of(&storage, which).pop().expect("a checkpoint");
+            match harm {
+                "missing" => storage.remove(&path),
+                "zeroed" => change(&storage, &path, |bytes| bytes.fill(0)),
+                _ => change(&storage, &path, |bytes| bytes[80] ^= 1),
+            }
+            let store = open(&storage).expect("open");
+            assert_eq!(contents(&store).len(), 60);
+            store.close().expect("close");
+            drop(store);
+            let first = files_of(&storage, ".c").pop().expect("a checkpoint");
+            assert_ne!(first, path, "a new one was written");
+            assert_eq!(
+                storage.contents(&first).expect("the first copy"),
+                storage.contents(&copy_of(&first)).expect("the second copy")
+            );
+            assert_eq!(files_of(&storage, ".d").len(), 1);
+        }
     }
 }
 
@@ -361,7 +393,9 @@ fn an_anchor_lives_until_its_last_dependant_is_dead() {
 fn wrong_magic_and_newer_versions_are_refused_by_name() {
     let storage = filled();
     let path = files_of(&storage, ".c").pop().expect("a checkpoint");
-    change(&storage, &path, |bytes| bytes[0] = b'X');
+    for path in [&path, &copy_of(&path)] {
+        change(&storage, path, |bytes| bytes[0] = b'X');
+    }
     let error = open(&storage).err().expect("refused").to_string();
     assert!(
         error.contains("wrong magic") && error.contains(&path),
@@ -370,11 +404,13 @@ fn wrong_magic_and_newer_versions_are_refused_by_name() {
 
     let storage = filled();
     let path = files_of(&storage, ".c").pop().expect("a checkpoint");
-    change(&storage, &path, |bytes| {
-        bytes[8] = 9;
-        let crc = crc32c::crc32c(&bytes[..44]);
-        bytes[44..48].copy_from_slice(&crc.to_le_bytes());
-    });
+    for path in [&path, &copy_of(&path)] {
+        change(&storage, path, |bytes| {
+            bytes[8] = 9;
+            let crc = crc32c::crc32c(&bytes[..44]);
+            bytes[44..48].copy_from_slice(&crc.to_le_bytes());
+        });
+    }
     let error = open(&storage).err().expect("refused");
     assert!(
         matches!(

@@ -5,8 +5,8 @@ mod common;
 use std::sync::Arc;
 
 use common::*;
-use s2sfs::store::{Op, OpenOptions, SimStorage, Storage, Store, Transaction};
-use s2sfs::volume::{CheckReport, ROOT, Volume, WriteMode, check};
+use s2sfs::store::{Fault, Op, OpenOptions, SimOp, SimStorage, Storage, Store, Transaction};
+use s2sfs::volume::{CheckReport, ROOT, Volume, WriteMode, check, repair};
 
 fn check_store(store: Store) -> CheckReport {
     check(&Arc::new(store), &codecs(), 2, &|_, _| {}).unwrap()
@@ -138,6 +138,29 @@ fn metadata_that_contradicts_itself_is_found() {
     }
 }
 
+#[test]
+fn data_that_was_staged_under_longer_extents_settles_once_under_shorter_ones() {
+    let (storage, volume) = fresh();
+    let data = noise(1, 60_000);
+    let ino = put(&volume, "file", &data).ino;
+    volume.shutdown().unwrap();
+    drop(volume);
+    let options = s2sfs::volume::VolumeOptions {
+        extent: 4096,
+        ..quiet_options()
+    };
+    let volume = open_with(&storage, options);
+    let newer = noise(2, 3000);
+    for at in [5000, 9000, 30_000] {
+        volume.write(ino, at, &newer, WriteMode::default()).unwrap();
+    }
+    volume.flush(ino).unwrap();
+    settle(&volume);
+    volume.shutdown().unwrap();
+    drop(volume);
+    assert_sound(&checked(&storage));
+}
+
 fn largest_segment(storage: &SimStorage) -> String {
     let names = storage
         .list("log")
@@ -154,4 +177,50 @@ fn flip(storage: &SimStorage, path: &str, at: u64) {
     let mut byte = [0];
     assert_eq!(file.read_at(at, &mut byte).unwrap(), 1);
     file.write_at(at, &[&[byte[0] ^ 0x20]]).unwrap();
+}
+
+#[test]
+fn a_repair_gives_nothing_up_because_a_disk_fails_to_read_it() {
+    let (storage, volume) = fresh();
+    fill(&volume);
+    volume.shutdown().unwrap();
+    drop(volume);
+    let contents = |storage: &SimStorage| {
+        let files = storage.files().into_iter();
+        files
+            .map(|path| (storage.contents(&path), path))
+            .collect::<Vec<_>>()
+    };
+    let before = contents(&storage);
+    // Threads of a volume or repair that has ended let go of the store a little later.
+    let mend = || {
+        let options = OpenOptions::default();
+        loop {
+            let storage = Arc::new(storage.clone());
+            match repair(storage, &options, &codecs(), 2, &|_, _| {}) {
+                Err(error) if error.to_string().contains("in use") => {
+                    std::thread::sleep(std::time::Duration::from_millis(5));
+                }
+                other => return other,
+            }
+        }
+    };
+    let mut refused = 0;
+    for read in (0..60).step_by(3) {
+        storage.set_fault(Some(Fault::FailKind(SimOp::Read, read, libc::EIO)));
+        let result = mend();
+        storage.set_fault(None);
+        match result {
+            Err(error) => {
+                assert_eq!(error.errno(), libc::EIO, "{error}");
+                refused += 1;
+            }
+            // it had fewer reads than that
+            Ok(report) => assert!(!report.changed, "{report:?}"),
+        }
+        assert_eq!(contents(&storage), before, "read {read}");
+    }
+    assert!(refused > 5, "{refused}");
+    let report = mend().unwrap();
+    assert!(!report.changed && report.found.is_empty(), "{report:?}");
 }

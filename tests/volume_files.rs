@@ -351,7 +351,11 @@ fn setgid_directories_pass_their_group_on() {
         ..SetAttr::default()
     };
     volume.setattr(dir, set).unwrap();
-    let who = Caller { uid: 5, gid: 6 };
+    let who = Caller {
+        uid: 5,
+        gid: 6,
+        umask: 0,
+    };
     let file = volume
         .mknod(dir, b"f", libc::S_IFREG | 0o644, 0, who)
         .unwrap();

@@ -8,7 +8,8 @@ use common::{caller, codecs, open_store, quiet_options, text};
 use proptest::prelude::*;
 use s2sfs::store::SimStorage;
 use s2sfs::volume::{
-    Place, ROOT, RenameMode, SetAttr, Volume, VolumeError, VolumeOptions, WriteMode,
+    Allocate, AllocateMode, CopyRange, Place, ROOT, RenameMode, SetAttr, Volume, VolumeError,
+    VolumeOptions, WriteMode,
 };
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -29,12 +30,17 @@ enum Op {
     Append(usize, usize, u64),
     Truncate(usize, usize),
     Punch(usize, usize, usize),
+    Zero(usize, usize, usize, bool),
+    Reserve(usize, usize, usize, bool),
+    Copy(usize, usize, usize, usize, usize),
     Read(usize, usize, usize),
     Open(usize),
     Close(usize),
     SetXattr(usize, usize, usize),
     RemoveXattr(usize, usize),
     Chmod(usize, u32),
+    Chown(usize, u32, u32),
+    ChmodDir(usize, u32, u32),
     Flush(usize),
     Fsync(usize),
     Settle,
@@ -58,12 +64,18 @@ fn op() -> impl Strategy<Value = Op> {
         4 => (n.clone(), len.clone(), any::<u64>()).prop_map(|(f, l, s)| Op::Append(f, l, s)),
         4 => (n.clone(), at.clone()).prop_map(|(f, a)| Op::Truncate(f, a)),
         2 => (n.clone(), at.clone(), len.clone()).prop_map(|(f, a, l)| Op::Punch(f, a, l)),
+        2 => (n.clone(), at.clone(), len.clone(), any::<bool>()).prop_map(|(f, a, l, k)| Op::Zero(f, a, l, k)),
+        1 => (n.clone(), at.clone(), len.clone(), any::<bool>()).prop_map(|(f, a, l, k)| Op::Reserve(f, a, l, k)),
+        5 => (n.clone(), at.clone(), n.clone(), at.clone(), len.clone())
+            .prop_map(|(f, a, g, b, l)| Op::Copy(f, a, g, b, l)),
         4 => (n.clone(), at, len.clone()).prop_map(|(f, a, l)| Op::Read(f, a, l)),
         2 => n.clone().prop_map(Op::Open),
         2 => n.clone().prop_map(Op::Close),
         2 => (n.clone(), 0usize..3, 0usize..900).prop_map(|(f, x, l)| Op::SetXattr(f, x, l)),
         1 => (n.clone(), 0usize..3).prop_map(|(f, x)| Op::RemoveXattr(f, x)),
-        1 => (n.clone(), 0u32..0o1000).prop_map(|(f, p)| Op::Chmod(f, p)),
+        1 => (n.clone(), 0u32..0o10000).prop_map(|(f, p)| Op::Chmod(f, p)),
+        1 => (n.clone(), 0u32..5, 0u32..5).prop_map(|(f, u, g)| Op::Chown(f, u, g)),
+        1 => (n.clone(), 0u32..0o10000, 0u32..5).prop_map(|(d, p, g)| Op::ChmodDir(d, p, g)),
         5 => n.clone().prop_map(Op::Flush),
         3 => n.prop_map(Op::Fsync),
         2 => Just(Op::Settle),
@@ -76,6 +88,17 @@ fn options() -> VolumeOptions {
         // Small windows, so that small files have many.
         extent: 4096,
         ..quiet_options()
+    }
+}
+
+/// The owner of what is made.
+const WHO: (u32, u32) = (1000, 1000);
+
+fn allocate(what: Allocate, keep_size: bool) -> AllocateMode {
+    AllocateMode {
+        what,
+        keep_size,
+        clear_privileges: false,
     }
 }
 
@@ -103,7 +126,9 @@ impl Pair {
     fn new() -> Pair {
         let storage = SimStorage::new();
         let volume = Volume::open(open_store(&storage), codecs(), options()).unwrap();
-        let oracle = Oracle::new();
+        let mut oracle = Oracle::new();
+        let root = volume.getattr(ROOT).unwrap().attr;
+        oracle.get_mut(common::oracle::ROOT_ID).owner = (root.uid, root.gid);
         Pair {
             storage,
             volume,
@@ -138,7 +163,9 @@ impl Pair {
             | Op::Link(..)
             | Op::Unlink(..)
             | Op::Rmdir(..)
+            | Op::ChmodDir(..)
             | Op::Rename(..) => self.apply_to_names(op),
+            Op::Copy(..) => self.apply_copy(op),
             Op::Settle => {
                 self.volume.settle(&|_, _| {}).unwrap();
                 self.check();
@@ -157,7 +184,7 @@ impl Pair {
         match *op {
             Op::Create(dir, name) => {
                 let ((dir, ino), name) = (self.dir(dir), NAMES[name]);
-                let made = self.oracle.make(dir, name, Kind::File, || {
+                let made = self.oracle.make(dir, name, Kind::File, WHO, || {
                     let stat = answer(volume.create(ino, name.as_bytes(), 0o755, caller()))?;
                     volume.release(stat.ino);
                     Ok(stat.ino)
@@ -166,7 +193,7 @@ impl Pair {
             }
             Op::Mkdir(dir, name) => {
                 let ((dir, ino), name) = (self.dir(dir), NAMES[name]);
-                let _ = self.oracle.make(dir, name, Kind::Dir, || {
+                let _ = self.oracle.make(dir, name, Kind::Dir, WHO, || {
                     answer(
                         volume
                             .mkdir(ino, name.as_bytes(), 0o755, caller())
@@ -176,7 +203,7 @@ impl Pair {
             }
             Op::Symlink(dir, name) => {
                 let ((dir, ino), name) = (self.dir(dir), NAMES[name]);
-                let made = self.oracle.make(dir, name, Kind::Link, || {
+                let made = self.oracle.make(dir, name, Kind::Link, WHO, || {
                     answer(
                         volume
                             .symlink(ino, name.as_bytes(), b"target", caller())
@@ -201,6 +228,17 @@ impl Pair {
                     answer(volume.link(ino, dir_ino, name.as_bytes()).map(|_| ())),
                     expected
                 );
+            }
+            Op::ChmodDir(dir, perm, group) => {
+                let (id, ino) = self.dir(dir);
+                let set = SetAttr {
+                    perm: Some(perm),
+                    gid: Some(group),
+                    ..SetAttr::default()
+                };
+                volume.setattr(ino, set).unwrap();
+                let node = self.oracle.get_mut(id);
+                (node.perm, node.owner.1) = (perm, group);
             }
             Op::Unlink(dir, name) => {
                 let ((dir, ino), name) = (self.dir(dir), NAMES[name]);
@@ -235,6 +273,9 @@ impl Pair {
         | Op::Append(n, ..)
         | Op::Truncate(n, _)
         | Op::Punch(n, ..)
+        | Op::Zero(n, ..)
+        | Op::Reserve(n, ..)
+        | Op::Chown(n, ..)
         | Op::Read(n, ..)
         | Op::Open(n)
         | Op::Close(n)
@@ -288,6 +329,31 @@ impl Pair {
                 volume.punch_hole(ino, offset as u64, len as u64).unwrap();
                 self.oracle.punch(id, offset, len);
             }
+            Op::Zero(_, offset, len, keep) => {
+                let mode = allocate(Allocate::Zero, keep);
+                volume
+                    .allocate(ino, offset as u64, len as u64, mode)
+                    .unwrap();
+                self.oracle.zero(id, offset, len, keep);
+            }
+            Op::Reserve(_, offset, len, keep) => {
+                let mode = allocate(Allocate::Reserve, keep);
+                volume
+                    .allocate(ino, offset as u64, len as u64, mode)
+                    .unwrap();
+                if !keep && self.oracle.get(id).data.len() < offset + len {
+                    self.oracle.truncate(id, offset + len);
+                }
+            }
+            Op::Chown(_, uid, gid) => {
+                let set = SetAttr {
+                    uid: Some(uid),
+                    gid: Some(gid),
+                    ..SetAttr::default()
+                };
+                volume.setattr(ino, set).unwrap();
+                self.oracle.chown(id, (uid, gid));
+            }
             Op::Read(_, offset, len) => {
                 let data = &self.oracle.get(id).data;
                 let expected = &data[offset.min(data.len())..(offset + len).min(data.len())];
@@ -333,6 +399,31 @@ impl Pair {
         }
     }
 
+    fn apply_copy(&mut self, op: &Op) {
+        let Op::Copy(from, at, to, offset, len) = *op else {
+            return;
+        };
+        let (Some(from), Some(to)) = (self.file(from), self.file(to)) else {
+            return;
+        };
+        let copy = CopyRange {
+            from: from.1,
+            from_offset: at as u64,
+            to: to.1,
+            to_offset: offset as u64,
+            len: len as u64,
+            clear_privileges: false,
+        };
+        let result = self.volume.copy_range(copy);
+        let there = self.oracle.get(from.0).data.len().saturating_sub(at);
+        if from == to && at.abs_diff(offset) < len.min(there) {
+            assert_eq!(answer(result), Err(libc::EINVAL));
+            return;
+        }
+        let copied = self.oracle.copy((from.0, at), (to.0, offset), len);
+        assert_eq!(result.unwrap(), copied as u64);
+    }
+
     fn remount(&mut self) {
         self.volume.shutdown().unwrap();
         self.reopen();
@@ -368,6 +459,7 @@ impl Pair {
                 (stat.attr.nlink, stat.attr.perm),
                 (node.nlink, node.perm & 0o7777)
             );
+            assert_eq!((stat.attr.uid, stat.attr.gid), node.owner);
             match node.kind {
                 Kind::File => self.check_file(node.ino, &node.data),
                 Kind::Link => assert_eq!(self.volume.readlink(node.ino).unwrap(), node.data),

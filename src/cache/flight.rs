@@ -3,9 +3,9 @@
 use super::CacheError;
 use crate::codec::Layout;
 use crate::store::BlockId;
-use parking_lot::{Condvar, Mutex};
+use crate::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
+use crate::sync::{Condvar, Mutex};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 
 /// A group of a block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -122,5 +122,67 @@ impl Flight {
             }
             self.more.wait(&mut progress);
         }
+    }
+}
+
+#[cfg(all(test, feature = "shuttle"))]
+mod shuttle_tests {
+    use super::*;
+    use crate::codec::Codecs;
+    use shuttle::thread;
+
+    const BYTES: &[u8] = b"what the group decodes to";
+
+    fn flight() -> Arc<Flight> {
+        let codecs = Codecs::without_model();
+        let payload = codecs.encode_fast(BYTES).payload;
+        let layout = Arc::new(codecs.open(&payload).unwrap());
+        let key = GroupKey { block: 1, group: 0 };
+        Arc::new(Flight::new(key, layout))
+    }
+
+    /// Three readers of different parts, of whom one decodes, well or not.
+    fn fly(fails: bool) {
+        let (flight, claims) = (flight(), Arc::new(AtomicUsize::new(0)));
+        let readers: Vec<_> = (0..3usize)
+            .map(|number| {
+                let (flight, claims) = (flight.clone(), claims.clone());
+                thread::spawn(move || {
+                    if flight.claim() {
+                        claims.fetch_add(1, SeqCst);
+                        flight.deliver(&BYTES[..10]);
+                        let end = match fails {
+                            true => Err(CacheError::Abandoned { block: 1 }),
+                            false => {
+                                flight.deliver(&BYTES[10..]);
+                                Ok(())
+                            }
+                        };
+                        let _ = flight.finish(end, BYTES.len());
+                    }
+                    let (from, mut out) = (number * 8, [0; 8]);
+                    match flight.wait_for(from, &mut out) {
+                        Ok(()) => assert_eq!(out, BYTES[from..from + 8]),
+                        Err(error) => assert!(fails, "{error}"),
+                    }
+                })
+            })
+            .collect();
+        for reader in readers {
+            reader.join().unwrap();
+        }
+        assert_eq!(claims.load(SeqCst), 1, "one decodes");
+        assert!(!flight.is_wanted() && flight.is_started());
+    }
+
+    #[test]
+    fn shuttle_every_reader_of_a_flight_gets_its_bytes_and_one_decodes() {
+        shuttle::check_random(|| fly(false), 3000);
+        shuttle::check_pct(|| fly(false), 1000, 3);
+    }
+
+    #[test]
+    fn shuttle_nobody_waits_for_ever_for_a_flight_that_fails() {
+        shuttle::check_random(|| fly(true), 3000);
     }
 }

@@ -12,6 +12,7 @@ mod workers;
 pub use error::CacheError;
 
 use crate::codec::{CodecId, Codecs, Layout, Snapshot};
+use crate::fault;
 use crate::store::{BlockId, Store};
 use flight::{Flight, GroupKey};
 use log::error;
@@ -311,6 +312,15 @@ impl Cache {
     /// The bytes of a group, or the decoding that will deliver them, started if need be.
     fn source(&self, key: GroupKey, layout: &Arc<Layout>, urgent: bool) -> Source {
         let mut inner = self.inner.lock();
+        if fault::planted("stale-group-served")
+            && let Some(Value::Bytes(old)) = inner.entries.peek(&Key::Group(GroupKey {
+                block: key.block.saturating_sub(1),
+                ..key
+            }))
+            && old.len() == layout.groups[key.group as usize].len()
+        {
+            return Source::Ready(old.clone());
+        }
         if let Some(Value::Bytes(bytes)) = inner.entries.get(&Key::Group(key)) {
             let bytes = bytes.clone();
             self.meter.hits.fetch_add(u64::from(urgent), Relaxed);

@@ -9,6 +9,8 @@ mod man;
 mod memory;
 mod mount;
 mod output;
+mod reclaim;
+mod scrub;
 mod settle;
 mod status;
 mod suite;
@@ -27,6 +29,8 @@ use crate::logging;
 
 /// Name under which mount(8) calls the program.
 const MOUNT_HELPER: &str = "mount.s2sfs";
+/// Name under which mount(8) looks for what remounts a mount, by its type in the kernel's list.
+const REMOUNT_HELPER: &str = "mount.fuse.s2sfs";
 
 /// A file system that stores file contents compressed by a model.
 #[derive(Debug, Parser)]
@@ -44,6 +48,10 @@ enum Command {
     Umount(umount::UmountArguments),
     /// Wait until all staged data is settled into its final codec
     Settle(settle::SettleArguments),
+    /// Verify everything that a mounted store holds, in the background
+    Scrub(scrub::ScrubArguments),
+    /// Give back the space of data that no file needs any more
+    Reclaim(reclaim::ReclaimArguments),
     /// Show the figures of a mounted or unmounted store
     Status(status::StatusArguments),
     /// Show codec, ratio and extents of a file on a mount
@@ -73,7 +81,7 @@ pub fn main() -> ExitCode {
     let called_as_helper = arguments
         .first()
         .and_then(|name| Path::new(name).file_name())
-        .is_some_and(|name| name == MOUNT_HELPER);
+        .is_some_and(|name| name == MOUNT_HELPER || name == REMOUNT_HELPER);
     if called_as_helper {
         return ExitCode::from(finish(MOUNT_HELPER, run_helper(&arguments)).for_mount_helper());
     }
@@ -90,6 +98,8 @@ fn run(arguments: &[OsString]) -> Outcome<()> {
         Command::Mount(arguments) => mount::run(&arguments),
         Command::Umount(arguments) => umount::run(&arguments),
         Command::Settle(arguments) => settle::run(&arguments),
+        Command::Scrub(arguments) => scrub::run(&arguments),
+        Command::Reclaim(arguments) => reclaim::run(&arguments),
         Command::Status(arguments) => status::run(&arguments),
         Command::Info(arguments) => info::run(&arguments),
         Command::Check(arguments) => check::run(&arguments),

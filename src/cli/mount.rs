@@ -33,6 +33,9 @@ impl MountArguments {
 }
 
 pub fn run(arguments: &MountArguments) -> Outcome<()> {
+    if mount::is_remount(&arguments.options) {
+        return mount::remount(&arguments.store, &arguments.mountpoint, &arguments.options);
+    }
     let request = Request::new(&arguments.store, &arguments.mountpoint, &arguments.options)?;
     if arguments.daemon {
         mount::run(&request, Readiness::Launcher)
@@ -80,11 +83,18 @@ pub struct HelperArguments {
 }
 
 pub fn run_helper(arguments: &HelperArguments) -> Outcome<()> {
-    let options = if arguments.sloppy {
+    let remount = mount::is_remount(&arguments.options);
+    let options = if arguments.sloppy && !remount {
         options::known_only(&arguments.options)
     } else {
         arguments.options.clone()
     };
+    if remount {
+        return match arguments.fake {
+            true => Ok(()),
+            false => mount::remount(&arguments.store, &arguments.mountpoint, &options),
+        };
+    }
     if arguments.fake {
         return Request::check(&arguments.store, &arguments.mountpoint, &options);
     }

@@ -8,6 +8,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
 use crate::exit::{Context, Outcome};
+use crate::logging::civil;
 
 /// Bytes in the largest binary unit that leaves at least one digit.
 pub fn bytes(count: u64) -> String {
@@ -34,6 +35,13 @@ pub fn percent(part: u64, whole: u64) -> String {
         return "-".into();
     }
     format!("{:.1} %", part as f64 * 100.0 / whole as f64)
+}
+
+/// A time in seconds since 1970 as people write it, in UTC.
+pub fn utc(seconds: u64) -> String {
+    let (year, month, day) = civil((seconds / 86_400) as i64);
+    let (hour, minute) = (seconds / 3600 % 24, seconds / 60 % 60);
+    format!("{year:04}-{month:02}-{day:02} {hour:02}:{minute:02} UTC")
 }
 
 /// Decimal megabytes per second.
@@ -82,6 +90,9 @@ mod tests {
         assert_eq!(bytes(1023), "1023 B");
         assert_eq!(bytes(1536), "1.5 KiB");
         assert_eq!(bytes(u64::MAX), "16384.0 PiB");
+        assert_eq!(utc(0), "1970-01-01 00:00 UTC");
+        assert_eq!(utc(951_782_400), "2000-02-29 00:00 UTC");
+        assert_eq!(utc(1_735_689_599), "2024-12-31 23:59 UTC");
         assert_eq!(percent(1, 0), "-");
         assert_eq!(percent(1, 8), "12.5 %");
     }

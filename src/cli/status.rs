@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 
 use super::output::{self, bytes, percent};
-use super::target;
+use super::{scrub, target};
 use crate::control::Status;
 use crate::control::client::Client;
 use crate::exit::{Context, Outcome};
@@ -136,6 +136,17 @@ fn describe_activity(status: &Status, line: &mut impl FnMut(&str, String)) {
             bytes(io.written_bytes),
             bytes(io.decoded_bytes),
             bytes(io.decode_bytes_per_second as u64)
+        ),
+    );
+    line("scrub", scrub::line(&status.scrub));
+    let reclaim = &status.reclaim;
+    line(
+        "reclaim",
+        format!(
+            "{}{} given back, {} copied for it",
+            if reclaim.running { "running, " } else { "" },
+            bytes(reclaim.freed_bytes),
+            bytes(reclaim.copied_bytes)
         ),
     );
     line(

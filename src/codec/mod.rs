@@ -165,6 +165,21 @@ impl Codecs {
         (file_name(&registry::embedded()), registry::embedded_file())
     }
 
+    /// True if the model of this name can be used for decoding.
+    pub fn has_model(&self, name: &[u8; 8]) -> bool {
+        self.registry.get(name).is_ok()
+    }
+
+    /// The model that a file name stands for, if it is one that [`file_name`] gives.
+    pub fn model_of_name(file_name: &str) -> Option<[u8; 8]> {
+        registry::parse_name(file_name)
+    }
+
+    /// True if a file named after this model has these contents.
+    pub fn is_model(name: &[u8; 8], file: &[u8]) -> bool {
+        crate::model::hash_of(file)[..8] == *name
+    }
+
     /// The file name of the model that encodes, if any.
     pub fn encoding_model_name(&self) -> Option<String> {
         self.encoder.as_ref().map(file_name)

@@ -34,6 +34,19 @@ pub fn file_name(short: &[u8; 8]) -> String {
     format!("{}.s2m", hex(short))
 }
 
+/// The inverse of [`file_name`].
+pub(super) fn parse_name(name: &str) -> Option<ShortHash> {
+    let stem = name.strip_suffix(".s2m")?;
+    let mut short = ShortHash::default();
+    if stem.len() != 2 * short.len() || !stem.is_ascii() {
+        return None;
+    }
+    for (byte, digits) in short.iter_mut().zip(stem.as_bytes().chunks(2)) {
+        *byte = u8::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok()?;
+    }
+    (file_name(&short) == name).then_some(short)
+}
+
 /// A model that is being loaded, was loaded, or (None) cannot be.
 type Slot = Arc<OnceLock<Option<Arc<Model>>>>;
 

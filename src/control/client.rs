@@ -12,7 +12,7 @@ use thiserror::Error;
 
 use super::mountinfo::Mount;
 use super::protocol::{MAX_REPLY, Reply, Request};
-use super::{FileInfo, Status, socket};
+use super::{FileInfo, ScrubAction, ScrubOptions, ScrubStatus, Status, socket};
 
 /// Why a request got no answer.
 #[derive(Debug, Error)]
@@ -74,6 +74,53 @@ impl Client {
             match replies.next()? {
                 Reply::Progress { done, total } => progress(done, total),
                 Reply::Done => return Ok(()),
+                other => return Err(unexpected(other)),
+            }
+        }
+    }
+
+    /// Starts, pauses, resumes or stops scrubbing, or only asks how it stands.
+    pub fn scrub(self, action: ScrubAction, options: ScrubOptions) -> Result<ScrubStatus> {
+        let wait = false;
+        let request = Request::Scrub {
+            action,
+            options,
+            wait,
+        };
+        match self.request(&request)?.next()? {
+            Reply::Scrub { scrub } => Ok(*scrub),
+            other => Err(unexpected(other)),
+        }
+    }
+
+    /// Starts a scrub, or joins the one under way, and returns how it ended.
+    pub fn scrub_to_end(
+        self,
+        options: ScrubOptions,
+        mut progress: impl FnMut(&ScrubStatus),
+    ) -> Result<ScrubStatus> {
+        let request = Request::Scrub {
+            action: ScrubAction::Start,
+            options,
+            wait: true,
+        };
+        let mut replies = self.request(&request)?;
+        loop {
+            match replies.next()? {
+                Reply::Scrub { scrub } if scrub.is_active() => progress(&scrub),
+                Reply::Scrub { scrub } => return Ok(*scrub),
+                other => return Err(unexpected(other)),
+            }
+        }
+    }
+
+    /// Gives back the space of dead data; returns bytes given back and live bytes copied for it.
+    pub fn reclaim(self, mut progress: impl FnMut(u64, u64)) -> Result<(u64, u64)> {
+        let mut replies = self.request(&Request::Reclaim)?;
+        loop {
+            match replies.next()? {
+                Reply::Progress { done, total } => progress(done, total),
+                Reply::Reclaimed { freed, copied } => return Ok((freed, copied)),
                 other => return Err(unexpected(other)),
             }
         }

@@ -2,12 +2,16 @@
 
 pub mod client;
 pub mod mountinfo;
-mod protocol;
+pub(crate) mod protocol;
+mod scrub;
 mod server;
 mod service;
 mod socket;
 mod status;
 
+pub use scrub::{
+    FilePart, ReclaimStatus, ScrubAction, ScrubFinding, ScrubOptions, ScrubState, ScrubStatus,
+};
 pub use server::Server;
 pub use service::{Service, ServiceError};
 pub use socket::{prepare_runtime_dir, read_only_socket, store_socket};

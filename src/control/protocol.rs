@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{FileInfo, Status};
+use super::{FileInfo, ScrubAction, ScrubOptions, ScrubStatus, Status};
 
 /// Longest request line that the daemon reads.
 pub const MAX_REQUEST: u64 = 4096;
@@ -18,6 +18,16 @@ pub enum Request {
     Info {
         ino: u64,
     },
+    /// Answered with one `Scrub`; with `wait` with one now and then until no scrub is under way.
+    Scrub {
+        action: ScrubAction,
+        #[serde(default)]
+        options: ScrubOptions,
+        #[serde(default)]
+        wait: bool,
+    },
+    /// Answered with `Progress` now and then, and with `Reclaimed`.
+    Reclaim,
     /// Answered with `Waiting` at once, and with `Stopped` when the daemon has finished.
     Wait,
 }
@@ -37,6 +47,13 @@ pub enum Reply {
         total: u64,
     },
     Done,
+    Scrub {
+        scrub: Box<ScrubStatus>,
+    },
+    Reclaimed {
+        freed: u64,
+        copied: u64,
+    },
     Waiting {
         pid: u32,
     },

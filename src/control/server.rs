@@ -10,13 +10,15 @@ use std::time::{Duration, Instant};
 use parking_lot::{Condvar, Mutex};
 
 use super::protocol::{MAX_REQUEST, Reply, Request};
-use super::{Service, ServiceError, socket};
+use super::{ScrubAction, ScrubOptions, ScrubStatus, Service, ServiceError, socket};
 
 /// More connections than this at once are dropped.
 const MAX_CONNECTIONS: usize = 64;
 /// A client that sends or takes nothing for this long is dropped.
 const PATIENCE: Duration = Duration::from_secs(10);
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
+/// How often a client that waits for a scrub hears of it.
+const SCRUB_INTERVAL: Duration = Duration::from_millis(200);
 
 /// Where the daemon is in its life.
 enum Phase {
@@ -154,7 +156,43 @@ fn serve(stream: &UnixStream, shared: &Shared) -> io::Result<()> {
         }
     };
     let reply = answer(stream, &request, service.as_ref()).unwrap_or_else(error);
-    send(stream, &reply)
+    match (&request, &reply) {
+        (Request::Scrub { wait: true, .. }, Reply::Scrub { scrub }) => {
+            follow_scrub(stream, shared, service.as_ref(), scrub)
+        }
+        _ => send(stream, &reply),
+    }
+}
+
+/// Tells how a scrub goes until none is under way, the client is gone, or the volume is closed.
+fn follow_scrub(
+    stream: &UnixStream,
+    shared: &Shared,
+    service: &dyn Service,
+    first: &ScrubStatus,
+) -> io::Result<()> {
+    let mut now = first.clone();
+    loop {
+        let over = !now.is_active();
+        send(
+            stream,
+            &Reply::Scrub {
+                scrub: Box::new(now),
+            },
+        )?;
+        if over {
+            return Ok(());
+        }
+        std::thread::sleep(SCRUB_INTERVAL);
+        if !matches!(&*shared.phase.lock(), Phase::Running(_)) {
+            let why = "the file system is being unmounted; the scrub goes on at the next mount";
+            return send(stream, &error(ServiceError::new(why)));
+        }
+        now = match service.scrub(ScrubAction::Status, ScrubOptions::default()) {
+            Ok(now) => now,
+            Err(e) => return send(stream, &error(e)),
+        };
+    }
 }
 
 fn answer(
@@ -172,6 +210,15 @@ fn answer(
         Request::Settle => {
             service.settle(&progress_sender(stream))?;
             Reply::Done
+        }
+        Request::Scrub {
+            action, options, ..
+        } => Reply::Scrub {
+            scrub: Box::new(service.scrub(action, options)?),
+        },
+        Request::Reclaim => {
+            let (freed, copied) = service.reclaim(&progress_sender(stream))?;
+            Reply::Reclaimed { freed, copied }
         }
         Request::Wait => Reply::Done,
     })

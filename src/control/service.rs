@@ -2,7 +2,7 @@
 
 use thiserror::Error;
 
-use super::{FileInfo, Status};
+use super::{FileInfo, ScrubAction, ScrubOptions, ScrubStatus, Status};
 
 /// A request that the daemon could not fulfil.
 #[derive(Debug, Clone, Error)]
@@ -28,6 +28,17 @@ pub trait Service: Send + Sync {
     /// Returns when everything that was staged or dirty at the time of the call is settled.
     /// `progress` gets (done, total) bytes from time to time.
     fn settle(&self, progress: &dyn Fn(u64, u64)) -> Result<(), ServiceError>;
+
+    /// Starts, pauses, resumes or stops scrubbing, or only asks how it stands. Returns at once.
+    fn scrub(
+        &self,
+        action: ScrubAction,
+        options: ScrubOptions,
+    ) -> Result<ScrubStatus, ServiceError>;
+
+    /// Gives back the space of dead data; returns bytes given back and live bytes copied for it.
+    /// `progress` gets bytes given back and those that are dead.
+    fn reclaim(&self, progress: &dyn Fn(u64, u64)) -> Result<(u64, u64), ServiceError>;
 
     fn file_info(&self, ino: u64) -> Result<FileInfo, ServiceError>;
 }

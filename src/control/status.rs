@@ -2,6 +2,7 @@
 //!
 //! Field names are the keys of `s2sfs status --json` and are used by scripts: add, never rename.
 
+use super::scrub::{ReclaimStatus, ScrubStatus};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -49,6 +50,8 @@ pub struct Status {
     pub cache: CacheStatus,
     pub settle: SettleStatus,
     pub io: IoStatus,
+    pub scrub: ScrubStatus,
+    pub reclaim: ReclaimStatus,
 
     /// What evaluates the model, for example `tables`; as named by `model::`.
     pub engine: String,
@@ -163,6 +166,9 @@ pub struct ExtentInfo {
     /// Bytes per group, 0 where the codec has no groups.
     pub group_bytes: u64,
     pub anchor: Option<u64>,
+    /// Where the record of the block lies now: path of the segment under STORE, and offset in it.
+    pub segment: String,
+    pub segment_offset: u64,
 }
 
 /// Progress of a long operation, in bytes.

@@ -1,7 +1,10 @@
 //! The FUSE protocol: requests and replies. What they mean is in [`crate::volume`].
 
 mod convert;
+mod dirs;
+mod groups;
 mod ops;
+mod replies;
 
 use crate::volume::{Volume, VolumeError};
 use fuser::{Config, MountOption, Session, SessionACL};

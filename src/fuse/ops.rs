@@ -1,99 +1,98 @@
 //! One method per request.
 
-use super::convert::{BLOCK_SIZE, errno, file_attr, file_type, timestamp};
+use super::convert::{BLOCK_SIZE, errno, file_attr, timestamp};
+use super::dirs::Dirs;
+use super::groups::is_member;
+use super::replies::{ATTR_TTL, ENTRY_TTL, GENERATION, reply_attr, reply_empty, reply_xattr};
 use crate::volume::{
-    Caller, DirStream, NAME_MAX, Place, RenameMode, SetAttr, Stat, Volume, VolumeError, WriteMode,
+    AclKind, Allocate, AllocateMode, Caller, CopyRange, NAME_MAX, Place, ROOT, RenameMode, SetAttr,
+    Stat, Volume, VolumeError, WriteMode,
 };
 use fuser::{
-    BsdFileFlags, Errno, FileHandle, Filesystem, FopenFlags, Generation, INodeNo, InitFlags,
-    KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData,
+    BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, Filesystem, FopenFlags, INodeNo,
+    InitFlags, KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData,
     ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyLseek, ReplyOpen, ReplyStatfs,
     ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 use log::debug;
-use parking_lot::Mutex;
-use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
-/// How long the kernel may believe a name: nobody else changes them.
-const ENTRY_TTL: Duration = Duration::from_secs(3600);
-/// How long the kernel may believe attributes. Short, because st_blocks changes by settling.
-const ATTR_TTL: Duration = Duration::from_secs(1);
 /// Longest write request.
 const MAX_WRITE: u32 = 1 << 20;
 /// Requests of read-ahead and the like that the kernel may have under way.
 const MAX_BACKGROUND: u16 = 64;
-/// Inode numbers are never used twice.
-const GENERATION: Generation = Generation(0);
-
-type OpenDir = Arc<Mutex<DirStream>>;
+/// Most bytes of one copy_file_range, so that it comes to an end in sensible time.
+const MAX_COPY: u64 = 1 << 30;
 
 /// Answers the kernel's requests.
 pub struct Requests {
     volume: Arc<Volume>,
-    dirs: Mutex<HashMap<u64, OpenDir>>,
-    next_dir: AtomicU64,
+    dirs: Dirs,
 }
 
 impl Requests {
     pub fn new(volume: Arc<Volume>) -> Requests {
         Requests {
             volume,
-            dirs: Mutex::new(HashMap::new()),
-            next_dir: AtomicU64::new(1),
+            dirs: Dirs::default(),
         }
     }
 
-    fn dir(&self, handle: FileHandle) -> Option<OpenDir> {
-        self.dirs.lock().get(&handle.0).cloned()
+    /// Tells the kernel of an inode, which it knows from then on until it forgets it.
+    fn reply_entry(&self, operation: &str, result: Result<Stat, VolumeError>, reply: ReplyEntry) {
+        match result {
+            Ok(stat) => {
+                self.volume.remember(stat.ino);
+                reply.entry_with_ttls(&ATTR_TTL, &ENTRY_TTL, &file_attr(&stat), GENERATION)
+            }
+            Err(error) => reply.error(errno(operation, &error)),
+        }
+    }
+
+    /// Whether a change of owner or access list by this caller clears setgid.
+    fn loses_setgid(&self, request: &Request, ino: INodeNo) -> bool {
+        loses_privileges(request)
+            && !self
+                .volume
+                .getattr(ino.0)
+                .is_ok_and(|stat| is_member(request, stat.attr.gid))
     }
 }
 
-fn caller(request: &Request) -> Caller {
+fn caller(request: &Request, umask: u32) -> Caller {
     Caller {
         uid: request.uid(),
         gid: request.gid(),
+        umask,
     }
 }
 
-fn reply_entry(operation: &str, result: Result<Stat, VolumeError>, reply: ReplyEntry) {
-    match result {
-        Ok(stat) => reply.entry_with_ttls(&ATTR_TTL, &ENTRY_TTL, &file_attr(&stat), GENERATION),
-        Err(error) => reply.error(errno(operation, &error)),
-    }
+/// Whether setuid and setgid bits go when this caller changes a file: only privileges keep them.
+fn loses_privileges(request: &Request) -> bool {
+    request.uid() != 0
 }
 
-fn reply_attr(operation: &str, result: Result<Stat, VolumeError>, reply: ReplyAttr) {
-    match result {
-        Ok(stat) => reply.attr(&ATTR_TTL, &file_attr(&stat)),
-        Err(error) => reply.error(errno(operation, &error)),
-    }
-}
-
-fn reply_empty(operation: &str, result: Result<(), VolumeError>, reply: ReplyEmpty) {
-    match result {
-        Ok(()) => reply.ok(),
-        Err(error) => reply.error(errno(operation, &error)),
-    }
-}
-
-fn reply_xattr(result: Result<Vec<u8>, VolumeError>, size: u32, reply: ReplyXattr) {
-    match result {
-        Ok(value) if size == 0 => reply.size(value.len() as u32),
-        Ok(value) if value.len() > size as usize => reply.error(Errno::ERANGE),
-        Ok(value) => reply.data(&value),
-        Err(error) => reply.error(errno("getxattr", &error)),
-    }
+fn allocate_mode(mode: i32, clear_privileges: bool) -> Result<AllocateMode, VolumeError> {
+    let what = match mode & !libc::FALLOC_FL_KEEP_SIZE {
+        0 => Allocate::Reserve,
+        libc::FALLOC_FL_ZERO_RANGE => Allocate::Zero,
+        libc::FALLOC_FL_PUNCH_HOLE if mode & libc::FALLOC_FL_KEEP_SIZE != 0 => Allocate::Zero,
+        _ => return Err(VolumeError::Unsupported("this kind of fallocate")),
+    };
+    Ok(AllocateMode {
+        what,
+        keep_size: mode & libc::FALLOC_FL_KEEP_SIZE != 0,
+        clear_privileges,
+    })
 }
 
 /// Features that are asked for where the kernel has them.
-fn wanted() -> [InitFlags; 7] {
+fn wanted() -> [InitFlags; 8] {
     [
         InitFlags::FUSE_ATOMIC_O_TRUNC,
         InitFlags::FUSE_PARALLEL_DIROPS,
@@ -103,6 +102,8 @@ fn wanted() -> [InitFlags; 7] {
         InitFlags::FUSE_ASYNC_DIO,
         // Without it the kernel asks for capabilities before every write.
         InitFlags::FUSE_HANDLE_KILLPRIV_V2,
+        // A default list takes the place of the umask, so these two go together.
+        InitFlags::FUSE_POSIX_ACL.union(InitFlags::FUSE_DONT_MASK),
     ]
 }
 
@@ -122,11 +123,12 @@ impl Filesystem for Requests {
     }
 
     fn lookup(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        reply_entry(
-            "lookup",
-            self.volume.lookup(parent.0, name.as_bytes()),
-            reply,
-        );
+        let result = self.volume.lookup(parent.0, name.as_bytes());
+        self.reply_entry("lookup", result, reply);
+    }
+
+    fn forget(&self, _req: &Request, ino: INodeNo, nlookup: u64) {
+        self.volume.forget(ino.0, nlookup);
     }
 
     fn getattr(&self, _req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
@@ -159,14 +161,18 @@ impl Filesystem for Requests {
             atime: atime.map(timestamp),
             mtime: mtime.map(timestamp),
             ctime: ctime.map(Into::into),
-            clear_privileges: req.uid() != 0,
+            clear_privileges: loses_privileges(req),
+            drop_setgid: (uid.is_some() || gid.is_some()) && self.loses_setgid(req, ino),
         };
         reply_attr("setattr", self.volume.setattr(ino.0, set), reply);
     }
 
     fn readlink(&self, _req: &Request, ino: INodeNo, reply: ReplyData) {
         match self.volume.readlink(ino.0) {
-            Ok(target) => reply.data(&target),
+            Ok(target) => {
+                self.volume.accessed(ino.0);
+                reply.data(&target)
+            }
             Err(error) => reply.error(errno("readlink", &error)),
         }
     }
@@ -177,14 +183,14 @@ impl Filesystem for Requests {
         parent: INodeNo,
         name: &OsStr,
         mode: u32,
-        _umask: u32,
+        umask: u32,
         rdev: u32,
         reply: ReplyEntry,
     ) {
         let result = self
             .volume
-            .mknod(parent.0, name.as_bytes(), mode, rdev, caller(req));
-        reply_entry("mknod", result, reply);
+            .mknod(parent.0, name.as_bytes(), mode, rdev, caller(req, umask));
+        self.reply_entry("mknod", result, reply);
     }
 
     fn mkdir(
@@ -193,13 +199,13 @@ impl Filesystem for Requests {
         parent: INodeNo,
         name: &OsStr,
         mode: u32,
-        _umask: u32,
+        umask: u32,
         reply: ReplyEntry,
     ) {
         let result = self
             .volume
-            .mkdir(parent.0, name.as_bytes(), mode, caller(req));
-        reply_entry("mkdir", result, reply);
+            .mkdir(parent.0, name.as_bytes(), mode, caller(req, umask));
+        self.reply_entry("mkdir", result, reply);
     }
 
     fn unlink(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
@@ -225,8 +231,8 @@ impl Filesystem for Requests {
         let target = target.as_os_str().as_bytes();
         let result = self
             .volume
-            .symlink(parent.0, link_name.as_bytes(), target, caller(req));
-        reply_entry("symlink", result, reply);
+            .symlink(parent.0, link_name.as_bytes(), target, caller(req, 0));
+        self.reply_entry("symlink", result, reply);
     }
 
     fn rename(
@@ -265,12 +271,20 @@ impl Filesystem for Requests {
         reply: ReplyEntry,
     ) {
         let result = self.volume.link(ino.0, newparent.0, newname.as_bytes());
-        reply_entry("link", result, reply);
+        self.reply_entry("link", result, reply);
     }
 
     fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         let truncate = flags.0 & libc::O_TRUNC != 0;
-        match self.volume.open_file(ino.0, truncate, req.uid() != 0) {
+        let reads = flags.0 & libc::O_ACCMODE != libc::O_WRONLY;
+        match self
+            .volume
+            .open_file(ino.0, truncate, loses_privileges(req))
+        {
+            // The first read after a change must come here, to move the access time.
+            Ok(()) if reads && self.volume.access_is_due(ino.0) => {
+                reply.opened(FileHandle(0), FopenFlags::empty());
+            }
             // Only this kernel changes files, so what it has cached stays right.
             Ok(()) => reply.opened(FileHandle(0), FopenFlags::FOPEN_KEEP_CACHE),
             Err(error) => reply.error(errno("open", &error)),
@@ -283,21 +297,24 @@ impl Filesystem for Requests {
         parent: INodeNo,
         name: &OsStr,
         mode: u32,
-        _umask: u32,
+        umask: u32,
         _flags: i32,
         reply: ReplyCreate,
     ) {
         let result = self
             .volume
-            .create(parent.0, name.as_bytes(), mode, caller(req));
+            .create(parent.0, name.as_bytes(), mode, caller(req, umask));
         match result {
-            Ok(stat) => reply.created(
-                &ATTR_TTL,
-                &file_attr(&stat),
-                GENERATION,
-                FileHandle(0),
-                FopenFlags::FOPEN_KEEP_CACHE,
-            ),
+            Ok(stat) => {
+                self.volume.remember(stat.ino);
+                reply.created(
+                    &ATTR_TTL,
+                    &file_attr(&stat),
+                    GENERATION,
+                    FileHandle(0),
+                    FopenFlags::FOPEN_KEEP_CACHE,
+                )
+            }
             Err(error) => reply.error(errno("create", &error)),
         }
     }
@@ -309,12 +326,17 @@ impl Filesystem for Requests {
         _fh: FileHandle,
         offset: u64,
         size: u32,
-        _flags: OpenFlags,
+        flags: OpenFlags,
         _lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
         match self.volume.read(ino.0, offset, size as usize) {
-            Ok(data) => reply.data(&data),
+            Ok(data) => {
+                if flags.0 & libc::O_NOATIME == 0 {
+                    self.volume.accessed(ino.0);
+                }
+                reply.data(&data)
+            }
             Err(error) => reply.error(errno("read", &error)),
         }
     }
@@ -389,13 +411,7 @@ impl Filesystem for Requests {
 
     fn opendir(&self, _req: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
         match self.volume.open_dir(ino.0) {
-            Ok(stream) => {
-                let handle = self.next_dir.fetch_add(1, Relaxed);
-                self.dirs
-                    .lock()
-                    .insert(handle, Arc::new(Mutex::new(stream)));
-                reply.opened(FileHandle(handle), FopenFlags::empty());
-            }
+            Ok(stream) => reply.opened(self.dirs.open(stream), FopenFlags::empty()),
             Err(error) => reply.error(errno("opendir", &error)),
         }
     }
@@ -403,74 +419,23 @@ impl Filesystem for Requests {
     fn readdir(
         &self,
         _req: &Request,
-        _ino: INodeNo,
+        ino: INodeNo,
         fh: FileHandle,
         offset: u64,
-        mut reply: ReplyDirectory,
+        reply: ReplyDirectory,
     ) {
-        let Some(dir) = self.dir(fh) else {
-            return reply.error(Errno::EBADF);
-        };
-        let mut stream = dir.lock();
-        if offset == 0 {
-            stream.rewind();
-        }
-        for position in offset.. {
-            match stream.entry(&self.volume, position as usize) {
-                Ok(Some(entry)) => {
-                    let (ino, kind) = (INodeNo(entry.ino), file_type(entry.kind));
-                    if reply.add(ino, position + 1, kind, OsStr::from_bytes(&entry.name)) {
-                        break;
-                    }
-                }
-                Ok(None) => break,
-                Err(error) => return reply.error(errno("readdir", &error)),
-            }
-        }
-        reply.ok();
+        self.dirs.read(&self.volume, ino, fh, offset, reply);
     }
 
     fn readdirplus(
         &self,
         _req: &Request,
-        _ino: INodeNo,
+        ino: INodeNo,
         fh: FileHandle,
         offset: u64,
-        mut reply: ReplyDirectoryPlus,
+        reply: ReplyDirectoryPlus,
     ) {
-        let Some(dir) = self.dir(fh) else {
-            return reply.error(Errno::EBADF);
-        };
-        let mut stream = dir.lock();
-        if offset == 0 {
-            stream.rewind();
-        }
-        for position in offset.. {
-            let entry = match stream.entry(&self.volume, position as usize) {
-                Ok(Some(entry)) => entry,
-                Ok(None) => break,
-                Err(error) => return reply.error(errno("readdirplus", &error)),
-            };
-            let stat = match self.volume.getattr(entry.ino) {
-                Ok(stat) => stat,
-                // Removed since the entry was read.
-                Err(VolumeError::Stale(_)) => continue,
-                Err(error) => return reply.error(errno("readdirplus", &error)),
-            };
-            let name = OsStr::from_bytes(&entry.name);
-            let ino = INodeNo(entry.ino);
-            if reply.add(
-                ino,
-                position + 1,
-                name,
-                &ATTR_TTL,
-                &file_attr(&stat),
-                GENERATION,
-            ) {
-                break;
-            }
-        }
-        reply.ok();
+        self.dirs.read_plus(&self.volume, ino, fh, offset, reply);
     }
 
     fn releasedir(
@@ -481,20 +446,25 @@ impl Filesystem for Requests {
         _flags: OpenFlags,
         reply: ReplyEmpty,
     ) {
-        self.dirs.lock().remove(&fh.0);
+        self.dirs.close(fh);
         reply.ok();
     }
 
     fn fsyncdir(
         &self,
         _req: &Request,
-        _ino: INodeNo,
+        ino: INodeNo,
         _fh: FileHandle,
         _datasync: bool,
         reply: ReplyEmpty,
     ) {
-        // Names are in the log as soon as they are changed.
-        reply_empty("fsyncdir", self.volume.sync_log(), reply);
+        // Names are in the log as soon as they are changed. There is no request for syncfs, so that
+        // syncing the root directory stands for it.
+        let result = match ino.0 {
+            ROOT => self.volume.sync_everything(),
+            _ => self.volume.sync_log(),
+        };
+        reply_empty("fsyncdir", result, reply);
     }
 
     fn statfs(&self, _req: &Request, _ino: INodeNo, reply: ReplyStatfs) {
@@ -520,7 +490,7 @@ impl Filesystem for Requests {
 
     fn setxattr(
         &self,
-        _req: &Request,
+        req: &Request,
         ino: INodeNo,
         name: &OsStr,
         value: &[u8],
@@ -530,9 +500,14 @@ impl Filesystem for Requests {
     ) {
         let create = flags & libc::XATTR_CREATE != 0;
         let replace = flags & libc::XATTR_REPLACE != 0;
-        let result = self
-            .volume
-            .setxattr(ino.0, name.as_bytes(), value, create, replace);
+        let name = name.as_bytes();
+        let result = match AclKind::of_name(name) {
+            Some(kind) => {
+                let keep_setgid = !self.loses_setgid(req, ino);
+                self.volume.set_acl(ino.0, kind, Some(value), keep_setgid)
+            }
+            None => self.volume.setxattr(ino.0, name, value, create, replace),
+        };
         reply_empty("setxattr", result, reply);
     }
 
@@ -565,17 +540,44 @@ impl Filesystem for Requests {
         mode: i32,
         reply: ReplyEmpty,
     ) {
-        const PUNCH: i32 = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
-        let result = match mode {
-            PUNCH => self.volume.punch_hole(ino.0, offset, length),
-            // Space cannot be reserved for data whose stored size is not known yet.
-            libc::FALLOC_FL_KEEP_SIZE => Ok(()),
-            0 => self
-                .volume
-                .extend(ino.0, offset.saturating_add(length), req.uid() != 0),
-            _ => Err(VolumeError::Unsupported("this kind of fallocate")),
-        };
+        let clear_privileges = loses_privileges(req);
+        let result = allocate_mode(mode, clear_privileges)
+            .and_then(|mode| self.volume.allocate(ino.0, offset, length, mode));
         reply_empty("fallocate", result, reply);
+    }
+
+    fn copy_file_range(
+        &self,
+        req: &Request,
+        ino_in: INodeNo,
+        _fh_in: FileHandle,
+        offset_in: u64,
+        ino_out: INodeNo,
+        _fh_out: FileHandle,
+        offset_out: u64,
+        len: u64,
+        flags: CopyFileRangeFlags,
+        reply: ReplyWrite,
+    ) {
+        if !flags.is_empty() {
+            return reply.error(Errno::EINVAL);
+        }
+        let copy = CopyRange {
+            from: ino_in.0,
+            from_offset: offset_in,
+            to: ino_out.0,
+            to_offset: offset_out,
+            // The reply has 32 bits.
+            len: len.min(MAX_COPY),
+            clear_privileges: loses_privileges(req),
+        };
+        match self.volume.copy_range(copy) {
+            Ok(copied) => {
+                self.volume.accessed(ino_in.0);
+                reply.written(copied as u32)
+            }
+            Err(error) => reply.error(errno("copy_file_range", &error)),
+        }
     }
 
     fn lseek(

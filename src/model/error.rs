@@ -11,4 +11,9 @@ pub enum ModelError {
     Damaged(String),
     #[error("tokenizer: {0}")]
     Tokenizer(String),
+    /// What a caller or a block asks of a network that does not fit it.
+    #[error("network input: {0}")]
+    Input(String),
+    #[error("device: {0}")]
+    Device(String),
 }

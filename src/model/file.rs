@@ -11,6 +11,8 @@ use super::{Model, ModelError, ModelHash};
 
 const MAGIC: &[u8; 8] = b"S2SMODEL";
 const VERSION: u32 = 1;
+/// The sections, in their order.
+const TAGS: [&[u8; 4]; 6] = [b"info", b"tokn", b"dict", b"logi", b"parm", b"tabl"];
 /// Level at which sections are compressed: models are made once and shipped.
 const LEVEL: i32 = 19;
 /// Most bytes of a section when unpacked; what a damaged header can make us allocate.
@@ -41,8 +43,13 @@ fn damaged(what: impl Into<String>) -> ModelError {
     ModelError::Damaged(what.into())
 }
 
-fn put_section(file: &mut Vec<u8>, tag: &[u8; 4], raw: &[u8]) -> Result<(), ModelError> {
-    let packed = zstd::bulk::compress(raw, LEVEL).map_err(|e| damaged(e.to_string()))?;
+fn put_section(
+    file: &mut Vec<u8>,
+    tag: &[u8; 4],
+    raw: &[u8],
+    level: i32,
+) -> Result<(), ModelError> {
+    let packed = zstd::bulk::compress(raw, level).map_err(|e| damaged(e.to_string()))?;
     file.extend_from_slice(tag);
     file.extend_from_slice(&(raw.len() as u64).to_le_bytes());
     file.extend_from_slice(&(packed.len() as u64).to_le_bytes());
@@ -93,6 +100,29 @@ impl<'a> Sections<'a> {
             Ok(raw)
         }
     }
+}
+
+/// A section's tag and unpacked bytes.
+pub(super) type Section = ([u8; 4], Vec<u8>);
+
+/// The sections of a good model file, for fuzzing.
+pub(super) fn split_sections(file: &[u8]) -> Result<Vec<Section>, ModelError> {
+    let mut sections = Sections {
+        rest: file.get(12..).unwrap_or_default(),
+    };
+    TAGS.iter()
+        .map(|tag| Ok((**tag, sections.section(tag)?)))
+        .collect()
+}
+
+/// A model file of these sections, good or not.
+pub(super) fn join_sections(sections: &[Section]) -> Result<Vec<u8>, ModelError> {
+    let mut file = MAGIC.to_vec();
+    file.extend_from_slice(&VERSION.to_le_bytes());
+    for (tag, raw) in sections {
+        put_section(&mut file, tag, raw, 1)?;
+    }
+    Ok(file)
 }
 
 /// Table lines as planes: all check bytes, then the slots of node 1, of node 2, and so on. A slot has a
@@ -262,13 +292,13 @@ impl Model {
         let mut file = MAGIC.to_vec();
         file.extend_from_slice(&VERSION.to_le_bytes());
         let info = serde_json::to_vec(&self.info).map_err(|e| damaged(e.to_string()))?;
-        put_section(&mut file, b"info", &info)?;
-        put_section(&mut file, b"tokn", &self.tokenizer.to_json()?)?;
-        put_section(&mut file, b"dict", &self.dictionary)?;
+        put_section(&mut file, b"info", &info, LEVEL)?;
+        put_section(&mut file, b"tokn", &self.tokenizer.to_json()?, LEVEL)?;
+        put_section(&mut file, b"dict", &self.dictionary, LEVEL)?;
         let logits: Vec<u8> = self.logits.iter().flat_map(|x| x.to_le_bytes()).collect();
-        put_section(&mut file, b"logi", &logits)?;
-        put_section(&mut file, b"parm", &params_bytes(&self.params))?;
-        put_section(&mut file, b"tabl", &planes_of(&self.tables))?;
+        put_section(&mut file, b"logi", &logits, LEVEL)?;
+        put_section(&mut file, b"parm", &params_bytes(&self.params), LEVEL)?;
+        put_section(&mut file, b"tabl", &planes_of(&self.tables), LEVEL)?;
         Ok(file)
     }
 

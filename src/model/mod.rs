@@ -6,9 +6,11 @@
 pub mod contexts;
 mod error;
 mod file;
+pub(crate) mod fuzz;
 pub mod logistic;
 pub mod matcher;
 pub mod mixer;
+pub mod network;
 pub mod overlay;
 pub mod predictor;
 pub mod states;

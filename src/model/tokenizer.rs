@@ -4,6 +4,9 @@
 //! can be tokenised. Text is first split into words (runs of one kind of byte, a single space going
 //! with what follows it), because merges never cross them.
 
+use std::collections::HashMap;
+
+use serde::Deserialize;
 use tokenizers::models::bpe::{BPE, BpeTrainer};
 use tokenizers::tokenizer::{Model as _, Trainer as _};
 
@@ -32,6 +35,56 @@ fn alphabet() -> [char; 256] {
         next += 1;
         char::from_u32(next - 1).unwrap_or(char::REPLACEMENT_CHARACTER)
     })
+}
+
+/// What of a vocabulary's JSON must be looked at before the library reads it.
+#[derive(Deserialize)]
+struct Plain {
+    vocab: HashMap<String, u32>,
+    #[serde(default)]
+    merges: Vec<Merge>,
+    dropout: Option<f64>,
+    unk_token: Option<String>,
+    continuing_subword_prefix: Option<String>,
+    end_of_word_suffix: Option<String>,
+    #[serde(default)]
+    byte_fallback: bool,
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Merge {
+    Pair(String, String),
+    Line(String),
+}
+
+/// Refuses what `Tokenizer::train` never makes. With a prefix, or a merge into a token that is not
+/// there, the library reads past its buffers; with dropout it is not the same twice.
+fn check_plain(json: &[u8]) -> Result<(), ModelError> {
+    let refuse = |why: &str| Err(ModelError::Tokenizer(why.into()));
+    let plain: Plain =
+        serde_json::from_slice(json).map_err(|e| ModelError::Tokenizer(e.to_string()))?;
+    let extras = [
+        &plain.unk_token,
+        &plain.continuing_subword_prefix,
+        &plain.end_of_word_suffix,
+    ];
+    if plain.dropout.is_some() || plain.byte_fallback || extras.iter().any(|e| e.is_some()) {
+        return refuse("it is more than plain byte pairs");
+    }
+    for merge in &plain.merges {
+        let merged = match merge {
+            Merge::Pair(a, b) => format!("{a}{b}"),
+            Merge::Line(line) => match line.split_once(' ') {
+                Some((a, b)) => format!("{a}{b}"),
+                None => return refuse("a merge that is no pair"),
+            },
+        };
+        if !plain.vocab.contains_key(&merged) {
+            return refuse("a merge into a token that is not in the vocabulary");
+        }
+    }
+    Ok(())
 }
 
 #[derive(PartialEq, Clone, Copy)]
@@ -110,6 +163,7 @@ impl Tokenizer {
 
     /// Reads a vocabulary in the JSON of the `tokenizers` library.
     pub fn from_json(json: &[u8]) -> Result<Tokenizer, ModelError> {
+        check_plain(json)?;
         let bpe = serde_json::from_slice(json).map_err(|e| ModelError::Tokenizer(e.to_string()))?;
         let tokenizer = Tokenizer {
             bpe,
@@ -137,11 +191,18 @@ impl Tokenizer {
                 .tokenize(&text)
                 .map_err(|e| ModelError::Tokenizer(e.to_string()))?;
             // one character stands for one byte
+            let before = lengths.len();
             lengths.extend(
                 tokens
                     .iter()
                     .map(|token| token.value.chars().count() as u32),
             );
+            let covered: u64 = lengths[before..].iter().map(|len| u64::from(*len)).sum();
+            if covered != word.len() as u64 || lengths[before..].contains(&0) {
+                return Err(ModelError::Tokenizer(
+                    "its tokens are not the bytes that they stand for".into(),
+                ));
+            }
         }
         Ok(lengths)
     }
@@ -179,5 +240,22 @@ mod tests {
     fn a_json_without_all_bytes_is_refused() {
         assert!(Tokenizer::from_json(b"{}").is_err());
         assert!(Tokenizer::from_json(br#"{"type":"BPE","vocab":{"a":0},"merges":[]}"#).is_err());
+    }
+
+    #[test]
+    fn what_would_make_the_library_read_past_its_buffers_is_refused() {
+        let text = b"aaaa bbbb abab".repeat(9);
+        let tokenizer = Tokenizer::train(std::iter::once(text.as_slice()), 270).unwrap();
+        let good: serde_json::Value =
+            serde_json::from_slice(&tokenizer.to_json().unwrap()).unwrap();
+        let refused = |field: &str, value: serde_json::Value| {
+            let mut json = good.clone();
+            json[field] = value;
+            Tokenizer::from_json(&serde_json::to_vec(&json).unwrap()).is_err()
+        };
+        assert!(!refused("fuse_unk", true.into()));
+        assert!(refused("merges", serde_json::json!([["a", "zzzzzz"]])));
+        assert!(refused("continuing_subword_prefix", "##".into()));
+        assert!(refused("dropout", 0.5.into()));
     }
 }

@@ -6,6 +6,7 @@
 mod daemon;
 mod models;
 mod notify;
+mod remount;
 mod unmount;
 mod volume;
 
@@ -21,8 +22,9 @@ use crate::options::Settings;
 
 pub use daemon::{Readiness, run};
 pub use models::{codecs, codecs_of_store};
+pub use remount::{is_remount, remount};
 pub use unmount::{detach, is_dead, unmount};
-pub use volume::{open_store, open_volume, unmounted_status};
+pub use volume::{open_damaged, open_store, open_volume, repair_store, unmounted_status};
 
 /// Hidden flag by which the daemon knows itself.
 pub const DAEMON_FLAG: &str = "--daemon";

@@ -7,11 +7,13 @@ use std::time::{Duration, Instant};
 use super::Request;
 use super::models::{codecs_of_store, keep_model};
 use crate::codec::{Codecs, Policy};
-use crate::control::{FileInfo, Service, ServiceError, Status};
+use crate::control::{
+    FileInfo, ScrubAction, ScrubOptions, ScrubStatus, Service, ServiceError, Status,
+};
 use crate::exit::{Context, Exit, Failure, Outcome};
 use crate::options::Settings;
 use crate::store::{OpenOptions, RealStorage, Store, StoreError};
-use crate::volume::{self, Volume, VolumeError, VolumeOptions};
+use crate::volume::{self, RepairReport, Volume, VolumeError, VolumeOptions};
 
 /// Longer than any mount lasts, and short enough for clock arithmetic.
 const NEVER: Duration = Duration::from_secs(100 * 365 * 86_400);
@@ -21,6 +23,29 @@ const NEVER: Duration = Duration::from_secs(100 * 365 * 86_400);
 pub fn open_store(path: &Path, options: &OpenOptions) -> Outcome<Store> {
     let storage = Arc::new(RealStorage::new(path));
     Store::open(storage, options).map_err(|e| store_failure(&e))
+}
+
+/// Opens the store at `path` read-only, however damaged it is, for a check.
+pub fn open_damaged(path: &Path) -> Outcome<Store> {
+    let storage = Arc::new(RealStorage::new(path));
+    Store::open_damaged(storage, &OpenOptions::default(), false).map_err(|e| store_failure(&e))
+}
+
+/// Mends the store at `path`.
+pub fn repair_store(
+    path: &Path,
+    codecs: &Arc<Codecs>,
+    threads: usize,
+    progress: &(dyn Fn(u64, u64) + Sync),
+) -> Outcome<RepairReport> {
+    let storage = Arc::new(RealStorage::new(path));
+    // For who may not repair it, or should not: the reason, in the terms of every command.
+    drop(
+        Store::open_damaged(storage.clone(), &OpenOptions::default(), false)
+            .map_err(|e| store_failure(&e))?,
+    );
+    volume::repair(storage, &OpenOptions::default(), codecs, threads, progress)
+        .map_err(|e| volume_failure(path, &e))
 }
 
 /// A volume and the name of the model that encodes for it.
@@ -34,6 +59,7 @@ pub fn open_volume(path: &Path, settings: &Settings) -> Outcome<Opened> {
     let options = OpenOptions {
         create: !settings.read_only,
         read_only: settings.read_only,
+        segment_bytes: settings.segment_bytes,
         ..OpenOptions::default()
     };
     // First, so that a wrong model does not leave a new store behind.
@@ -49,6 +75,7 @@ pub fn open_volume(path: &Path, settings: &Settings) -> Outcome<Opened> {
         extent: settings.extent,
         group: settings.group,
         settle_after: settings.settle_after.unwrap_or(NEVER),
+        relatime: !settings.kernel.noatime,
         read_only: settings.read_only,
     };
     let codecs = Arc::new(codecs);
@@ -141,6 +168,19 @@ impl Service for VolumeService {
 
     fn settle(&self, progress: &dyn Fn(u64, u64)) -> Result<(), ServiceError> {
         self.volume.settle(progress).map_err(service_error)
+    }
+
+    fn scrub(
+        &self,
+        action: ScrubAction,
+        options: ScrubOptions,
+    ) -> Result<ScrubStatus, ServiceError> {
+        self.volume.scrub(action, options).map_err(service_error)
+    }
+
+    fn reclaim(&self, progress: &dyn Fn(u64, u64)) -> Result<(u64, u64), ServiceError> {
+        let report = self.volume.reclaim(progress).map_err(service_error)?;
+        Ok((report.bytes_freed, report.bytes_copied))
     }
 
     fn file_info(&self, ino: u64) -> Result<FileInfo, ServiceError> {

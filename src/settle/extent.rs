@@ -1,5 +1,8 @@
 use crate::store::BlockId;
 
+/// Stands for the block of an extent whose data was lost: no block has this number.
+pub const LOST: BlockId = 0;
+
 /// A contiguous piece of a file that a block holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Extent {
@@ -13,6 +16,11 @@ pub struct Extent {
 }
 
 impl Extent {
+    /// The data of this range is lost for good. It cannot be read until it is overwritten.
+    pub fn is_lost(&self) -> bool {
+        self.block == LOST
+    }
+
     pub fn end(&self) -> u64 {
         self.offset.saturating_add(u64::from(self.len))
     }

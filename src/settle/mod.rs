@@ -11,7 +11,8 @@ mod pipeline;
 mod plan;
 mod recent;
 
-pub use extent::Extent;
+pub use extent::{Extent, LOST};
+pub(crate) use pipeline::lower_priority;
 
 use crate::codec::Policy;
 use crate::codec::{Codecs, Encoded};
@@ -128,6 +129,7 @@ pub struct Settler {
     failures: AtomicU64,
     last_failure: Mutex<Option<String>>,
     anchors: Mutex<pipeline::Anchors>,
+    working: AtomicBool,
     stopping: AtomicBool,
     idle: Mutex<()>,
     wake: Condvar,
@@ -146,6 +148,7 @@ impl Settler {
             failures: AtomicU64::new(0),
             last_failure: Mutex::new(None),
             anchors: Mutex::new(pipeline::Anchors::default()),
+            working: AtomicBool::new(false),
             stopping: AtomicBool::new(false),
             idle: Mutex::new(()),
             wake: Condvar::new(),
@@ -194,6 +197,11 @@ impl Settler {
         for offset in offsets {
             recent.touched(Window { ino, offset });
         }
+    }
+
+    /// Blocks are being encoded just now.
+    pub fn is_working(&self) -> bool {
+        self.working.load(SeqCst)
     }
 
     pub fn stats(&self) -> SettleStats {

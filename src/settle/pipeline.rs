@@ -12,6 +12,8 @@ use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
+/// Priority of the threads that settle.
+const NICE: i32 = 10;
 /// Windows that one batch takes.
 const BATCH: usize = 1024;
 /// Blocks that are made durable together.
@@ -51,7 +53,7 @@ struct Done {
 impl Settler {
     /// Body of the settling thread.
     pub(super) fn run<H: Host>(&self, host: &Weak<H>) {
-        lower_priority();
+        lower_priority(NICE);
         let mut housekeeping = Instant::now();
         while !self.is_stopping() {
             let Some(host) = host.upgrade() else {
@@ -158,7 +160,9 @@ impl Settler {
         }
         let begun = Instant::now();
         let before = self.settled_bytes.load(SeqCst);
+        self.working.store(true, SeqCst);
         self.encode_all(host, candidates);
+        self.working.store(false, SeqCst);
         self.note_busy(begun);
         self.settled_bytes.load(SeqCst) > before
     }
@@ -204,7 +208,7 @@ impl Settler {
 
     /// Body of an encoding thread: takes jobs until there are none.
     fn work(&self, host: &dyn Host, jobs: &[Job], next: &AtomicUsize, done: &Mutex<Vec<Done>>) {
-        lower_priority();
+        lower_priority(NICE);
         while !self.is_stopping() {
             let Some(job) = jobs.get(next.fetch_add(1, SeqCst)) else {
                 return;
@@ -373,8 +377,8 @@ impl Settler {
     }
 }
 
-/// Lets everything else on the machine go first. Failure only means less politeness.
-fn lower_priority() {
+/// Lets the others on the machine go first. Failure only means less politeness.
+pub(crate) fn lower_priority(nice: i32) {
     let thread = rustix::thread::gettid();
-    let _ = rustix::process::setpriority_process(Some(thread), 10);
+    let _ = rustix::process::setpriority_process(Some(thread), nice);
 }

@@ -38,13 +38,17 @@ impl Recent {
     }
 
     pub fn touched(&mut self, window: Window) {
+        self.touched_at(window, Instant::now());
+    }
+
+    fn touched_at(&mut self, window: Window, now: Instant) {
         let entry = self.entry(window);
         if entry.settled {
             entry.rewrites = (entry.rewrites + 1).min(MAX_DOUBLINGS);
         }
         entry.settled = false;
         entry.failures = 0;
-        entry.touched = Instant::now();
+        entry.touched = now;
     }
 
     pub fn settled(&mut self, window: Window) {
@@ -68,11 +72,16 @@ impl Recent {
 
     /// Whether a window has been left alone for long enough.
     pub fn is_quiet(&self, window: Window) -> bool {
+        self.is_quiet_at(window, Instant::now())
+    }
+
+    fn is_quiet_at(&self, window: Window, now: Instant) -> bool {
         match self.windows.peek(&window) {
             None => true,
             Some(entry) => {
                 entry.failures < MAX_FAILURES
-                    && entry.touched.elapsed() >= self.settle_after * (1 << entry.rewrites)
+                    && now.saturating_duration_since(entry.touched)
+                        >= self.settle_after * (1 << entry.rewrites)
             }
         }
     }
@@ -85,17 +94,17 @@ mod tests {
     #[test]
     fn a_window_that_is_rewritten_after_settling_waits_twice_as_long() {
         let window = Window { ino: 1, offset: 0 };
-        let mut recent = Recent::new(Duration::from_millis(20));
-        assert!(recent.is_quiet(window));
-        recent.touched(window);
-        assert!(!recent.is_quiet(window));
-        std::thread::sleep(Duration::from_millis(25));
-        assert!(recent.is_quiet(window));
+        let second = Duration::from_secs(1);
+        let mut recent = Recent::new(second);
+        let begun = Instant::now();
+        assert!(recent.is_quiet_at(window, begun));
+        recent.touched_at(window, begun);
+        assert!(!recent.is_quiet_at(window, begun + second / 2));
+        let settled = begun + second;
+        assert!(recent.is_quiet_at(window, settled));
         recent.settled(window);
-        recent.touched(window);
-        std::thread::sleep(Duration::from_millis(25));
-        assert!(!recent.is_quiet(window));
-        std::thread::sleep(Duration::from_millis(20));
-        assert!(recent.is_quiet(window));
+        recent.touched_at(window, settled);
+        assert!(!recent.is_quiet_at(window, settled + second));
+        assert!(recent.is_quiet_at(window, settled + 2 * second));
     }
 }

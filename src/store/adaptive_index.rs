@@ -17,11 +17,14 @@ use super::segments::{Log, Position, SegmentState};
 use super::sled_index::SledIndex;
 use super::varint::{self, Reader};
 use super::{BlockId, Lsn, OpenOptions, Result, StoreError};
+use crate::fault;
 
 const MARKER: &str = "index/clean";
 const MARKER_TEMPORARY: &str = "index/clean.tmp";
 const COMPACTED: &str = "index.tmp";
 const MARKER_MAGIC: &[u8; 8] = b"s2sfsidx";
+/// A mark lists all segments, in a few bytes each.
+const MAX_MARKER: u64 = 64 << 20;
 const COPY_STEP: usize = 4096;
 /// Below this, compacting sled at close is not worth the time.
 const COMPACT_ABOVE: u64 = 1 << 20;
@@ -128,12 +131,13 @@ impl AdaptiveIndex {
             return Ok(None);
         };
         let found = log.segments();
-        let same = state.segments.len() == found.len()
-            && state.segments.iter().all(|(seq, state)| {
-                found
-                    .get(seq)
-                    .is_some_and(|found| (found.kind, found.len) == (state.kind, state.len))
-            });
+        let same = fault::planted("stale-index-trusted")
+            || state.segments.len() == found.len()
+                && state.segments.iter().all(|(seq, state)| {
+                    found
+                        .get(seq)
+                        .is_some_and(|found| (found.kind, found.len) == (state.kind, state.len))
+                });
         let Some(path) = log.storage.local_path(INDEX_DIR).filter(|_| same) else {
             return Ok(None);
         };
@@ -151,9 +155,11 @@ impl AdaptiveIndex {
                 return Ok(None);
             }
         };
-        log.storage
-            .unlink(MARKER)
-            .map_err(StoreError::io("unlink", MARKER))?;
+        if !fault::planted("stale-index-trusted") {
+            log.storage
+                .unlink(MARKER)
+                .map_err(StoreError::io("unlink", MARKER))?;
+        }
         log.storage
             .sync_dir(INDEX_DIR)
             .map_err(StoreError::io("fsync", INDEX_DIR))?;
@@ -394,15 +400,17 @@ fn decode_marker(log: &Log, bytes: &[u8]) -> Option<(Vec<u8>, CleanState)> {
 }
 
 fn read_marker(log: &Log) -> Result<Option<(Vec<u8>, CleanState)>> {
-    if !log
-        .storage
-        .exists(MARKER)
-        .map_err(StoreError::io("stat", MARKER))?
-    {
+    if !matches!(log.storage.exists(MARKER), Ok(true)) {
         return Ok(None);
     }
-    let bytes = super::layout::read_file(&*log.storage, MARKER)?;
-    Ok(decode_marker(log, &bytes))
+    // The index is only a cache: one that cannot be read is made anew.
+    match super::layout::read_file(&*log.storage, MARKER, MAX_MARKER) {
+        Ok(bytes) => Ok(decode_marker(log, &bytes)),
+        Err(error) => {
+            log::warn!("{error}; the index is made anew from the log");
+            Ok(None)
+        }
+    }
 }
 
 fn write_marker(log: &Log, nonce: &[u8; 16], state: &CleanState) -> Result<()> {

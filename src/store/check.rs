@@ -30,6 +30,25 @@ pub struct Problem {
     pub what: String,
 }
 
+impl Problem {
+    /// Something wrong with a whole file.
+    pub(crate) fn in_segment(path: String, what: impl fmt::Display) -> Problem {
+        Problem {
+            segment: Some(path),
+            what: what.to_string(),
+            ..Problem::default()
+        }
+    }
+
+    /// Something wrong in one place of a file.
+    pub(crate) fn at(path: String, offset: u64, what: impl fmt::Display) -> Problem {
+        Problem {
+            offset: Some(offset),
+            ..Problem::in_segment(path, what)
+        }
+    }
+}
+
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut place = Vec::new();
@@ -64,6 +83,12 @@ pub struct CheckReport {
 
 impl CheckReport {
     fn add(&mut self, problem: Problem) {
+        // Opening the store and walking over its segments see the same fault.
+        let place = |p: &Problem| (p.segment.clone(), p.offset);
+        let known = |p: &Problem| p.block.is_none() && place(p) == place(&problem);
+        if problem.block.is_none() && problem.offset.is_some() && self.problems.iter().any(known) {
+            return;
+        }
         self.problem_count += 1;
         if self.problems.len() < LISTED {
             self.problems.push(problem);
@@ -86,15 +111,12 @@ impl Store {
         visit: BlockVisitor,
     ) -> Result<CheckReport> {
         let mut report = CheckReport::default();
+        for problem in self.salvage.iter().flat_map(|s| &s.problems) {
+            report.add(problem.clone());
+        }
         for (seq, state) in self.log.segments() {
-            self.check_segment(
-                SegmentName {
-                    seq,
-                    kind: state.kind,
-                },
-                state.len,
-                &mut report,
-            );
+            let kind = state.kind;
+            self.check_segment(SegmentName { seq, kind }, state.len, &mut report);
         }
         let mut counted: BTreeMap<BlockId, (u64, u64)> = BTreeMap::new();
         for extent in extents {
@@ -105,59 +127,46 @@ impl Store {
         }
         let anchors = self.check_blocks(&mut report, &mut counted, visit)?;
         self.compare_counts(&mut report, counted)?;
-        name_dependants(&mut report, &anchors);
+        name_dependants(self, &mut report, &anchors);
         Ok(report)
     }
 
-    /// Walks over the records of a segment; behind a bad one it goes on with the next valid one.
+    /// Walks over the records of a segment, of a checkpoint in both copies.
     fn check_segment(&self, name: SegmentName, len: u64, report: &mut CheckReport) {
         report.segments += 1;
-        if let Err(error) = self.walk_segment(name, len, report) {
-            report.add(Problem {
-                segment: Some(name.path()),
-                what: error.to_string(),
-                ..Problem::default()
-            });
+        let checkpoint = name.kind == SegmentKind::Checkpoint;
+        for path in std::iter::once(name.path()).chain(checkpoint.then(|| name.copy_path())) {
+            // A crash may leave one copy of a checkpoint, and stores of earlier versions have but one.
+            if checkpoint && matches!(self.log.storage.exists(&path), Ok(false)) {
+                continue;
+            }
+            if let Err(error) = self.walk_segment(name, &path, len, report) {
+                report.add(Problem::in_segment(path, error));
+            }
         }
     }
 
-    fn walk_segment(&self, name: SegmentName, len: u64, report: &mut CheckReport) -> Result<()> {
-        let mut reader = SegmentReader::open(&*self.log.storage, self.log.uuid, name)?;
-        reader.len = reader.len.min(len);
-        let mut problem = |offset: u64, what: String| {
-            let segment = Some(name.path());
-            report.add(Problem {
-                segment,
-                offset: Some(offset),
-                what,
-                ..Problem::default()
-            });
-        };
-        if let Err(error) = reader.check_header() {
-            problem(0, error.to_string());
+    fn walk_segment(
+        &self,
+        name: SegmentName,
+        path: &str,
+        len: u64,
+        report: &mut CheckReport,
+    ) -> Result<()> {
+        let (log, checkpoint) = (&self.log, name.kind == SegmentKind::Checkpoint);
+        let mut reader = SegmentReader::open_at(&*log.storage, log.uuid, name, path.to_owned())?;
+        if !checkpoint {
+            reader.len = reader.len.min(len);
         }
-        let mut records = 0;
-        loop {
-            match reader.step()? {
-                Step::Record { .. } => records += 1,
-                Step::End => break,
-                Step::Bad { offset, why } => {
-                    reader.seek_valid(offset + 1)?;
-                    let resumed = reader.cursor;
-                    problem(
-                        offset,
-                        format!("{why}; {} bytes are unreadable", resumed - offset),
-                    );
-                }
-            }
+        let mut faults = Vec::new();
+        report.records += walk(&mut reader, &mut |offset, what| faults.push((offset, what)))?;
+        if !checkpoint && reader.cursor < len {
+            let what = format!("the segment ends {} bytes too early", len - reader.cursor);
+            faults.push((reader.cursor, what));
         }
-        if name.kind != SegmentKind::Checkpoint && reader.cursor < len {
-            problem(
-                reader.cursor,
-                format!("the segment ends {} bytes too early", len - reader.cursor),
-            );
+        for (offset, what) in faults {
+            report.add(Problem::at(path.to_owned(), offset, what));
         }
-        report.records += records;
         Ok(())
     }
 
@@ -195,20 +204,13 @@ impl Store {
         }
     }
 
-    fn block_problem(&self, block: BlockId, what: String) -> Problem {
-        let place = self
-            .lookup(block)
-            .ok()
-            .flatten()
-            .map(|(entry, _)| (entry.seq, entry.offset));
-        let segment = place.map(|(seq, _)| {
-            self.log
-                .path_of(seq)
-                .unwrap_or_else(|| format!("{seq:08x} (missing)"))
-        });
+    /// A problem of a block, with the place of its record.
+    pub fn block_problem(&self, block: BlockId, what: String) -> Problem {
+        let place = self.block_place(block).ok().flatten();
+        let (segment, offset) = place.unzip();
         Problem {
             segment,
-            offset: place.map(|(_, offset)| offset),
+            offset,
             block: Some(block),
             what,
         }
@@ -252,8 +254,28 @@ impl Store {
     }
 }
 
+/// Walks over all records of a segment and tells `fault` what is wrong where; behind a bad record it goes
+/// on with the next valid one. Returns the number of valid records.
+pub(crate) fn walk(reader: &mut SegmentReader, fault: &mut dyn FnMut(u64, String)) -> Result<u64> {
+    if let Err(error) = reader.check_header() {
+        fault(0, error.to_string());
+    }
+    let mut records = 0;
+    loop {
+        match reader.step()? {
+            Step::Record { .. } => records += 1,
+            Step::End => return Ok(records),
+            Step::Bad { offset, why } => {
+                reader.seek_valid(offset + 1)?;
+                let bytes = reader.cursor - offset;
+                fault(offset, format!("{why}; {bytes} bytes are unreadable"));
+            }
+        }
+    }
+}
+
 /// A block whose anchor is damaged cannot be decoded either.
-fn name_dependants(report: &mut CheckReport, anchors: &[(BlockId, BlockId)]) {
+fn name_dependants(store: &Store, report: &mut CheckReport, anchors: &[(BlockId, BlockId)]) {
     let damaged: Vec<(BlockId, BlockId)> = anchors
         .iter()
         .filter(|(_, anchor)| report.damaged_blocks.contains(anchor))
@@ -262,11 +284,7 @@ fn name_dependants(report: &mut CheckReport, anchors: &[(BlockId, BlockId)]) {
     for (block, anchor) in damaged {
         if report.damaged_blocks.insert(block) {
             let what = format!("its anchor, block {anchor}, is damaged");
-            report.add(Problem {
-                block: Some(block),
-                what,
-                ..Problem::default()
-            });
+            report.add(store.block_problem(block, what));
         }
     }
 }

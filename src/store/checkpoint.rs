@@ -9,18 +9,19 @@ use std::sync::Arc;
 
 use super::index::{Change, Index, Pair};
 use super::record::{Place, RecordHeader, RecordKind};
-use super::segment::{
-    LOG_DIR, SEGMENT_HEADER_LEN, SegmentKind, SegmentName, SegmentReader, Step, encode_header,
-};
+use super::segment::{LOG_DIR, SegmentKind, SegmentName, encode_header};
 use super::segments::{Log, Position};
 use super::storage::StorageFile;
 use super::varint::{self, Reader};
 use super::{BlockId, Lsn, Result, StoreError};
+use crate::fault;
 
 /// Uncompressed bytes after which a page ends.
 const PAGE_BYTES: usize = 1 << 20;
 /// No page is longer than this, uncompressed: one pair may overshoot [`PAGE_BYTES`].
 const MAX_PAGE: usize = 80 << 20;
+/// Bytes that the keys of a page share with the keys before them; bounds what a hostile page makes of itself.
+const MAX_EXPANDED: usize = 256 << 20;
 const SCAN_STEP: usize = 512;
 
 /// The last record of a checkpoint.
@@ -147,9 +148,14 @@ fn decode_page(bytes: &[u8]) -> Option<Vec<Change>> {
     };
     let mut changes: Vec<Change> = Vec::new();
     let mut last_key: Vec<u8> = Vec::new();
+    let mut expanded = 0;
     for _ in 0..pairs {
         let shared = shared.varint_usize()?;
         let suffix_len = suffix_lens.varint_usize()?;
+        expanded += last_key.get(..shared)?.len();
+        if expanded > MAX_EXPANDED {
+            return None;
+        }
         let mut key = last_key.get(..shared)?.to_vec();
         key.extend_from_slice(suffixes.bytes(suffix_len)?);
         let value_len = value_lens.varint_usize()?;
@@ -164,17 +170,32 @@ fn decode_page(bytes: &[u8]) -> Option<Vec<Change>> {
     all_used.then_some(changes)
 }
 
-/// Writes a checkpoint under a temporary name.
+/// A page with these pairs, for fuzzing.
+pub(crate) fn encode_pairs(changes: &[Change]) -> Vec<u8> {
+    let mut page = Page::default();
+    for change in changes {
+        page.push(&change.key, change.value.as_deref().unwrap_or_default());
+    }
+    page.encode()
+}
+
+/// One of the two files of a checkpoint that is being written.
+struct Copy {
+    temporary: String,
+    path: String,
+    file: Arc<dyn StorageFile>,
+}
+
+/// Writes a checkpoint, in two copies, under temporary names.
 pub(crate) struct CheckpointWriter<'a> {
     log: &'a Log,
     name: SegmentName,
-    temporary: String,
-    file: Arc<dyn StorageFile>,
+    copies: Vec<Copy>,
     len: u64,
     level: i32,
     pages: u64,
     pairs: u64,
-    /// It has its name.
+    /// Both have their names.
     finished: bool,
 }
 
@@ -184,28 +205,41 @@ impl<'a> CheckpointWriter<'a> {
             seq: log.take_seq(),
             kind: SegmentKind::Checkpoint,
         };
-        let temporary = format!("{}.tmp", name.path());
-        let file = log
-            .storage
-            .create(&temporary)
-            .map_err(StoreError::io("create", &temporary))?;
-        let header = encode_header(name, log.uuid, lsn);
-        let writer = CheckpointWriter {
+        let mut writer = CheckpointWriter {
             log,
             name,
-            temporary,
-            file,
-            len: SEGMENT_HEADER_LEN,
+            copies: Vec::new(),
+            len: 0,
             level,
             pages: 0,
             pairs: 0,
             finished: false,
         };
-        writer
-            .file
-            .write_at(0, &[&header])
-            .map_err(StoreError::io("write", &writer.temporary))?;
+        for path in [name.copy_path(), name.path()] {
+            let temporary = format!("{path}.tmp");
+            let file = log
+                .storage
+                .create(&temporary)
+                .map_err(StoreError::io("create", &temporary))?;
+            writer.copies.push(Copy {
+                temporary,
+                path,
+                file,
+            });
+        }
+        writer.write(&[&encode_header(name, log.uuid, lsn)])?;
         Ok(writer)
+    }
+
+    /// Appends to both copies.
+    fn write(&mut self, parts: &[&[u8]]) -> Result<()> {
+        for copy in &self.copies {
+            copy.file
+                .write_at(self.len, parts)
+                .map_err(StoreError::io("write", &copy.temporary))?;
+        }
+        self.len += parts.iter().map(|part| part.len() as u64).sum::<u64>();
+        Ok(())
     }
 
     /// Writes all pairs of `index`, page by page, so that memory stays bounded.
@@ -258,15 +292,10 @@ impl<'a> CheckpointWriter<'a> {
             seq: self.name.seq,
             offset: self.len,
         };
-        let bytes = header.encode(place, &[body]);
-        self.file
-            .write_at(self.len, &[&bytes, body])
-            .map_err(StoreError::io("write", &self.temporary))?;
-        self.len += header.record_len();
-        Ok(())
+        self.write(&[&header.encode(place, &[body]), body])
     }
 
-    /// Writes the end record and gives the checkpoint its name, durably. Returns its number and size.
+    /// Writes the end record and gives the copies their names, durably. Returns number and size of one.
     pub(crate) fn finish(mut self, mut end: CheckpointEnd) -> Result<(u64, u64)> {
         end.pages = self.pages;
         end.pairs = self.pairs;
@@ -277,20 +306,35 @@ impl<'a> CheckpointWriter<'a> {
             end.lsn,
             &end.encode(),
         )?;
-        self.file
-            .sync_data()
-            .map_err(StoreError::io("fdatasync", &self.temporary))?;
-        let path = self.name.path();
-        self.log
-            .storage
-            .rename(&self.temporary, &path)
-            .map_err(StoreError::io("rename", &path))?;
+        let late = fault::planted("checkpoint-renamed-before-sync");
+        if !late {
+            self.sync()?;
+        }
+        // Each copy alone is a whole checkpoint, so a power cut may keep either name.
+        for copy in &self.copies {
+            self.log
+                .storage
+                .rename(&copy.temporary, &copy.path)
+                .map_err(StoreError::io("rename", &copy.path))?;
+        }
         self.finished = true;
         self.log
             .storage
             .sync_dir(LOG_DIR)
             .map_err(StoreError::io("fsync", LOG_DIR))?;
+        if late {
+            self.sync()?;
+        }
         Ok((self.name.seq, self.len))
+    }
+
+    fn sync(&self) -> Result<()> {
+        for copy in &self.copies {
+            copy.file
+                .sync_data()
+                .map_err(StoreError::io("fdatasync", &copy.temporary))?;
+        }
+        Ok(())
     }
 }
 
@@ -300,8 +344,12 @@ impl Drop for CheckpointWriter<'_> {
         if self.finished {
             return;
         }
-        if let Err(e) = self.log.storage.unlink(&self.temporary) {
-            log::warn!("unlink {}: {e}", self.temporary);
+        for Copy { temporary, .. } in &self.copies {
+            if let Err(e) = self.log.storage.unlink(temporary)
+                && e.kind() != std::io::ErrorKind::NotFound
+            {
+                log::warn!("unlink {temporary}: {e}");
+            }
         }
     }
 }
@@ -311,47 +359,8 @@ pub(crate) fn scan_step(index: &dyn Index, from: &[u8]) -> Result<Vec<Pair>> {
     index.scan(from, &[], SCAN_STEP)
 }
 
-/// Reads a checkpoint and hands its pages to `sink`. Any fault is an error: a checkpoint is whole or useless.
-pub(crate) fn load(
-    log: &Log,
-    name: SegmentName,
-    sink: &mut dyn FnMut(Vec<Change>) -> Result<()>,
-) -> Result<CheckpointEnd> {
-    let path = name.path();
-    let mut reader = SegmentReader::open(&*log.storage, log.uuid, name)?;
-    reader.check_header()?;
-    let (mut pages, mut pairs) = (0u64, 0u64);
-    loop {
-        let at = reader.cursor;
-        let damaged =
-            |why: &str| StoreError::damaged("checkpoint", format!("{path}, offset {at}"), why);
-        let (header, body) = match reader.step()? {
-            Step::Record { header, body, .. } => (header, body),
-            Step::End => return Err(damaged("its end is missing")),
-            Step::Bad { why, .. } => return Err(damaged(why)),
-        };
-        match header.kind {
-            RecordKind::CheckpointPage if header.object == pages => {
-                let changes =
-                    unpack_page(body).ok_or_else(|| damaged("a page that makes no sense"))?;
-                pages += 1;
-                pairs += changes.len() as u64;
-                sink(changes)?;
-            }
-            RecordKind::CheckpointEnd => {
-                let end = CheckpointEnd::decode(body)
-                    .ok_or_else(|| damaged("an end that makes no sense"))?;
-                if (end.pages, end.pairs) != (pages, pairs) {
-                    return Err(damaged("pages are missing"));
-                }
-                return Ok(end);
-            }
-            _ => return Err(damaged("a record that does not belong here")),
-        }
-    }
-}
-
-fn unpack_page(body: &[u8]) -> Option<Vec<Change>> {
+/// The pairs of a page.
+pub(crate) fn unpack_page(body: &[u8]) -> Option<Vec<Change>> {
     let size = zstd::zstd_safe::get_frame_content_size(body).ok()??;
     let size = usize::try_from(size)
         .ok()

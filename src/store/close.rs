@@ -31,7 +31,8 @@ impl Store {
     fn tidy(&self, maintenance: &mut Maintenance) -> Result<()> {
         let unchanged =
             self.last_lsn() == maintenance.checkpoint.lsn && self.journal.active_seq().is_none();
-        if !unchanged && self.checkpoint_pays(maintenance) {
+        // A checkpoint with one good copy is replaced in any case: nothing else guards against its loss.
+        if !maintenance.whole || !unchanged && self.checkpoint_pays(maintenance) {
             let want = Reclaim {
                 max_copy_bytes: CLOSE_COPY,
                 min_dead_percent: CLOSE_DEAD_PERCENT,

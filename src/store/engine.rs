@@ -15,6 +15,7 @@ use super::entry::{self, BlockEntry};
 use super::index::{Index, Pair};
 use super::layout::{self, Description, INDEX_DIR, RESERVE};
 use super::record::{RecordHeader, RecordKind};
+use super::salvage::Salvage;
 use super::segment::{SegmentKind, SegmentName};
 use super::segments::{Log, Position};
 use super::space::SpaceKeeper;
@@ -24,6 +25,7 @@ use super::transaction::{self, Resolved};
 use super::{
     BlockId, BlockInfo, Lsn, NewBlock, Op, ReclaimReport, Result, StoreError, Transaction, Usage,
 };
+use crate::fault;
 
 /// zstd level of checkpoints that are written while the store is in use.
 pub(super) const CHECKPOINT_LEVEL: i32 = 3;
@@ -52,6 +54,8 @@ pub struct Store {
     pub(super) lsn: AtomicU64,
     pub(super) space: SpaceKeeper,
     pub(super) description: Description,
+    /// What was found wrong, if the store was opened however damaged it is.
+    pub(super) salvage: Option<Salvage>,
     pub(super) _lock: Box<dyn LockGuard>,
 }
 
@@ -65,7 +69,10 @@ pub(super) struct CommitState {
 pub(super) struct Maintenance {
     pub checkpoint: CheckpointEnd,
     pub checkpoint_seq: u64,
+    /// Length of one copy.
     pub checkpoint_bytes: u64,
+    /// Both copies are there, and nothing wrong with them has been seen.
+    pub whole: bool,
 }
 
 impl Store {
@@ -275,7 +282,8 @@ impl Store {
         Ok(lsn)
     }
 
-    pub(super) fn last_lsn(&self) -> Lsn {
+    /// The last commit; 0 if there was none.
+    pub fn last_lsn(&self) -> Lsn {
         self.lsn.load(Ordering::Relaxed)
     }
 
@@ -401,7 +409,12 @@ impl Store {
             .write_all(&|from| scan_step(&self.index, from))
             // The pages may show transactions up to this one, so they must not be lost.
             .map(|()| self.lsn.load(Ordering::Relaxed))
-            .and_then(|last_lsn| self.journal.sync().map(|()| last_lsn))?;
+            .and_then(
+                |last_lsn| match fault::planted("checkpoint-ahead-of-journal") {
+                    true => Ok(last_lsn),
+                    false => self.journal.sync().map(|()| last_lsn),
+                },
+            )?;
         let next_block = self.next_block.load(Ordering::Relaxed);
         let end = CheckpointEnd {
             lsn,
@@ -422,6 +435,7 @@ impl Store {
         let old = std::mem::replace(&mut maintenance.checkpoint_seq, seq);
         maintenance.checkpoint = end;
         maintenance.checkpoint_bytes = len;
+        maintenance.whole = true;
         if let Err(error) = self.drop_segment(SegmentName {
             seq: old,
             kind: SegmentKind::Checkpoint,
@@ -433,13 +447,7 @@ impl Store {
 
     /// Unlinks a segment that nothing needs.
     pub(super) fn drop_segment(&self, name: SegmentName) -> Result<()> {
-        let path = name.path();
-        self.log
-            .storage
-            .unlink(&path)
-            .map_err(StoreError::io("unlink", &path))?;
-        self.log.forget_segment(name.seq);
-        Ok(())
+        self.log.drop_segment(name)
     }
 
     /// Bytes on disk.
@@ -452,15 +460,15 @@ impl Store {
                 .map_err(StoreError::io("stat", path))
         };
         for (seq, state) in self.log.segments() {
-            let bytes = allocated(
-                &SegmentName {
-                    seq,
-                    kind: state.kind,
-                }
-                .path(),
-            )?;
+            let name = SegmentName {
+                seq,
+                kind: state.kind,
+            };
+            let bytes = allocated(&name.path())?;
             match state.kind {
-                SegmentKind::Checkpoint => usage.checkpoint_bytes += bytes,
+                SegmentKind::Checkpoint => {
+                    usage.checkpoint_bytes += bytes + allocated(&name.copy_path())?;
+                }
                 SegmentKind::Journal => usage.staged_bytes += state.live,
                 SegmentKind::Blocks => usage.settled_bytes += state.live,
             }

@@ -7,10 +7,13 @@ use super::segment::LOG_DIR;
 use super::storage::Storage;
 use super::{FORMAT_VERSION, Result, StoreError};
 
-const DESCRIPTION: &str = "s2sfs.toml";
+pub(crate) const DESCRIPTION: &str = "s2sfs.toml";
 const DESCRIPTION_TEMPORARY: &str = "s2sfs.toml.tmp";
 /// Directory of the models, under the root of a store.
 pub const MODEL_DIR: &str = "models";
+/// No description, and no model, is longer.
+const MAX_DESCRIPTION: u64 = 64 << 10;
+const MAX_MODEL: u64 = 4 << 30;
 pub(crate) const INDEX_DIR: &str = "index";
 /// Space that only unlink, settling and reclaim may use; exists only while the store is open for writing.
 pub(crate) const RESERVE: &str = "log/reserve";
@@ -50,7 +53,7 @@ pub(crate) fn read_description(storage: &dyn Storage) -> Result<Option<Descripti
         check_unused(storage)?;
         return Ok(None);
     }
-    let bytes = read_file(storage, DESCRIPTION)?;
+    let bytes = read_file(storage, DESCRIPTION, MAX_DESCRIPTION)?;
     let damaged = |why: String| StoreError::damaged("store description", place.clone(), why);
     let text = String::from_utf8(bytes).map_err(|e| damaged(e.to_string()))?;
     let table: toml::Table = text
@@ -131,17 +134,7 @@ pub(crate) fn begin_creation(storage: &dyn Storage, description: &Description) -
             .sync_dir(LOG_DIR)
             .map_err(StoreError::io("fsync", LOG_DIR))?;
     }
-    let Description {
-        uuid,
-        format,
-        features,
-    } = description.clone();
-    let text = toml::to_string(&DescriptionText {
-        uuid: uuid.to_string(),
-        format,
-        features,
-    })
-    .map_err(|e| StoreError::Invalid(format!("{DESCRIPTION} cannot be written: {e}")))?;
+    let text = description_text(description)?;
     write_temporary(storage, DESCRIPTION_TEMPORARY, text.as_bytes())?;
     storage.sync_dir("").map_err(StoreError::io("fsync", "."))
 }
@@ -154,13 +147,15 @@ pub(crate) fn finish_creation(storage: &dyn Storage) -> Result<()> {
     storage.sync_dir("").map_err(StoreError::io("fsync", "."))
 }
 
-/// Reads a whole file of modest size.
-pub(crate) fn read_file(storage: &dyn Storage, path: &str) -> Result<Vec<u8>> {
+/// Reads a whole file of at most `limit` bytes.
+pub(crate) fn read_file(storage: &dyn Storage, path: &str, limit: u64) -> Result<Vec<u8>> {
     let io = |op| StoreError::io(op, path);
     let file = storage.open(path, false).map_err(io("open"))?;
     let len = file.size().map_err(io("stat"))?;
-    let len =
-        usize::try_from(len).map_err(|_| StoreError::damaged("file", path, "it is too large"))?;
+    if len > limit {
+        return Err(StoreError::damaged("file", path, "it is too large"));
+    }
+    let len = len as usize;
     let mut bytes = vec![0; len];
     let got = file.read_at(0, &mut bytes).map_err(io("read"))?;
     bytes.truncate(got);
@@ -210,6 +205,28 @@ fn model_path(name: &str) -> Result<String> {
     Ok(format!("{MODEL_DIR}/{name}"))
 }
 
+/// Writes the description of a store anew, durably.
+pub(crate) fn rewrite_description(storage: &dyn Storage, description: &Description) -> Result<()> {
+    let text = description_text(description)?;
+    replace_file(
+        storage,
+        "",
+        DESCRIPTION,
+        DESCRIPTION_TEMPORARY,
+        text.as_bytes(),
+    )
+}
+
+fn description_text(description: &Description) -> Result<String> {
+    let text = DescriptionText {
+        uuid: description.uuid.to_string(),
+        format: description.format,
+        features: description.features.clone(),
+    };
+    toml::to_string(&text)
+        .map_err(|e| StoreError::Invalid(format!("{DESCRIPTION} cannot be written: {e}")))
+}
+
 /// Stores a model, replacing one of the same name; durable on return.
 pub(crate) fn put_model(storage: &dyn Storage, name: &str, bytes: &[u8]) -> Result<()> {
     let path = model_path(name)?;
@@ -234,7 +251,51 @@ pub(crate) fn get_model(storage: &dyn Storage, name: &str) -> Result<Option<Vec<
     {
         return Ok(None);
     }
-    read_file(storage, &path).map(Some)
+    read_file(storage, &path, MAX_MODEL).map(Some)
+}
+
+/// The names of all files in the directory of the models.
+pub(crate) fn model_names(storage: &dyn Storage) -> Result<Vec<String>> {
+    if !storage
+        .exists(MODEL_DIR)
+        .map_err(StoreError::io("stat", MODEL_DIR))?
+    {
+        return Ok(Vec::new());
+    }
+    let entries = storage
+        .list(MODEL_DIR)
+        .map_err(StoreError::io("list", MODEL_DIR))?;
+    Ok(entries.into_iter().map(|entry| entry.name).collect())
+}
+
+/// Hands the bytes of a model to `sink` in pieces. False if there is no such model.
+pub(crate) fn read_model(
+    storage: &dyn Storage,
+    name: &str,
+    sink: &mut dyn FnMut(&[u8]),
+) -> Result<bool> {
+    const PIECE: usize = 256 << 10;
+    let path = model_path(name)?;
+    if !storage
+        .exists(&path)
+        .map_err(StoreError::io("stat", &path))?
+    {
+        return Ok(false);
+    }
+    let file = storage
+        .open(&path, false)
+        .map_err(StoreError::io("open", &path))?;
+    let (mut piece, mut at) = (vec![0; PIECE], 0);
+    loop {
+        let got = file
+            .read_at(at, &mut piece)
+            .map_err(StoreError::io("read", &path))?;
+        sink(&piece[..got]);
+        at += got as u64;
+        if got < PIECE {
+            return Ok(true);
+        }
+    }
 }
 
 /// Bytes on disk of all models.

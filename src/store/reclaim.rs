@@ -2,6 +2,11 @@
 //!
 //! A segment is unlinked when no block in it is live and the journal that says so is durable; a
 //! segment of the journal also only when a durable checkpoint has all its transactions.
+//!
+//! Space that reclaiming needs for a while is bounded: one segment is copied out at a time, deadest
+//! first, and dropped before the next, so it is the live part of one segment, and for segments of the
+//! journal what waits for a checkpoint (never more than [`MIN_GARBAGE`] or the size of a checkpoint,
+//! whichever is larger) and that checkpoint. A segment whose live part does not fit is left for later.
 
 use super::engine::{CHECKPOINT_LEVEL, CommitState, Maintenance, Store};
 use super::entry::{self, BlockEntry};
@@ -9,13 +14,32 @@ use super::index::Change;
 use super::record::{RecordHeader, RecordKind};
 use super::segment::{LOG_DIR, SEGMENT_HEADER_LEN, SegmentKind, SegmentName, SegmentReader, Step};
 use super::segments::{Position, SegmentState};
+use super::storage::Storage;
 use super::transaction::Resolved;
 use super::{BlockId, Reclaim, ReclaimReport, Result, StoreError};
+use crate::fault;
 
 /// Live bytes that are copied before a transaction moves the blocks.
 const COPY_BATCH: u64 = 4 << 20;
-/// An active segment with less garbage than this is left alone.
+/// An active segment with less garbage than this, or less than a quarter of a segment, is left alone.
 const MIN_GARBAGE: u64 = 1 << 20;
+/// Smallest segment that is made for the sake of a small disk.
+const SMALL_SEGMENT: u64 = 1 << 20;
+/// A segment is at most this part of the disk, so that reclaiming can copy one out.
+const DISK_SHARE: u64 = 64;
+/// Free space that copying leaves for the transaction that counts, and for others.
+const COPY_FLOOR: u64 = 64 << 10;
+
+/// How long segments are on this disk, if they may have `wanted` bytes.
+pub(super) fn segment_bytes(storage: &dyn Storage, wanted: u64) -> u64 {
+    match storage.free_space() {
+        Ok(space) => wanted.min((space.total / DISK_SHARE).max(SMALL_SEGMENT)),
+        Err(error) => {
+            log::warn!("statvfs {}: {error}", storage.describe());
+            wanted
+        }
+    }
+}
 
 /// A block copied to a new place, which counts once the index says so.
 struct Moved {
@@ -31,13 +55,14 @@ fn dead_percent(state: &SegmentState) -> u64 {
 
 impl Store {
     /// Frees space: drops dead segments and copies live blocks out of mostly dead ones, so that those
-    /// die too. Needs no more space at any time than one copy batch and a checkpoint.
+    /// die too. Needs no more space at any time than the live part of one segment and two checkpoints.
     pub fn reclaim(&self, want: Reclaim) -> Result<ReclaimReport> {
         self.log.check_writable()?;
         let mut maintenance = self.maintenance.lock();
-        let report = self.reclaim_locked(&mut maintenance, want, MIN_GARBAGE)?;
+        let min = MIN_GARBAGE.min(self.log.segment_bytes / 4);
+        let report = self.reclaim_locked(&mut maintenance, want, min);
         self.space.restore_reserve(&*self.log.storage);
-        Ok(report)
+        report
     }
 
     pub(super) fn reclaim_locked(
@@ -52,19 +77,41 @@ impl Store {
         // Before anything is copied: on a full disk this is what makes room for the copies.
         self.free_superseded(maintenance, min, &mut report)?;
         let mut budget = want.max_copy_bytes;
-        for (seq, state) in self.candidates(want.min_dead_percent) {
-            if state.live > budget {
+        for (seq, _) in self.candidates(want.min_dead_percent) {
+            // It may have died, and been dropped, since it was chosen.
+            let Some(state) = self.log.segments().get(&seq).copied() else {
+                continue;
+            };
+            if state.live > budget || !self.has_room_for(state.live) {
                 continue;
             }
             let copied = self.copy_out(SegmentName {
                 seq,
                 kind: state.kind,
-            })?;
+            });
+            let copied = match copied {
+                // Others were faster with what was free. What was moved so far is moved.
+                Err(error) if error.is_no_space() => break,
+                other => other?,
+            };
             budget = budget.saturating_sub(copied);
             report.bytes_copied += copied;
+            self.free_superseded(maintenance, min, &mut report)?;
         }
         self.free_superseded(maintenance, min, &mut report)?;
         Ok(report)
+    }
+
+    /// Whether live blocks of so many bytes can be copied. On a full disk the reserve is given up for it,
+    /// because this is what gives it back.
+    fn has_room_for(&self, live: u64) -> bool {
+        let storage = &*self.log.storage;
+        let fits = || {
+            storage
+                .free_space()
+                .is_ok_and(|space| space.available >= live + COPY_FLOOR)
+        };
+        fits() || self.space.release_reserve(storage) && fits()
     }
 
     /// Writes a checkpoint if that lets enough of the journal go, and drops what nothing needs.
@@ -74,8 +121,20 @@ impl Store {
         min: u64,
         report: &mut ReclaimReport,
     ) -> Result<()> {
-        if self.waiting_for_checkpoint(maintenance) > min.max(maintenance.checkpoint_bytes) {
-            self.checkpoint_locked(maintenance, CHECKPOINT_LEVEL)?;
+        if self.waiting_for_checkpoint(maintenance) > min.max(2 * maintenance.checkpoint_bytes) {
+            let written = match self.checkpoint_locked(maintenance, CHECKPOINT_LEVEL) {
+                Err(error)
+                    if error.is_no_space() && self.space.release_reserve(&*self.log.storage) =>
+                {
+                    self.checkpoint_locked(maintenance, CHECKPOINT_LEVEL)
+                }
+                other => other,
+            };
+            match written {
+                // Segments of blocks can go without one, and may make room for it.
+                Err(error) if error.is_no_space() => log::debug!("no checkpoint: {error}"),
+                other => other?,
+            }
         }
         self.drop_dead(maintenance, report)
     }
@@ -139,13 +198,16 @@ impl Store {
         let replay = maintenance.checkpoint.replay.seq;
         let mut dead = self.ended_segments();
         dead.retain(|(seq, state)| {
-            state.live == 0 && (state.kind == SegmentKind::Blocks || *seq < replay)
+            let replaced = *seq < replay || fault::planted("segment-unlinked-early");
+            state.live == 0 && (state.kind == SegmentKind::Blocks || replaced)
         });
         if dead.is_empty() {
             return Ok(());
         }
         // What killed the last block in them must not be lost.
-        self.journal.sync()?;
+        if !fault::planted("unlinked-before-journal-sync") {
+            self.journal.sync()?;
+        }
         for (seq, state) in dead {
             self.drop_segment(SegmentName {
                 seq,
@@ -246,7 +308,10 @@ impl Store {
         let mut state = self.commit.lock();
         let (mut changes, mut freed) = (Vec::new(), Vec::new());
         for &Moved { id, old, new } in moved {
-            let now = self.lookup(id)?.map(|(entry, _)| entry);
+            let now = match fault::planted("move-of-dead-block") {
+                true => Some(old),
+                false => self.lookup(id)?.map(|(entry, _)| entry),
+            };
             match now.filter(|now| (now.seq, now.offset) == (old.seq, old.offset)) {
                 Some(now) => {
                     let entry = BlockEntry {

@@ -1,24 +1,30 @@
 //! Opening the log: the last good checkpoint, the journal after it, and the cut of a torn tail.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::adaptive_index::CleanState;
-use super::checkpoint::{self, CheckpointEnd};
+use super::checkpoint::CheckpointEnd;
 use super::entry::{self, BlockEntry};
 use super::index::{Change, Index};
 use super::record::RecordKind;
-use super::segment::{LOG_DIR, SEGMENT_HEADER_LEN, SegmentKind, SegmentName, SegmentReader, Step};
+use super::segment::{
+    LOG_DIR, SEGMENT_HEADER_LEN, SegmentHead, SegmentKind, SegmentName, SegmentReader, Step,
+};
 use super::segments::{Log, Position};
 use super::transaction;
-use super::{BlockId, Lsn, Result, StoreError};
+use super::{BlockId, Lsn, Result, StoreError, snapshot};
+use crate::fault;
 
 /// Ids that a crash may have used for blocks of which no trace is left are never used again.
-const LOST_IDS: u64 = 1 << 16;
-const APPLY_BATCH: usize = 4096;
+pub(crate) const LOST_IDS: u64 = 1 << 16;
+pub(crate) const APPLY_BATCH: usize = 4096;
 
 /// The state of a store after its log has been read.
 pub(crate) struct Recovered {
     pub checkpoint: CheckpointEnd,
+    /// Both copies of the checkpoint are there, and nothing wrong was seen.
+    pub whole: bool,
     pub checkpoint_bytes: u64,
     /// The last transaction.
     pub lsn: Lsn,
@@ -29,60 +35,153 @@ pub(crate) struct Recovered {
     pub journal_end: Option<Position>,
 }
 
-/// The segments of a store by number; leftovers of interrupted work are returned apart.
-pub(crate) fn list_segments(log: &Log) -> Result<(Vec<SegmentName>, Vec<String>)> {
-    let mut names = Vec::new();
-    let mut leftovers = Vec::new();
-    for entry in log
-        .storage
-        .list(LOG_DIR)
-        .map_err(StoreError::io("list", LOG_DIR))?
-    {
-        match SegmentName::parse(&entry.name) {
-            Some(name) => names.push(name),
-            None if entry.name.ends_with(".tmp") || entry.name == "reserve" => {
-                leftovers.push(format!("{LOG_DIR}/{}", entry.name));
-            }
-            None => log::warn!("{LOG_DIR}/{}: not a segment, left alone", entry.name),
-        }
-    }
-    names.sort_by_key(|name| name.seq);
-    Ok((names, leftovers))
+/// What lies in the directory of the log.
+#[derive(Debug, Default)]
+pub(crate) struct Listing {
+    /// By number; a checkpoint is in it if either copy is there.
+    pub segments: Vec<SegmentName>,
+    /// Numbers of the checkpoints whose first, and whose second copy is there.
+    pub checkpoints: BTreeSet<u64>,
+    pub copies: BTreeSet<u64>,
+    /// Files whose number belongs to another segment: no part of the log.
+    pub doubles: Vec<SegmentName>,
+    /// Paths of what interrupted work has left.
+    pub leftovers: Vec<String>,
 }
 
-/// Registers all segments with their lengths.
-pub(crate) fn register(log: &Log, names: &[SegmentName]) -> Result<()> {
-    for &name in names {
-        let path = name.path();
-        let file = log
+impl Listing {
+    pub(crate) fn of(log: &Log) -> Result<Listing> {
+        let mut listing = Listing::default();
+        let entries = log
             .storage
-            .open(&path, false)
-            .map_err(StoreError::io("open", &path))?;
-        log.add_segment(name, file.size().map_err(StoreError::io("stat", &path))?);
+            .list(LOG_DIR)
+            .map_err(StoreError::io("list", LOG_DIR))?;
+        for entry in entries {
+            let copy = SegmentName::parse_copy(&entry.name);
+            match SegmentName::parse(&entry.name).or(copy) {
+                Some(name) => {
+                    if name.kind == SegmentKind::Checkpoint && copy.is_none() {
+                        listing.checkpoints.insert(name.seq);
+                    }
+                    listing.copies.extend(copy.map(|name| name.seq));
+                    listing.segments.push(name);
+                }
+                None if entry.name.ends_with(".tmp") || entry.name == "reserve" => {
+                    let path = format!("{LOG_DIR}/{}", entry.name);
+                    listing.leftovers.push(path);
+                }
+                None => log::warn!("{LOG_DIR}/{}: not a segment, left alone", entry.name),
+            }
+        }
+        listing.segments.sort_by_key(|name| name.seq);
+        listing.segments.dedup();
+        listing.set_doubles_aside(log);
+        Ok(listing)
     }
-    Ok(())
+
+    /// A number belongs to one segment: of several files with one number, the one whose header agrees.
+    fn set_doubles_aside(&mut self, log: &Log) {
+        let mut kept: Vec<SegmentName> = Vec::new();
+        for &name in &self.segments {
+            let double = match kept.last_mut() {
+                Some(last) if last.seq == name.seq && is_rightful(log, name) => {
+                    std::mem::replace(last, name)
+                }
+                Some(last) if last.seq == name.seq => name,
+                _ => {
+                    kept.push(name);
+                    continue;
+                }
+            };
+            log::warn!("{}: another segment has this number", double.path());
+            if double.kind == SegmentKind::Checkpoint {
+                self.checkpoints.remove(&double.seq);
+                self.copies.remove(&double.seq);
+            }
+            self.doubles.push(double);
+        }
+        self.segments = kept;
+    }
+
+    /// Registers all segments with their lengths. What cannot be opened is an error, or with
+    /// `lenient` left out and returned.
+    pub(crate) fn register(&self, log: &Log, lenient: bool) -> Result<Vec<(String, StoreError)>> {
+        let double = |name: &SegmentName| {
+            let why = "another segment has this number";
+            (
+                name.path(),
+                StoreError::damaged("segment", name.path(), why),
+            )
+        };
+        let mut unreadable: Vec<_> = self.doubles.iter().map(double).collect();
+        for &name in &self.segments {
+            let only_copy =
+                name.kind == SegmentKind::Checkpoint && !self.checkpoints.contains(&name.seq);
+            let path = match only_copy {
+                true => name.copy_path(),
+                false => name.path(),
+            };
+            let size = log
+                .storage
+                .open(&path, false)
+                .and_then(|file| file.size())
+                .map_err(StoreError::io("open", &path));
+            match size {
+                Ok(size) => log.add_segment(name, size),
+                Err(error) if lenient => {
+                    log.raise_seq(name.seq + 1);
+                    unreadable.push((path, error));
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(unreadable)
+    }
+
+    pub(crate) fn newest_checkpoint(&self) -> Option<SegmentName> {
+        self.of_kind(SegmentKind::Checkpoint).last()
+    }
+
+    /// The segments of one kind, oldest first.
+    pub(crate) fn of_kind(
+        &self,
+        kind: SegmentKind,
+    ) -> impl DoubleEndedIterator<Item = SegmentName> {
+        self.segments
+            .iter()
+            .copied()
+            .filter(move |name| name.kind == kind)
+    }
+
+    /// False if a copy of this checkpoint is missing.
+    pub(crate) fn has_both(&self, seq: u64) -> bool {
+        self.checkpoints.contains(&seq) && self.copies.contains(&seq)
+    }
 }
 
-pub(crate) fn newest_checkpoint(names: &[SegmentName]) -> Option<SegmentName> {
-    names
-        .iter()
-        .rev()
-        .find(|name| name.kind == SegmentKind::Checkpoint)
-        .copied()
+/// True if the header of a file says that it is another segment: then it is not what a crash left at the end
+/// of a stream, and may be all that there is of that segment.
+pub(crate) fn is_misnamed(log: &Log, name: SegmentName) -> bool {
+    SegmentHead::of_file(&*log.storage, &name.path()).is_some_and(|head| head.name != name)
+}
+
+fn is_rightful(log: &Log, name: SegmentName) -> bool {
+    let copy = (name.kind == SegmentKind::Checkpoint).then(|| name.copy_path());
+    let mut paths = std::iter::once(name.path()).chain(copy);
+    paths.any(|path| {
+        SegmentHead::of_file(&*log.storage, &path).is_some_and(|head| head.name == name)
+    })
 }
 
 /// The state of a store whose sled index is as the last close left it.
-pub(crate) fn resume_clean(
-    log: &Log,
-    names: &[SegmentName],
-    state: &CleanState,
-) -> Result<Recovered> {
+pub(crate) fn resume_clean(log: &Log, listing: &Listing, state: &CleanState) -> Result<Recovered> {
     log.raise_seq(state.next_seq);
     for (seq, segment) in &state.segments {
         log.add_live(*seq, segment.live);
     }
-    let name = newest_checkpoint(names).ok_or_else(no_checkpoint)?;
+    let name = listing.newest_checkpoint().ok_or_else(no_checkpoint)?;
     Ok(Recovered {
+        whole: listing.has_both(name.seq),
         checkpoint: state.checkpoint,
         checkpoint_bytes: log.segments().get(&name.seq).map_or(0, |state| state.len),
         lsn: state.lsn,
@@ -92,7 +191,7 @@ pub(crate) fn resume_clean(
     })
 }
 
-fn no_checkpoint() -> StoreError {
+pub(crate) fn no_checkpoint() -> StoreError {
     StoreError::damaged(
         "log",
         LOG_DIR,
@@ -100,13 +199,18 @@ fn no_checkpoint() -> StoreError {
     )
 }
 
-/// Reads checkpoint and journal into `index`, which is empty. `names` is sorted.
-pub(crate) fn recover(log: &Log, names: &[SegmentName], index: &dyn Index) -> Result<Recovered> {
-    let newest = newest_checkpoint(names).ok_or_else(no_checkpoint)?;
-    let end = checkpoint::load(log, newest, &mut |changes| index.apply(&changes))?;
+/// Reads checkpoint and journal into `index`, which is empty.
+pub(crate) fn recover(log: &Log, listing: &Listing, index: &dyn Index) -> Result<Recovered> {
+    let newest = listing.newest_checkpoint().ok_or_else(no_checkpoint)?;
+    let loaded = snapshot::load(log, newest, &mut |changes| index.apply(&changes))?;
+    for fault in &loaded.faults {
+        log::error!("{fault}; the other copy is used, and the next checkpoint replaces both");
+    }
+    let end = loaded.end;
     log.raise_seq(end.next_seq);
     let checkpoint_bytes = log.segments().get(&newest.seq).map_or(0, |state| state.len);
     let mut recovered = Recovered {
+        whole: loaded.faults.is_empty() && listing.has_both(newest.seq),
         checkpoint: end,
         checkpoint_bytes,
         lsn: end.lsn,
@@ -114,10 +218,9 @@ pub(crate) fn recover(log: &Log, names: &[SegmentName], index: &dyn Index) -> Re
         replayed_bytes: 0,
         journal_end: None,
     };
-    let journal: Vec<SegmentName> = names
-        .iter()
-        .copied()
-        .filter(|name| name.kind == SegmentKind::Journal && name.seq >= end.replay.seq)
+    let journal: Vec<SegmentName> = listing
+        .of_kind(SegmentKind::Journal)
+        .filter(|name| name.seq >= end.replay.seq)
         .collect();
     if end.replay.offset > 0 && journal.first().map(|name| name.seq) != Some(end.replay.seq) {
         let missing = SegmentName {
@@ -285,7 +388,7 @@ impl Replay<'_> {
 }
 
 /// True if a valid transaction at or after `from` states that more than the first `limit` bytes were durable.
-fn durable_evidence(reader: &mut SegmentReader, from: u64, limit: u64) -> Result<bool> {
+pub(crate) fn durable_evidence(reader: &mut SegmentReader, from: u64, limit: u64) -> Result<bool> {
     let mut from = from;
     while reader.seek_valid(from)? {
         let Step::Record {
@@ -351,8 +454,10 @@ pub(crate) fn cut(log: &Log, name: SegmentName, len: u64) -> Result<Arc<dyn supe
         file.truncate(len)
             .map_err(StoreError::io("truncate", &path))?;
     }
-    file.sync_data()
-        .map_err(StoreError::io("fdatasync", &path))?;
+    if !fault::planted("recovered-tail-not-synced") {
+        file.sync_data()
+            .map_err(StoreError::io("fdatasync", &path))?;
+    }
     log.set_len(name.seq, len);
     Ok(file)
 }

@@ -7,6 +7,7 @@ use uuid::Uuid;
 use super::record::{self, HEADER_LEN, MAX_BODY, Place, RecordHeader};
 use super::storage::{Storage, StorageFile};
 use super::{FORMAT_VERSION, Result, StoreError};
+use crate::fault;
 
 /// Directory of the segments.
 pub(crate) const LOG_DIR: &str = "log";
@@ -14,6 +15,10 @@ pub(crate) const LOG_DIR: &str = "log";
 pub(crate) const SEGMENT_HEADER_LEN: u64 = 48;
 
 const MAGIC: [u8; 8] = *b"s2sfsseg";
+/// Suffix of the second copy of a checkpoint.
+const COPY_LETTER: char = 'd';
+/// No store gets as far; a file with a larger number is none of its segments.
+const MAX_SEQ: u64 = 1 << 48;
 /// How much is read at once when records are walked.
 const WINDOW: usize = 256 << 10;
 
@@ -48,6 +53,11 @@ impl SegmentName {
         format!("{LOG_DIR}/{:08x}.{}", self.seq, self.kind.letter())
     }
 
+    /// The path of the second copy of a checkpoint, which is the same byte for byte.
+    pub(crate) fn copy_path(&self) -> String {
+        format!("{LOG_DIR}/{:08x}.{COPY_LETTER}", self.seq)
+    }
+
     /// The segment that a file name in the log directory stands for.
     pub(crate) fn parse(file_name: &str) -> Option<SegmentName> {
         let (digits, letter) = file_name.split_once('.')?;
@@ -57,9 +67,16 @@ impl SegmentName {
             "c" => SegmentKind::Checkpoint,
             _ => return None,
         };
-        let seq = u64::from_str_radix(digits, 16).ok()?;
+        let seq = u64::from_str_radix(digits, 16).ok();
+        let seq = seq.filter(|&seq| seq <= MAX_SEQ)?;
         let name = SegmentName { seq, kind };
-        name.path().ends_with(file_name).then_some(name)
+        (format!("{LOG_DIR}/{file_name}") == name.path()).then_some(name)
+    }
+
+    /// The checkpoint whose second copy has this file name.
+    pub(crate) fn parse_copy(file_name: &str) -> Option<SegmentName> {
+        let digits = file_name.strip_suffix(COPY_LETTER)?;
+        SegmentName::parse(&format!("{digits}c"))
     }
 }
 
@@ -79,6 +96,42 @@ pub(crate) fn encode_header(
     let crc = crc32c::crc32c(&bytes[..44]);
     bytes[44..].copy_from_slice(&crc.to_le_bytes());
     bytes
+}
+
+/// What a whole segment header says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct SegmentHead {
+    pub store: Uuid,
+    pub name: SegmentName,
+}
+
+impl SegmentHead {
+    /// `None` if the bytes are not those of a header as it was written.
+    pub(crate) fn parse(bytes: &[u8]) -> Option<SegmentHead> {
+        let bytes = bytes.get(..SEGMENT_HEADER_LEN as usize)?;
+        if bytes[..8] != MAGIC || crc32c::crc32c(&bytes[..44]).to_le_bytes() != bytes[44..] {
+            return None;
+        }
+        let kind = match bytes[10] {
+            b'j' => SegmentKind::Journal,
+            b'b' => SegmentKind::Blocks,
+            b'c' => SegmentKind::Checkpoint,
+            _ => return None,
+        };
+        let seq = u64::from_le_bytes(bytes[28..36].try_into().ok()?);
+        Some(SegmentHead {
+            store: Uuid::from_slice(&bytes[12..28]).ok()?,
+            name: SegmentName { seq, kind },
+        })
+    }
+
+    /// The header of a file, if it has one.
+    pub(crate) fn of_file(storage: &dyn Storage, path: &str) -> Option<SegmentHead> {
+        let mut bytes = [0; SEGMENT_HEADER_LEN as usize];
+        let file = storage.open(path, false).ok()?;
+        file.read_at(0, &mut bytes).ok()?;
+        SegmentHead::parse(&bytes)
+    }
 }
 
 /// Reads a file through a window, so that walking small records costs few system calls.
@@ -144,19 +197,19 @@ impl SegmentReader {
         store: Uuid,
         name: SegmentName,
     ) -> Result<SegmentReader> {
-        let path = name.path();
-        let file = storage
-            .open(&path, false)
-            .map_err(StoreError::io("open", &path))?;
-        Self::of_file(file, store, name)
+        Self::open_at(storage, store, name, name.path())
     }
 
-    pub(crate) fn of_file(
-        file: Arc<dyn StorageFile>,
+    /// Opens a file that holds the segment `name`, whatever the name of the file.
+    pub(crate) fn open_at(
+        storage: &dyn Storage,
         store: Uuid,
         name: SegmentName,
+        place: String,
     ) -> Result<SegmentReader> {
-        let place = name.path();
+        let file = storage
+            .open(&place, false)
+            .map_err(StoreError::io("open", &place))?;
         let len = file.size().map_err(StoreError::io("stat", &place))?;
         let window = Window {
             file,
@@ -173,10 +226,21 @@ impl SegmentReader {
         })
     }
 
-    fn bytes(&mut self, offset: u64, len: usize) -> Result<&[u8]> {
+    /// Where the segment is read from, for messages.
+    pub(crate) fn place(&self) -> &str {
+        &self.place
+    }
+
+    /// `len` bytes at `offset`; an error if the file ends before.
+    pub(crate) fn bytes(&mut self, offset: u64, len: usize) -> Result<&[u8]> {
         self.window
             .get(offset, len)
             .map_err(StoreError::io("read", &self.place))
+    }
+
+    /// Lets the system forget a part of the file, so that it is read from the disk next time.
+    pub(crate) fn uncache(&self, offset: u64, len: u64) {
+        self.window.file.uncache(offset, len);
     }
 
     /// False if the header is not there as it was written: it never reached the disk, or is damaged.
@@ -214,14 +278,17 @@ impl SegmentReader {
         }
         let lsn = u64::from_le_bytes(bytes[36..44].try_into().map_err(|_| damaged("too short"))?);
         if bytes != encode_header(name, store, lsn) {
-            return Err(damaged(
-                "it belongs to another store or another place of this one",
-            ));
+            return Err(match SegmentHead::parse(&bytes) {
+                Some(head) if head.store == store => {
+                    damaged(&format!("it is {} under a wrong name", head.name.path()))
+                }
+                _ => damaged("it belongs to another store"),
+            });
         }
         Ok(lsn)
     }
 
-    fn place_at(&self, offset: u64) -> Place {
+    pub(crate) fn place_at(&self, offset: u64) -> Place {
         Place {
             store: self.store,
             seq: self.name.seq,
@@ -256,7 +323,7 @@ impl SegmentReader {
             });
         }
         let record = self.bytes(offset, header.record_len() as usize)?;
-        if !record::verify_body(record) {
+        if !record::verify_body(record) && !fault::planted("torn-tail-accepted") {
             return Ok(Step::Bad {
                 offset,
                 why: "wrong checksum",

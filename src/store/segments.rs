@@ -128,6 +128,20 @@ impl Log {
         self.raise_seq(name.seq + 1);
     }
 
+    /// Unlinks a segment that nothing needs, a checkpoint with both copies.
+    pub(crate) fn drop_segment(&self, name: SegmentName) -> Result<()> {
+        let checkpoint = name.kind == SegmentKind::Checkpoint;
+        let copy = checkpoint.then(|| name.copy_path());
+        for path in std::iter::once(name.path()).chain(copy) {
+            match self.storage.unlink(&path) {
+                Err(e) if checkpoint && e.kind() == std::io::ErrorKind::NotFound => {}
+                other => other.map_err(StoreError::io("unlink", &path))?,
+            }
+        }
+        self.forget_segment(name.seq);
+        Ok(())
+    }
+
     pub(crate) fn forget_segment(&self, seq: u64) {
         self.segments.lock().remove(&seq);
         self.files.lock().pop(&seq);
@@ -177,8 +191,27 @@ impl Log {
         Ok(file)
     }
 
+    /// Lets the system forget the record of a block, so that it is read from the disk next time.
+    pub(crate) fn uncache(&self, entry: &BlockEntry) {
+        let path = self.path_of(entry.seq);
+        if let Some(file) = path.and_then(|path| self.file(entry.seq, &path).ok()) {
+            file.uncache(entry.offset, entry.record_len());
+        }
+    }
+
     /// Reads the payload of the block that `entry` describes, and checks that it is that block.
     pub(crate) fn read_block(&self, id: BlockId, entry: &BlockEntry) -> Result<Vec<u8>> {
+        let (_, mut record) = self.read_record(id, entry)?;
+        record.drain(..entry.overhead() as usize);
+        Ok(record)
+    }
+
+    /// The whole record of a block, with its header.
+    pub(crate) fn read_record(
+        &self,
+        id: BlockId,
+        entry: &BlockEntry,
+    ) -> Result<(RecordHeader, Vec<u8>)> {
         let damaged = |why: String| {
             let name = format!(
                 "segment {LOG_DIR}/{:08x}, offset {}, block {id}",
@@ -191,6 +224,9 @@ impl Log {
         };
         let file = self.file(entry.seq, &path)?;
         let len = entry.record_len() as usize;
+        if entry.record_len() > HEADER_LEN as u64 + u64::from(record::MAX_BODY) {
+            return Err(damaged("it is said to be longer than any record".into()));
+        }
         let mut record = vec![0u8; len];
         let got = file
             .read_at(entry.offset, &mut record)
@@ -218,7 +254,6 @@ impl Log {
         if !same || head != Some((entry.info.raw_len, entry.info.anchor)) {
             return Err(damaged("another record lies there".into()));
         }
-        record.drain(..entry.overhead() as usize);
-        Ok(record)
+        Ok((header, record))
     }
 }

@@ -29,6 +29,8 @@ pub enum SimOp {
     Rename,
     Unlink,
     Mkdir,
+    /// Changes nothing, so it fails only by [`Fault::FailKind`] and is not counted among all operations.
+    Read,
 }
 
 /// What goes wrong, and when.
@@ -40,7 +42,12 @@ pub enum Fault {
     FailOnceAt(u64, i32),
     /// The operation of this kind with this number among its kind fails.
     FailKind(SimOp, u64, i32),
+    /// All operations of this kind fail until the fault is taken away. A write is carried out in part.
+    FailAll(SimOp, i32),
 }
+
+/// Called before an operation on the file or directory of this path.
+type Hook = Arc<dyn Fn(SimOp, &str) + Send + Sync>;
 
 type FileId = u64;
 
@@ -80,6 +87,7 @@ struct State {
     operations: u64,
     by_kind: BTreeMap<u8, u64>,
     fault: Option<Fault>,
+    hook: Option<Hook>,
     capacity: u64,
     readers: u32,
     writer: bool,
@@ -195,13 +203,18 @@ impl State {
     /// Counts an operation; Err if it is to fail.
     fn begin(&mut self, op: SimOp) -> io::Result<()> {
         let number = self.operations;
-        self.operations += 1;
+        self.operations += u64::from(op != SimOp::Read);
         let of_kind = self.by_kind.entry(op as u8).or_default();
         let number_of_kind = *of_kind;
         *of_kind += 1;
         match self.fault {
-            Some(Fault::PowerCutAt(at)) if number >= at => Err(error(libc::EIO)),
-            Some(Fault::FailOnceAt(at, errno)) if number == at => Err(error(errno)),
+            Some(Fault::FailAll(kind, errno)) if kind == op => Err(error(errno)),
+            Some(Fault::PowerCutAt(at)) if number >= at && op != SimOp::Read => {
+                Err(error(libc::EIO))
+            }
+            Some(Fault::FailOnceAt(at, errno)) if number == at && op != SimOp::Read => {
+                Err(error(errno))
+            }
             Some(Fault::FailKind(kind, at, errno)) if kind == op && number_of_kind == at => {
                 Err(error(errno))
             }
@@ -247,6 +260,13 @@ impl State {
     }
 }
 
+fn announce(state: &Mutex<State>, op: SimOp, path: &str) {
+    let hook = state.lock().hook.clone();
+    if let Some(hook) = hook {
+        hook(op, path);
+    }
+}
+
 /// A simulated disk. Clones share it.
 #[derive(Clone, Default)]
 pub struct SimStorage {
@@ -272,6 +292,16 @@ impl SimStorage {
         state.fault = fault;
         state.operations = 0;
         state.by_kind.clear();
+    }
+
+    /// Lets a test do something at the moment of an operation; `None` ends that. The operations of
+    /// the hook itself are hooked too.
+    pub fn set_hook(&self, hook: Option<Hook>) {
+        self.state.lock().hook = hook;
+    }
+
+    fn announce(&self, op: SimOp, path: &str) {
+        announce(&self.state, op, path);
     }
 
     /// Operations since the last [`SimStorage::set_fault`].
@@ -348,11 +378,12 @@ impl SimStorage {
             .retain(|change| change.linked.as_ref().is_none_or(|(name, _)| name != path));
     }
 
-    fn handle(&self, id: FileId) -> Arc<dyn StorageFile> {
+    fn handle(&self, id: FileId, path: &str) -> Arc<dyn StorageFile> {
         let generation = self.state.lock().generation;
         Arc::new(SimHandle {
             state: self.state.clone(),
             id,
+            path: path.to_owned(),
             generation,
         })
     }
@@ -361,10 +392,11 @@ impl SimStorage {
 impl Storage for SimStorage {
     fn open(&self, path: &str, _writable: bool) -> io::Result<Arc<dyn StorageFile>> {
         let id = self.state.lock().find(path)?;
-        Ok(self.handle(id))
+        Ok(self.handle(id, path))
     }
 
     fn create(&self, path: &str) -> io::Result<Arc<dyn StorageFile>> {
+        self.announce(SimOp::Create, path);
         let mut state = self.state.lock();
         state.begin(SimOp::Create)?;
         if state.names.contains_key(path) {
@@ -380,10 +412,11 @@ impl Storage for SimStorage {
             linked,
         });
         drop(state);
-        Ok(self.handle(id))
+        Ok(self.handle(id, path))
     }
 
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        self.announce(SimOp::Rename, to);
         let mut state = self.state.lock();
         state.begin(SimOp::Rename)?;
         let id = state.find(from)?;
@@ -397,6 +430,7 @@ impl Storage for SimStorage {
     }
 
     fn unlink(&self, path: &str) -> io::Result<()> {
+        self.announce(SimOp::Unlink, path);
         let mut state = self.state.lock();
         state.begin(SimOp::Unlink)?;
         state.find(path)?;
@@ -447,6 +481,7 @@ impl Storage for SimStorage {
     }
 
     fn sync_dir(&self, path: &str) -> io::Result<()> {
+        self.announce(SimOp::SyncDir, path);
         let mut state = self.state.lock();
         state.begin(SimOp::SyncDir)?;
         let (here, elsewhere) = std::mem::take(&mut state.unsynced_names)
@@ -536,12 +571,16 @@ impl Drop for SimLock {
 struct SimHandle {
     state: Arc<Mutex<State>>,
     id: FileId,
+    /// The name that it was opened by.
+    path: String,
     generation: u64,
 }
 
 impl StorageFile for SimHandle {
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<usize> {
+        announce(&self.state, SimOp::Read, &self.path);
         let mut state = self.state.lock();
+        state.begin(SimOp::Read)?;
         let data = &state.file(self.id, self.generation)?.data;
         let from = (offset as usize).min(data.len());
         let len = buf.len().min(data.len() - from);
@@ -550,6 +589,7 @@ impl StorageFile for SimHandle {
     }
 
     fn write_at(&self, offset: u64, parts: &[&[u8]]) -> io::Result<()> {
+        announce(&self.state, SimOp::Write, &self.path);
         let mut state = self.state.lock();
         let mut bytes = parts.concat();
         let begun = state.begin(SimOp::Write);
@@ -573,6 +613,7 @@ impl StorageFile for SimHandle {
     }
 
     fn sync_data(&self) -> io::Result<()> {
+        announce(&self.state, SimOp::SyncData, &self.path);
         let mut state = self.state.lock();
         state.begin(SimOp::SyncData)?;
         let file = state.file(self.id, self.generation)?;
@@ -583,6 +624,7 @@ impl StorageFile for SimHandle {
     }
 
     fn truncate(&self, len: u64) -> io::Result<()> {
+        announce(&self.state, SimOp::Truncate, &self.path);
         let mut state = self.state.lock();
         state.begin(SimOp::Truncate)?;
         let file = state.file(self.id, self.generation)?;

@@ -10,7 +10,7 @@ use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rustix::fs::{FallocateFlags, FlockOperation};
+use rustix::fs::{Advice, FallocateFlags, FlockOperation};
 
 /// One entry of a directory.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -42,6 +42,9 @@ pub trait StorageFile: Send + Sync {
     fn size(&self) -> io::Result<u64>;
     /// Allocates disk space for the first `len` bytes without changing the length of the file.
     fn reserve(&self, len: u64) -> io::Result<()>;
+    /// Drops what the system remembers of a range, as far as it is on the disk already: the next read
+    /// asks the disk. Does nothing where that cannot be asked for.
+    fn uncache(&self, _offset: u64, _len: u64) {}
 }
 
 /// A directory tree that a store lives in.
@@ -117,10 +120,15 @@ fn allocated_in(path: &Path) -> io::Result<u64> {
 
 impl Storage for RealStorage {
     fn open(&self, path: &str, writable: bool) -> io::Result<Arc<dyn StorageFile>> {
+        // A fifo in the place of a file must not make us wait for its other end.
         let file = OpenOptions::new()
             .read(true)
             .write(writable)
+            .custom_flags(libc::O_NONBLOCK)
             .open(self.path(path))?;
+        if !file.metadata()?.is_file() {
+            return Err(io::Error::other("it is no regular file"));
+        }
         Ok(Arc::new(RealFile { file }))
     }
 
@@ -145,6 +153,7 @@ impl Storage for RealStorage {
     fn remove_tree(&self, path: &str) -> io::Result<()> {
         match fs::remove_dir_all(self.path(path)) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(e) if e.kind() == io::ErrorKind::NotADirectory => self.unlink(path),
             other => other,
         }
     }
@@ -199,10 +208,13 @@ impl Storage for RealStorage {
                 .create(true)
                 .truncate(false)
                 .mode(0o600)
+                .custom_flags(libc::O_NONBLOCK)
                 .open(&path)
         } else {
             // A reader writes nothing, so a store that never had a writer here (a read-only copy) has no lock file.
-            File::open(&path).or_else(|_| File::open(&self.root))
+            let mut options = OpenOptions::new();
+            options.read(true).custom_flags(libc::O_NONBLOCK);
+            options.open(&path).or_else(|_| File::open(&self.root))
         };
         let file = opened?;
         let operation = if exclusive {
@@ -282,5 +294,14 @@ impl StorageFile for RealFile {
             0,
             len,
         )?)
+    }
+
+    fn uncache(&self, offset: u64, len: u64) {
+        let len = std::num::NonZeroU64::new(len);
+        if let Err(e) = len.map_or(Ok(()), |len| {
+            rustix::fs::fadvise(&self.file, offset, Some(len), Advice::DontNeed)
+        }) {
+            log::debug!("fadvise: {e}");
+        }
     }
 }

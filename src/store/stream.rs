@@ -4,13 +4,14 @@
 
 use std::sync::Arc;
 
-use parking_lot::{Condvar, Mutex};
+use crate::sync::{Condvar, Mutex};
 
 use super::record::{MAX_BODY, Place, RecordHeader};
 use super::segment::{LOG_DIR, SEGMENT_HEADER_LEN, SegmentKind, SegmentName, encode_header};
 use super::segments::{Log, Position};
 use super::storage::StorageFile;
 use super::{Result, StoreError};
+use crate::fault;
 
 pub(crate) struct Stream {
     kind: SegmentKind,
@@ -136,6 +137,9 @@ impl Stream {
         else {
             return Ok(());
         };
+        if fault::planted("half-write-left") && error.is_no_space() {
+            return Err(error);
+        }
         if let Err(cut) = active.file.truncate(active.len) {
             self.log.fail(StoreError::io("truncate", &path)(cut));
         } else if !error.is_no_space() {
@@ -170,10 +174,12 @@ impl Stream {
             return Ok(());
         };
         let path = active.name.path();
-        active
-            .file
-            .sync_data()
-            .map_err(|e| self.log.fail(StoreError::io("fdatasync", &path)(e)))?;
+        if !fault::planted("sealed-without-sync") {
+            active
+                .file
+                .sync_data()
+                .map_err(|e| self.log.fail(StoreError::io("fdatasync", &path)(e)))?;
+        }
         let mut gate = self.gate.lock();
         gate.durable = gate.durable.max(Position {
             seq: active.name.seq,
@@ -197,7 +203,10 @@ impl Stream {
         let header = encode_header(name, self.log.uuid, lsn);
         let written = file
             .write_at(0, &[&header])
-            .and_then(|()| self.log.storage.sync_dir(LOG_DIR))
+            .and_then(|()| match fault::planted("directory-not-synced") {
+                true => Ok(()),
+                false => self.log.storage.sync_dir(LOG_DIR),
+            })
             .map_err(StoreError::io("write", &path));
         if let Err(error) = written {
             // Durably, because recovery accepts only the last segment without a whole header.
@@ -264,11 +273,80 @@ impl Stream {
             None => return Ok(self.gate.lock().durable),
         };
         let path = name.path();
-        file.sync_data()
-            .map_err(|e| self.log.fail(StoreError::io("fdatasync", &path)(e)))?;
+        let skipped = match self.kind {
+            SegmentKind::Journal => fault::planted("journal-sync-skipped"),
+            _ => fault::planted("block-sync-skipped"),
+        };
+        if !skipped && let Err(error) = file.sync_data() {
+            let error = StoreError::io("fdatasync", &path)(error);
+            return Err(match fault::planted("failed-sync-forgotten") {
+                true => error,
+                false => self.log.fail(error),
+            });
+        }
         Ok(Position {
             seq: name.seq,
             offset: len,
         })
+    }
+}
+
+#[cfg(all(test, feature = "shuttle"))]
+mod shuttle_tests {
+    use super::super::record::RecordKind;
+    use super::super::simulated::SimStorage;
+    use super::*;
+    use shuttle::thread;
+    use uuid::Uuid;
+
+    /// Three threads append and sync at once, in segments that hold two records.
+    fn run() {
+        let storage = SimStorage::new();
+        let log = Log::new(Arc::new(storage.clone()), Uuid::nil(), 300, false);
+        let stream = Arc::new(Stream::new(SegmentKind::Journal, Arc::new(log)));
+        let before = storage.operations();
+        let writers: Vec<_> = (0..3u64)
+            .map(|number| {
+                let stream = stream.clone();
+                thread::spawn(move || {
+                    let header = RecordHeader {
+                        kind: RecordKind::Transaction,
+                        tag: 0,
+                        body_len: 0,
+                        object: number,
+                        version: number,
+                    };
+                    let append = stream.append(header, &|_| vec![7], &[9; 80], false);
+                    let (at, len) = append.unwrap();
+                    stream.sync().unwrap();
+                    let end = Position {
+                        seq: at.seq,
+                        offset: at.offset + len,
+                    };
+                    assert!(stream.is_durable(end), "sync returned too early");
+                    at
+                })
+            })
+            .collect();
+        let places: Vec<Position> = writers.into_iter().map(|w| w.join().unwrap()).collect();
+        assert!(storage.operations() > before);
+        storage.crash(5);
+        for at in places {
+            let name = SegmentName {
+                seq: at.seq,
+                kind: SegmentKind::Journal,
+            };
+            let bytes = storage.contents(&name.path()).unwrap();
+            assert!(
+                bytes.len() as u64 > at.offset + 100,
+                "a synced record is lost"
+            );
+        }
+    }
+
+    #[test]
+    fn shuttle_a_sync_that_returns_has_made_everything_before_it_durable() {
+        shuttle::check_random(run, 3000);
+        shuttle::check_pct(run, 1000, 3);
     }
 }

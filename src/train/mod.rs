@@ -4,6 +4,7 @@
 //! tables, a part that the tables never see trains what adapts, a last part measures the result.
 
 pub mod corpus;
+pub mod network;
 pub mod params;
 pub mod tables;
 

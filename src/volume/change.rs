@@ -6,7 +6,7 @@ use super::inode::State;
 use super::keys;
 use super::{Result, Volume, VolumeError};
 use crate::codec::CodecId;
-use crate::settle::Extent;
+use crate::settle::{Extent, LOST};
 use crate::store::{BlockId, BlockInfo, Op, Transaction};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::Ordering::Relaxed;
@@ -67,6 +67,9 @@ impl<'v> Change<'v> {
     }
 
     fn count_extent(&mut self, extent: &Extent, sign: i64) -> Result<i64> {
+        if extent.is_lost() {
+            return Ok(0);
+        }
         let (share, codec) = self.share(extent)?;
         let (len, share) = (sign * i64::from(extent.len), sign * share as i64);
         let totals = &mut self.totals.codecs[codec];
@@ -81,8 +84,11 @@ impl<'v> Change<'v> {
         Ok(share)
     }
 
+    /// Lost extents refer to nothing.
     fn reference(&mut self, block: BlockId, refs: i32, live: i64) {
-        self.ops.push(Op::Ref { block, refs, live });
+        if block != LOST {
+            self.ops.push(Op::Ref { block, refs, live });
+        }
     }
 
     /// Shows `extent` in a place where nothing is. Returns its stored share.

@@ -2,44 +2,33 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
-
-use parking_lot::Mutex;
-use serde::Serialize;
 
 use super::attr::{Attr, FileKind};
+use super::check_blocks::{ExtentRefs, Failure, all_blocks, decode_all};
+use super::damage::{CheckReport, Damage, Victims, merged};
 use super::namespace::Dirent;
 use super::status::for_each;
 use super::{ROOT, Result, keys};
-use crate::cache::Cache;
-use crate::codec::Codecs;
-use crate::store::{self, BlockId, BlockInfo, ExtentRef, Pair, Store};
+use crate::codec::{Codecs, file_name};
+use crate::store::{self, BlockId, MODEL_DIR, Store};
 
-/// Memory for decoded anchors and their states.
-const CACHE_BYTES: u64 = 64 << 20;
-/// Keys that one scan reads.
-const PAGE: usize = 1024;
-
-/// What a check has seen, and what is wrong.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
-pub struct CheckReport {
-    pub files: u64,
-    pub directories: u64,
-    pub extents: u64,
-    /// Records of the log.
-    pub records: u64,
-    pub blocks: u64,
-    /// Decoded bytes of all blocks.
-    pub decoded_bytes: u64,
-    pub damage: Vec<Damage>,
+/// What a check has found out, for a repair.
+pub(super) struct Findings {
+    pub report: CheckReport,
+    /// Blocks that will never be readable again.
+    pub bad_blocks: BTreeSet<BlockId>,
+    /// Names of damaged files among the models.
+    pub bad_models: Vec<String>,
 }
 
-/// One thing that is wrong.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Damage {
-    pub what: String,
-    /// Paths of the files whose contents are hit.
-    pub files: Vec<String>,
+impl Findings {
+    /// True if there is something that a repair can mend.
+    pub fn can_be_mended(&self) -> bool {
+        self.report
+            .damage
+            .iter()
+            .any(|damage| damage.model.is_none())
+    }
 }
 
 /// Checks everything above the records of the log. `progress` gets (done, total) decoded bytes.
@@ -50,30 +39,58 @@ pub fn check(
     threads: usize,
     progress: &(dyn Fn(u64, u64) + Sync),
 ) -> Result<CheckReport> {
+    examine(store, codecs, threads, true, progress).map(|findings| findings.report)
+}
+
+/// [`check`], which leaves decoding out unless `decode`.
+pub(super) fn examine(
+    store: &Arc<Store>,
+    codecs: &Arc<Codecs>,
+    threads: usize,
+    decode: bool,
+    progress: &(dyn Fn(u64, u64) + Sync),
+) -> Result<Findings> {
     let mut checker = Checker {
         store,
         report: CheckReport::default(),
         inodes: HashMap::new(),
+        lost: Vec::new(),
     };
     checker.read_inodes()?;
     checker.read_names()?;
     checker.read_extents()?;
     checker.judge_inodes();
+    let bad_models = checker.read_models()?;
     let records = store.check(&mut ExtentRefs::new(store), &mut |_, _, _| None)?;
     let mut blocks = all_blocks(store)?;
     checker.report.blocks = blocks.len() as u64;
     checker.report.records = records.records;
     blocks.retain(|(id, _)| !records.damaged_blocks.contains(id));
-    let failures = decode_all(store, codecs, threads, &blocks, progress);
-    checker.report.decoded_bytes = blocks.iter().map(|(_, info)| u64::from(info.raw_len)).sum();
-    checker.report_blocks(records, failures)?;
-    Ok(checker.report)
+    let mut failures = BTreeMap::new();
+    if decode {
+        failures = decode_all(store, codecs, threads, &blocks, progress);
+        let bytes = blocks.iter().map(|(_, info)| u64::from(info.raw_len));
+        checker.report.decoded_bytes = bytes.sum();
+    }
+    checker.report_blocks(&records, &failures)?;
+    let mut bad_blocks = records.damaged_blocks;
+    let gone = failures
+        .iter()
+        .filter(|(_, why)| why.missing_model.is_none());
+    bad_blocks.extend(gone.map(|(block, _)| *block));
+    Ok(Findings {
+        report: checker.report,
+        bad_blocks,
+        bad_models,
+    })
 }
 
 /// An inode and what the rest of the volume says about it.
 struct Seen {
     attr: Attr,
     names: u32,
+    /// Of a directory: where one of its names is.
+    parent: u64,
     subdirectories: u32,
     extents_end: u64,
     orphan: bool,
@@ -84,20 +101,50 @@ struct Checker<'a> {
     store: &'a Store,
     report: CheckReport,
     inodes: HashMap<u64, Seen>,
+    /// Ranges that an earlier repair found lost: inode, from, to.
+    lost: Vec<(u64, u64, u64)>,
 }
 
 impl Checker<'_> {
     fn damage(&mut self, what: impl Into<String>) {
-        self.report.damage.push(Damage {
-            what: what.into(),
-            files: Vec::new(),
-        });
+        self.report
+            .damage
+            .push(Damage::new(what.into(), Vec::new()));
+    }
+
+    /// The inode number of a key; one that has none is damage.
+    fn ino(&mut self, key: &[u8]) -> Option<u64> {
+        let ino = keys::ino_of(key).ok();
+        if ino.is_none() {
+            self.damage(format!("a key makes no sense: {}", key.escape_ascii()));
+        }
+        ino
+    }
+
+    /// Whether the models of the store are what their names say. Returns the names of those that are not.
+    fn read_models(&mut self) -> Result<Vec<String>> {
+        let mut bad = Vec::new();
+        for file in self.store.model_names()? {
+            let Some(name) = Codecs::model_of_name(&file) else {
+                continue;
+            };
+            let why = match self.store.get_model(&file) {
+                Ok(Some(bytes)) if Codecs::is_model(&name, &bytes) => continue,
+                Ok(_) => "it is damaged".to_owned(),
+                Err(error) => error.to_string(),
+            };
+            self.damage(format!("model {MODEL_DIR}/{file}: {why}"));
+            bad.push(file);
+        }
+        Ok(bad)
     }
 
     fn read_inodes(&mut self) -> Result<()> {
         let store = self.store;
         for_each(store, b"I", b"J", |key, value| {
-            let ino = keys::ino_of(key)?;
+            let Some(ino) = self.ino(key) else {
+                return Ok(());
+            };
             match Attr::decode(value) {
                 Ok(attr) => {
                     match attr.is_dir() {
@@ -107,6 +154,7 @@ impl Checker<'_> {
                     let seen = Seen {
                         attr,
                         names: 0,
+                        parent: ROOT,
                         subdirectories: 0,
                         extents_end: 0,
                         orphan: false,
@@ -120,7 +168,9 @@ impl Checker<'_> {
         })?;
         for (tag, end) in [(b"O", b"P"), (b"C", b"D")] {
             for_each(store, tag, end, |key, _| {
-                let ino = keys::ino_of(key)?;
+                let Some(ino) = self.ino(key) else {
+                    return Ok(());
+                };
                 match self.inodes.get_mut(&ino) {
                     Some(seen) if tag == b"O" => seen.orphan = true,
                     Some(seen) => seen.cut = true,
@@ -134,7 +184,9 @@ impl Checker<'_> {
 
     fn read_names(&mut self) -> Result<()> {
         for_each(self.store, b"D", b"E", |key, value| {
-            let parent = keys::ino_of(key)?;
+            let Some(parent) = self.ino(key) else {
+                return Ok(());
+            };
             let name = String::from_utf8_lossy(key.get(9..).unwrap_or_default()).into_owned();
             let place = format!("name '{name}' in directory {parent}");
             match Dirent::decode(value) {
@@ -154,7 +206,10 @@ impl Checker<'_> {
             None => self.damage(format!("{place}: the directory does not exist")),
         }
         match self.inodes.get_mut(&entry.ino) {
-            Some(seen) if seen.attr.kind == entry.kind => seen.names += 1,
+            Some(seen) if seen.attr.kind == entry.kind => {
+                seen.names += 1;
+                seen.parent = parent;
+            }
             Some(_) => self.damage(format!("{place}: inode {} is of another type", entry.ino)),
             None => self.damage(format!("{place}: inode {} does not exist", entry.ino)),
         }
@@ -164,7 +219,9 @@ impl Checker<'_> {
     fn read_extents(&mut self) -> Result<()> {
         let store = self.store;
         for_each(store, b"E", b"F", |key, value| {
-            let ino = keys::ino_of(key)?;
+            let Some(ino) = self.ino(key) else {
+                return Ok(());
+            };
             self.report.extents += 1;
             let extent = match keys::decode_extent(key, value) {
                 Ok(extent) => extent,
@@ -182,6 +239,7 @@ impl Checker<'_> {
                 None => self.damage(format!("{place}: the inode does not exist")),
             }
             match store.block_info(extent.block) {
+                _ if extent.is_lost() => self.lost.push((ino, extent.offset, extent.end())),
                 Ok(info)
                     if u64::from(extent.skip) + u64::from(extent.len) > info.raw_len.into() =>
                 {
@@ -237,34 +295,61 @@ impl Checker<'_> {
         {
             findings.push("the root directory is missing".into());
         }
+        let circles = self.circles();
+        findings.extend(circles.iter().map(|ino| {
+            format!("directory {ino} is below itself and cannot be reached from the root")
+        }));
         findings.sort();
         for finding in findings {
             self.damage(finding);
         }
     }
 
+    /// Directories from which going up does not lead to the root, though all have names.
+    fn circles(&self) -> Vec<u64> {
+        let mut judged: HashMap<u64, bool> = HashMap::from([(ROOT, false)]);
+        for (start, _) in self.inodes.iter().filter(|(_, seen)| seen.attr.is_dir()) {
+            let (mut path, mut at) = (Vec::new(), *start);
+            let circle = loop {
+                if let Some(known) = judged.get(&at) {
+                    break *known;
+                }
+                // While the path is being walked, meeting it again means a circle.
+                judged.insert(at, true);
+                path.push(at);
+                match self.inodes.get(&at) {
+                    Some(seen) if seen.names > 0 => at = seen.parent,
+                    _ => break false,
+                }
+            };
+            for ino in path {
+                judged.insert(ino, circle);
+            }
+        }
+        let circles = judged.into_iter().filter(|(_, circle)| *circle);
+        circles.map(|(ino, _)| ino).collect()
+    }
+
     /// Reports what is wrong with records and blocks, with the files that show them.
     fn report_blocks(
         &mut self,
-        records: store::CheckReport,
-        failures: BTreeMap<BlockId, String>,
+        records: &store::CheckReport,
+        failures: &BTreeMap<BlockId, Failure>,
     ) -> Result<()> {
         let damaged = |block: &BlockId| {
             records.damaged_blocks.contains(block) || failures.contains_key(block)
         };
-        let mut victims = HashMap::new();
-        if !records.damaged_blocks.is_empty() || !failures.is_empty() {
-            victims = self.files_of(&damaged)?;
+        let mut victims = Victims::default();
+        if !records.damaged_blocks.is_empty() || !failures.is_empty() || !self.lost.is_empty() {
+            victims = Victims::find(self.store, &damaged)?;
         }
-        let mut files_of = |block: Option<BlockId>| {
-            block
-                .and_then(|block| victims.remove(&block))
-                .unwrap_or_default()
-        };
+        self.report.lost = victims.name_ranges(std::mem::take(&mut self.lost));
         let listed = records.problems.len() as u64;
         for problem in &records.problems {
-            let (what, files) = (problem.to_string(), files_of(problem.block));
-            self.report.damage.push(Damage { what, files });
+            let ranges = problem.block.map(|block| victims.of(block));
+            self.report
+                .damage
+                .push(Damage::of(problem, ranges.unwrap_or_default()));
         }
         if records.problem_count > listed {
             self.damage(format!(
@@ -272,172 +357,28 @@ impl Checker<'_> {
                 records.problem_count - listed
             ));
         }
-        for (block, why) in &failures {
-            let (what, files) = (format!("block {block}: {why}"), files_of(Some(*block)));
-            self.report.damage.push(Damage { what, files });
+        let mut by_model: BTreeMap<String, Vec<BlockId>> = BTreeMap::new();
+        for (block, failure) in failures {
+            match &failure.missing_model {
+                Some(model) => by_model.entry(file_name(model)).or_default().push(*block),
+                None => {
+                    let mut problem = self.store.block_problem(*block, failure.why.clone());
+                    problem.block = Some(*block);
+                    let ranges = victims.of(*block);
+                    self.report.damage.push(Damage::of(&problem, ranges));
+                }
+            }
+        }
+        for (model, blocks) in by_model {
+            let ranges = merged(blocks.iter().flat_map(|block| victims.of(*block)).collect());
+            let what = format!(
+                "model {model} cannot be used or is missing: {} blocks need it; put it back into {MODEL_DIR}/",
+                blocks.len()
+            );
+            let mut damage = Damage::new(what, ranges);
+            damage.model = Some(model);
+            self.report.damage.push(damage);
         }
         Ok(())
     }
-
-    /// The paths of the files that show each of the damaged blocks.
-    fn files_of(
-        &self,
-        damaged: &dyn Fn(&BlockId) -> bool,
-    ) -> Result<HashMap<BlockId, Vec<String>>> {
-        let mut victims: HashMap<BlockId, BTreeSet<u64>> = HashMap::new();
-        for_each(self.store, b"E", b"F", |key, value| {
-            let ino = keys::ino_of(key)?;
-            if let Ok(extent) = keys::decode_extent(key, value)
-                && damaged(&extent.block)
-            {
-                victims.entry(extent.block).or_default().insert(ino);
-            }
-            Ok(())
-        })?;
-        let names = self.all_names()?;
-        let paths = |inos: BTreeSet<u64>| inos.iter().map(|ino| path_of(*ino, &names)).collect();
-        Ok(victims
-            .into_iter()
-            .map(|(block, inos)| (block, paths(inos)))
-            .collect())
-    }
-
-    /// Directory and name of every inode; one of them for files with several names.
-    fn all_names(&self) -> Result<HashMap<u64, (u64, String)>> {
-        let mut names = HashMap::new();
-        for_each(self.store, b"D", b"E", |key, value| {
-            let parent = keys::ino_of(key)?;
-            let name = String::from_utf8_lossy(key.get(9..).unwrap_or_default()).into_owned();
-            if let Ok(entry) = Dirent::decode(value) {
-                names.insert(entry.ino, (parent, name));
-            }
-            Ok(())
-        })?;
-        Ok(names)
-    }
-}
-
-/// The path of an inode from the root of the volume; the number where names are missing.
-fn path_of(ino: u64, names: &HashMap<u64, (u64, String)>) -> String {
-    let mut parts = Vec::new();
-    let mut at = ino;
-    // The limit ends the walk in a damaged tree with a loop.
-    while at != ROOT && parts.len() < 4096 {
-        match names.get(&at) {
-            Some((parent, name)) => {
-                parts.push(name.as_str());
-                at = *parent;
-            }
-            None => return format!("inode {ino}"),
-        }
-    }
-    parts.reverse();
-    parts.join("/")
-}
-
-/// All extents of the volume as the store counts them. What does not parse has been reported.
-struct ExtentRefs<'a> {
-    store: &'a Store,
-    page: std::vec::IntoIter<Pair>,
-    next: Vec<u8>,
-    last_page: bool,
-}
-
-impl<'a> ExtentRefs<'a> {
-    fn new(store: &'a Store) -> ExtentRefs<'a> {
-        let page = Vec::new().into_iter();
-        ExtentRefs {
-            store,
-            page,
-            next: b"E".to_vec(),
-            last_page: false,
-        }
-    }
-
-    fn turn_page(&mut self) -> store::Result<()> {
-        let page = self.store.scan(&self.next, b"F", PAGE)?;
-        self.last_page = page.len() < PAGE;
-        if let Some((last, _)) = page.last() {
-            self.next = keys::after(last);
-        }
-        self.page = page.into_iter();
-        Ok(())
-    }
-}
-
-impl Iterator for ExtentRefs<'_> {
-    type Item = store::Result<ExtentRef>;
-
-    fn next(&mut self) -> Option<store::Result<ExtentRef>> {
-        loop {
-            for (key, value) in self.page.by_ref() {
-                if let Ok(extent) = keys::decode_extent(&key, &value) {
-                    let live = u64::from(extent.len);
-                    return Some(Ok(ExtentRef {
-                        block: extent.block,
-                        live,
-                    }));
-                }
-            }
-            if self.last_page {
-                return None;
-            }
-            if let Err(error) = self.turn_page() {
-                self.last_page = true;
-                return Some(Err(error));
-            }
-        }
-    }
-}
-
-fn all_blocks(store: &Store) -> Result<Vec<(BlockId, BlockInfo)>> {
-    let mut blocks: Vec<(BlockId, BlockInfo)> = Vec::new();
-    loop {
-        let after = blocks.last().map_or(0, |(id, _)| *id);
-        let page = store.blocks(after, PAGE)?;
-        let done = page.len() < PAGE;
-        blocks.extend(page);
-        if done {
-            return Ok(blocks);
-        }
-    }
-}
-
-/// Reads and decodes every block; returns those that fail, with the reason.
-fn decode_all(
-    store: &Arc<Store>,
-    codecs: &Arc<Codecs>,
-    threads: usize,
-    blocks: &[(BlockId, BlockInfo)],
-    progress: &(dyn Fn(u64, u64) + Sync),
-) -> BTreeMap<BlockId, String> {
-    let cache = Cache::new(store.clone(), codecs.clone(), CACHE_BYTES, threads);
-    let total = blocks.iter().map(|(_, info)| u64::from(info.raw_len)).sum();
-    let (next, done) = (AtomicUsize::new(0), AtomicU64::new(0));
-    let failures = Mutex::new(BTreeMap::new());
-    std::thread::scope(|scope| {
-        for _ in 0..threads.max(1) {
-            scope.spawn(|| {
-                while let Some((id, info)) = blocks.get(next.fetch_add(1, Relaxed)) {
-                    if let Err(why) = decode(&cache, *id, info) {
-                        failures.lock().insert(*id, why);
-                    }
-                    let len = u64::from(info.raw_len);
-                    progress(done.fetch_add(len, Relaxed) + len, total);
-                }
-            });
-        }
-    });
-    cache.stop();
-    failures.into_inner()
-}
-
-fn decode(cache: &Cache, id: BlockId, info: &BlockInfo) -> std::result::Result<(), String> {
-    let layout = cache.layout(id).map_err(|e| e.to_string())?;
-    let anchor = layout.anchor.as_ref().map(|anchor| anchor.block);
-    if layout.raw_len != info.raw_len || layout.codec as u8 != info.codec || anchor != info.anchor {
-        return Err("its header and the index say different things".into());
-    }
-    let mut raw = vec![0; layout.raw_len as usize];
-    cache.read_once(id, 0, &mut raw).map_err(|e| e.to_string())
 }

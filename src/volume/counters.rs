@@ -1,11 +1,13 @@
 //! Totals over the whole volume, kept up to date by every change so that status needs no scan.
 
 use super::VolumeError;
-use super::keys::{Fields, put_varint};
+use super::keys::{Fields, damaged, put_varint};
 use crate::codec::CodecId;
 use std::sync::atomic::{AtomicI64, Ordering::Relaxed};
 
 const CODECS: usize = CodecId::ALL.len();
+/// No total is larger, so that sums of totals cannot overflow.
+const MOST: u64 = 1 << 60;
 
 /// Figures of one codec.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -63,7 +65,11 @@ impl Totals {
         let mut fields = Fields::new("counters", value);
         let mut totals = Totals::default();
         for number in totals.numbers() {
-            *number = fields.varint()? as i64;
+            let value = fields.varint()?;
+            if value > MOST {
+                return Err(damaged("counters", "impossible number"));
+            }
+            *number = value as i64;
         }
         fields.finish()?;
         Ok(totals)

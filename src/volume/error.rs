@@ -91,6 +91,14 @@ impl VolumeError {
         )
     }
 
+    /// The error for a range whose data was lost before a repair.
+    pub(crate) fn lost() -> VolumeError {
+        VolumeError::Unreadable {
+            place: "block".into(),
+            message: "lost before a repair".into(),
+        }
+    }
+
     /// Names the file in an error that came from decoding its data.
     pub(crate) fn in_file(self, ino: u64, offset: u64) -> VolumeError {
         match self {

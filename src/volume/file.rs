@@ -6,6 +6,7 @@ use super::inode::{Inode, State, stat_of};
 use super::keys;
 use super::stage::StageMode;
 use super::{Result, Volume, VolumeError};
+use crate::fault;
 use crate::settle::Extent;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -32,6 +33,20 @@ pub struct SetAttr {
     pub ctime: Option<Timestamp>,
     /// Truncation clears suid and sgid, as for callers without privileges.
     pub clear_privileges: bool,
+    /// A change of owner clears sgid even without group execution, as for callers outside the group.
+    pub drop_setgid: bool,
+}
+
+impl SetAttr {
+    /// Whether anything but the size is set, even to what it is.
+    fn touches_inode(&self) -> bool {
+        self.perm.is_some()
+            || self.uid.is_some()
+            || self.gid.is_some()
+            || self.atime.is_some()
+            || self.mtime.is_some()
+            || self.ctime.is_some()
+    }
 }
 
 /// How to write.
@@ -60,7 +75,8 @@ impl Volume {
         let inode = self.inode(ino)?;
         {
             let mut state = inode.state.lock();
-            if state.gone || (state.attr.nlink == 0 && state.opens == 0) {
+            let unused = state.opens == 0 && !self.known.contains(ino);
+            if state.gone || (state.attr.nlink == 0 && unused) {
                 return Err(VolumeError::Stale(ino));
             }
             if state.attr.is_dir() {
@@ -108,16 +124,22 @@ impl Volume {
         if set.uid.is_some() || set.gid.is_some() {
             attr.uid = set.uid.unwrap_or(attr.uid);
             attr.gid = set.gid.unwrap_or(attr.gid);
-            if attr.kind == FileKind::Regular {
+            if !attr.is_dir() {
                 attr.clear_privileges();
+                if set.drop_setgid {
+                    attr.perm &= !libc::S_ISGID;
+                }
             }
         }
-        attr.perm = set.perm.map_or(attr.perm, |p| p & 0o7777);
+        let mut change = Change::new(self);
+        if let Some(perm) = set.perm {
+            attr.perm = perm & 0o7777;
+            self.chmod_acl(&mut change, ino, attr.perm)?;
+        }
         attr.atime = set.atime.unwrap_or(attr.atime);
         attr.mtime = set.mtime.unwrap_or(attr.mtime);
-        if attr != state.attr || set.atime.is_some() || set.mtime.is_some() {
+        if set.touches_inode() {
             attr.ctime = set.ctime.unwrap_or_else(Timestamp::now);
-            let mut change = Change::new(self);
             change.put_inode(ino, &attr, state.disk_size);
             change.commit()?;
             state.attr = attr;
@@ -316,6 +338,9 @@ impl Volume {
         for &(from, to) in holes {
             for extent in extents.iter().filter(|e| e.offset < to && e.end() > from) {
                 let part = extent.slice(from, to);
+                if part.is_lost() {
+                    return Err(VolumeError::lost());
+                }
                 let at = (part.offset - offset) as usize;
                 let target = &mut out[at..at + part.len as usize];
                 match once {
@@ -333,7 +358,7 @@ impl Volume {
             return Ok(false);
         }
         let store = self.store()?;
-        Ok(extents.iter().any(|e| {
+        Ok(extents.iter().filter(|e| !e.is_lost()).any(|e| {
             matches!(
                 store.block_info(e.block),
                 Err(crate::store::StoreError::NoSuchBlock(_))
@@ -361,79 +386,16 @@ impl Volume {
         if until <= from || (until - from) * 4 < self.window() && until < state.disk_size {
             return Ok(());
         }
-        for extent in self.extents(ino, from, until)?.iter().filter(|e| !e.staged) {
+        for extent in self
+            .extents(ino, from, until)?
+            .iter()
+            .filter(|e| !e.staged && !e.is_lost())
+        {
             let part = extent.slice(from, until);
             self.cache.prefetch(part.block, part.skip, part.len);
         }
         state.ahead = until;
         Ok(())
-    }
-
-    /// Makes a range of a regular file read as zeros and gives its space back.
-    pub fn punch_hole(&self, ino: u64, offset: u64, len: u64) -> Result<()> {
-        self.writable()?;
-        let inode = self.inode(ino)?;
-        let staging = inode.stage.lock();
-        self.stage_locked(&inode, StageMode::All, &staging)?;
-        let mut state = inode.state.lock();
-        check_regular(ino, &state)?;
-        let end = offset.saturating_add(len).min(state.disk_size);
-        if offset >= end {
-            return Ok(());
-        }
-        let before = state.attr.clone();
-        let mut change = Change::new(self);
-        change.replace(ino, &mut state, &[(offset, end)], &[])?;
-        state.attr.mtime = Timestamp::now();
-        state.attr.ctime = state.attr.mtime;
-        change.put_inode(ino, &state.attr, state.disk_size);
-        let result = change.commit();
-        if result.is_err() {
-            state.attr = before;
-        }
-        result
-    }
-
-    /// Makes a file at least this long.
-    pub fn extend(&self, ino: u64, size: u64, clear_privileges: bool) -> Result<()> {
-        if self.getattr(ino)?.attr.size >= size {
-            return Ok(());
-        }
-        let set = SetAttr {
-            size: Some(size),
-            clear_privileges,
-            ..SetAttr::default()
-        };
-        self.setattr(ino, set).map(|_| ())
-    }
-
-    /// The first offset at or after `offset` that lies in data, or in a hole.
-    pub fn seek(&self, ino: u64, offset: u64, data: bool) -> Result<u64> {
-        let inode = self.inode(ino)?;
-        self.stage(&inode, StageMode::All)?;
-        let state = inode.state.lock();
-        let size = state.attr.size;
-        if offset >= size {
-            return Err(VolumeError::NoData);
-        }
-        let mut at = offset;
-        self.for_extents(ino, offset, size, |extent| {
-            match data {
-                true => {
-                    at = extent.offset.max(offset);
-                    return false;
-                }
-                false if extent.offset <= at => at = extent.end(),
-                false => return false,
-            }
-            true
-        })?;
-        let covered = !self.extents(ino, at, at.saturating_add(1))?.is_empty();
-        match data {
-            true if !covered => Err(VolumeError::NoData),
-            true => Ok(at),
-            false => Ok(at.min(size)),
-        }
     }
 }
 
@@ -441,7 +403,8 @@ impl Volume {
 fn overlay(state: &State, offset: u64, out: &mut [u8]) -> Vec<(u64, u64)> {
     let end = offset + out.len() as u64;
     let mut covered = Vec::new();
-    if let Some(staging) = &state.staging {
+    let hidden = fault::planted("staging-data-hidden");
+    if let Some(staging) = state.staging.as_ref().filter(|_| !hidden) {
         covered.extend(staging.copy_to(offset, out));
     }
     covered.extend(state.dirty.copy_to(offset, out));
@@ -460,7 +423,7 @@ fn overlay(state: &State, offset: u64, out: &mut [u8]) -> Vec<(u64, u64)> {
     holes
 }
 
-fn check_regular(ino: u64, state: &State) -> Result<()> {
+pub(super) fn check_regular(ino: u64, state: &State) -> Result<()> {
     match state.attr.kind {
         _ if state.gone => Err(VolumeError::Stale(ino)),
         FileKind::Regular => Ok(()),

@@ -38,6 +38,8 @@ pub struct State {
     pub error: Option<VolumeError>,
     /// Whether a `security.capability` attribute exists, once known.
     pub has_caps: Option<bool>,
+    /// The access time is newer than what is stored, and is in the list of those to store.
+    pub access_waits: bool,
     /// Where the last read ended, to recognise sequential reading.
     pub next_read: u64,
     /// Up to where read-ahead was asked for.
@@ -57,6 +59,7 @@ impl State {
             gone: false,
             error: None,
             has_caps: None,
+            access_waits: false,
             next_read: 0,
             ahead: 0,
         }
@@ -77,6 +80,7 @@ impl State {
             && self.staging.is_none()
             && self.error.is_none()
             && !self.stage_queued
+            && !self.access_waits
     }
 }
 
@@ -90,6 +94,18 @@ pub fn stat_of(ino: u64, attr: &Attr, unstored: u64) -> Stat {
         ino,
         attr: attr.clone(),
         blocks: stored.div_ceil(512),
+    }
+}
+
+#[cfg(all(test, feature = "shuttle"))]
+impl Inode {
+    pub fn for_test(ino: u64) -> Arc<Inode> {
+        let attr = Attr::new(FileKind::Regular, 0o644, 0, 0, super::ROOT);
+        Arc::new(Inode {
+            ino,
+            stage: Mutex::new(()),
+            state: Mutex::new(State::new(attr)),
+        })
     }
 }
 

@@ -6,42 +6,63 @@
 //!
 //! # Lock order
 //!
-//! 1. an inode's `stage` lock, held while its dirty data moves into the log;
+//! 1. an inode's `stage` lock, held while its dirty data moves into the log; two of them only in the
+//!    order of inode numbers;
 //! 2. the namespace lock, held by whatever changes names;
 //! 3. inodes' `state` locks, several of them only in the order of inode numbers ([`inode::Locked`]);
 //! 4. leaf locks that never wait for another: the inode table's shards, the budget, the stager's queue
-//!    and list of dirty inodes, the settler's tables, and everything inside store and cache.
+//!    and list of dirty inodes, the list of access times, the table of what the kernel knows, the
+//!    settler's tables, and everything inside store and cache.
 //!
 //! Nothing takes a stage lock while it holds the namespace lock or a state lock. No lock is held while
 //! a block is encoded or decoded, except the stage lock of the one inode that is staged. Transactions
 //! are committed under the state locks of the inodes that they change, so that memory and log agree.
 
+mod acl;
+mod allocate;
+mod atime;
 mod attr;
 mod change;
 mod check;
+mod check_blocks;
+mod copy;
 mod counters;
+mod damage;
 mod dir;
 mod dirty;
 mod error;
 mod file;
+pub(crate) mod fuzz;
 mod inode;
 pub(crate) mod keys;
+mod known;
 mod namespace;
 mod reap;
+mod reclaim;
 mod rename;
+mod repair;
+mod repair_data;
+mod repair_tree;
+mod scrub;
+mod scrub_block;
 mod settling;
 mod stage;
 mod status;
 mod xattr;
 
 pub use crate::settle::Extent;
+pub use acl::AclKind;
+pub use allocate::{Allocate, AllocateMode};
 pub use attr::{Attr, FileKind, Stat, Timestamp};
-pub use check::{CheckReport, Damage, check};
+pub use check::check;
+pub use copy::CopyRange;
+pub use damage::{CheckReport, Damage, FileRange};
 pub use dir::{DirEntry, DirStream};
 pub use error::VolumeError;
 pub use file::{MAX_SIZE, SetAttr, WriteMode};
 pub use namespace::NAME_MAX;
 pub use rename::{Place, RenameMode};
+pub use repair::{RepairReport, printable, repair};
 pub use status::{SpaceInfo, file_totals};
 
 use crate::cache::Cache;
@@ -51,9 +72,12 @@ use crate::store::Store;
 use change::Change;
 use counters::{Counters, Totals};
 use inode::{Inode, InodeTable};
+use known::Known;
 use log::{error, info};
 use namespace::Namespace;
 use parking_lot::{Mutex, MutexGuard};
+use reclaim::Reclaimed;
+use scrub::Scrubber;
 use stage::{Budget, Stager};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Weak};
@@ -86,6 +110,8 @@ pub struct VolumeOptions {
     pub group: Option<u32>,
     /// How long data must be left alone before it is settled.
     pub settle_after: Duration,
+    /// Reading moves access times, as the mount option relatime has it; without, only utimens does.
+    pub relatime: bool,
     pub read_only: bool,
 }
 
@@ -99,6 +125,7 @@ impl Default for VolumeOptions {
             extent: 128 << 10,
             group: None,
             settle_after: Duration::from_secs(30),
+            relatime: true,
             read_only: false,
         }
     }
@@ -109,6 +136,8 @@ impl Default for VolumeOptions {
 pub struct Caller {
     pub uid: u32,
     pub gid: u32,
+    /// Permissions that what the caller makes does not get, unless its directory has a default list.
+    pub umask: u32,
 }
 
 /// Traffic since the volume was opened.
@@ -125,6 +154,9 @@ pub struct Volume {
     options: VolumeOptions,
     cache: Arc<Cache>,
     table: InodeTable,
+    known: Known,
+    /// Inodes whose access times are to be stored.
+    accesses: Mutex<Vec<Arc<Inode>>>,
     namespace: Mutex<Namespace>,
     counters: Counters,
     /// The stored counters are those of this moment: nothing has changed since the mount.
@@ -132,8 +164,12 @@ pub struct Volume {
     budget: Budget,
     stager: Arc<Stager>,
     settler: Arc<Settler>,
+    scrubber: Arc<Scrubber>,
+    reclaimed: Reclaimed,
     io: Io,
     max_extent: AtomicU64,
+    /// The last commit at which no block was worth repacking.
+    packed_at: AtomicU64,
     /// Something was committed since the last sync.
     changed: AtomicBool,
     closed: AtomicBool,
@@ -170,6 +206,8 @@ impl Volume {
             cache,
             settler,
             table: InodeTable::new(INODES_IN_MEMORY),
+            known: Known::default(),
+            accesses: Mutex::default(),
             namespace: Mutex::new(Namespace {
                 next_ino: ROOT + 1,
                 reserved: ROOT + 1,
@@ -178,8 +216,11 @@ impl Volume {
             counters_stored: AtomicBool::new(false),
             budget: Budget::new(options.dirty_bytes),
             stager: Arc::default(),
+            scrubber: Arc::default(),
+            reclaimed: Reclaimed::default(),
             io: Io::default(),
             max_extent: AtomicU64::new(u64::from(options.extent)),
+            packed_at: AtomicU64::new(0),
             changed: AtomicBool::new(false),
             closed: AtomicBool::new(false),
             threads: Mutex::new(Vec::new()),
@@ -189,9 +230,11 @@ impl Volume {
             options,
         });
         volume.load()?;
+        volume.load_scrub()?;
         if !volume.options.read_only {
             volume.recover()?;
             volume.start_threads()?;
+            volume.resume_scrub()?;
         }
         Ok(volume)
     }
@@ -243,6 +286,7 @@ impl Volume {
         let caller = Caller {
             uid: rustix::process::geteuid().as_raw(),
             gid: rustix::process::getegid().as_raw(),
+            umask: 0,
         };
         let root = Attr::new(FileKind::Directory, 0o755, caller.uid, caller.gid, ROOT);
         let mut change = Change::new(self);
@@ -354,15 +398,26 @@ impl Volume {
         self.stop_threads();
         let mut result = Ok(());
         if !self.options.read_only {
+            self.forget_everything();
             result = self.stage_everything();
+            self.store_accesses();
             if let Err(error) = &result {
                 error!("data that could not be staged is lost: {error}");
+            }
+            if self.scrubber.status().is_active() {
+                self.save_scrub();
             }
             result = result.and(self.store_counters());
         }
         self.cache.stop();
         self.closed.store(true, Relaxed);
         result.and(self.store.close().map_err(VolumeError::from))
+    }
+
+    /// Writes a checkpoint of the store, which otherwise happens now and then. For tests.
+    #[doc(hidden)]
+    pub fn checkpoint(&self) -> Result<()> {
+        Ok(self.store()?.checkpoint()?)
     }
 
     /// Stops without staging or closing anything, as a crash would. For tests and failed mounts.
@@ -376,6 +431,7 @@ impl Volume {
     fn stop_threads(&self) {
         self.stager.stop();
         self.settler.stop();
+        self.scrubber.close();
         let threads = std::mem::take(&mut *self.threads.lock());
         for thread in threads {
             if thread.thread().id() != std::thread::current().id() && thread.join().is_err() {
@@ -403,6 +459,7 @@ impl Drop for Volume {
     fn drop(&mut self) {
         self.stager.stop();
         self.settler.stop();
+        self.scrubber.close();
         self.cache.stop();
     }
 }

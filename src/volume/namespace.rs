@@ -3,6 +3,7 @@
 //! Everything that changes names holds the namespace lock, so that a change sees its directories, its
 //! names and the ancestors of directories at rest. Lookups take no lock: one name is one key.
 
+use super::acl::put_pieces;
 use super::attr::{Attr, FileKind, Stat, Timestamp};
 use super::change::Change;
 use super::inode::{Inode, Locked};
@@ -204,7 +205,9 @@ impl Volume {
                 ino + INO_BATCH
             }
         };
-        let attr = new_attr(&node, &dir_state.attr, parent, caller);
+        let mut attr = new_attr(&node, &dir_state.attr, parent, caller);
+        let inherited = self.inherited(parent, &attr, caller.umask)?;
+        attr.perm = inherited.perm;
         let mut dir_attr = dir_state.attr.clone();
         dir_attr.mtime = attr.mtime;
         dir_attr.ctime = attr.mtime;
@@ -223,6 +226,9 @@ impl Volume {
         change.put_inode(parent, &dir_attr, dir_attr.size);
         for (part, piece) in node.target.chunks(PIECE).enumerate() {
             change.put(keys::symlink(ino, part as u8), piece.to_vec());
+        }
+        for (kind, value) in &inherited.lists {
+            put_pieces(&mut change, ino, kind.name(), value);
         }
         change.count_inode(&attr, 1);
         change.commit()?;

@@ -11,11 +11,16 @@ use std::sync::Arc;
 const STEP: usize = 1024;
 
 impl Volume {
-    /// Removes an inode that has neither names nor opens. A failure leaves it to the next mount.
+    /// Removes an inode that has no names, is not open, and is not known to the kernel. A failure leaves
+    /// it to the next mount.
     pub(super) fn reap_if_unused(&self, inode: &Arc<Inode>) {
         {
             let state = inode.state.lock();
-            if state.gone || state.attr.nlink > 0 || state.opens > 0 || self.options.read_only {
+            if state.gone || state.attr.nlink > 0 || self.options.read_only {
+                return;
+            }
+            self.known.add_orphan(inode.ino);
+            if state.opens > 0 || self.known.contains(inode.ino) {
                 return;
             }
         }
@@ -29,7 +34,8 @@ impl Volume {
         let ino = inode.ino;
         let _staging = inode.stage.lock();
         let mut state = inode.state.lock();
-        if state.gone || state.attr.nlink > 0 || state.opens > 0 {
+        let used = state.opens > 0 || self.known.contains(ino);
+        if state.gone || state.attr.nlink > 0 || used {
             return Ok(());
         }
         let dropped = state.dirty.take(false, self.window());
@@ -61,6 +67,7 @@ impl Volume {
         }
         state.gone = true;
         drop(state);
+        self.known.remove_orphan(ino);
         self.table.remove(ino);
         Ok(())
     }

@@ -7,6 +7,7 @@ use super::keys;
 use super::namespace::{Dirent, check_name};
 use super::stage::StageMode;
 use super::{Result, Volume, VolumeError};
+use crate::fault;
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use std::sync::Arc;
@@ -72,6 +73,7 @@ impl Volume {
 
     fn stage_before_rename(&self, place: Place<'_>) -> Result<()> {
         match self.dirent(place.parent, place.name)? {
+            _ if fault::planted("rename-before-data") => Ok(()),
             Some(entry) if entry.kind == FileKind::Regular => match self.table.peek(entry.ino) {
                 Some(inode) => self.stage(&inode, StageMode::All),
                 None => Ok(()),

@@ -5,13 +5,15 @@ use super::dirty::Pieces;
 use super::inode::{Inode, State};
 use super::keys;
 use super::{Result, Volume, VolumeError};
+use crate::fault;
 use crate::settle::Extent;
 use crate::store::NewBlock;
+use crate::sync::atomic::{AtomicBool, Ordering::Relaxed, Ordering::SeqCst};
+use crate::sync::{Condvar, Mutex};
 use log::{error, warn};
-use parking_lot::{Condvar, Mutex, MutexGuard};
+use parking_lot::MutexGuard;
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
 /// Blocks that one transaction of staging makes visible.
@@ -91,6 +93,8 @@ pub struct Stager {
     dirty: Mutex<HashMap<u64, Arc<Inode>>>,
     queue: Mutex<Vec<(Arc<Inode>, StageMode)>>,
     wake: Condvar,
+    /// Signalled only when the threads are to end.
+    halt: Condvar,
     /// The last failure of staging and its time, while nothing has been staged since.
     failing: Mutex<Option<(VolumeError, Instant)>>,
     stopping: AtomicBool,
@@ -101,6 +105,7 @@ impl Stager {
     pub fn stop(&self) {
         self.stopping.store(true, SeqCst);
         self.wake_all();
+        self.halt.notify_all();
     }
 
     pub fn is_stopping(&self) -> bool {
@@ -117,11 +122,16 @@ impl Stager {
         queue.pop()
     }
 
+    fn push(&self, inode: Arc<Inode>, mode: StageMode) {
+        self.queue.lock().push((inode, mode));
+        self.wake.notify_one();
+    }
+
     /// Waits a moment, unless the threads are to end.
     pub fn pause(&self) {
-        let until = Instant::now() + TICK;
-        while !self.is_stopping() && Instant::now() < until {
-            std::thread::sleep(Duration::from_millis(20));
+        let mut queue = self.queue.lock();
+        if !self.is_stopping() {
+            self.halt.wait_for(&mut queue, TICK);
         }
     }
 
@@ -180,8 +190,7 @@ impl Volume {
 
     pub(super) fn queue_stage(&self, inode: &Arc<Inode>, state: &mut State, mode: StageMode) {
         state.stage_queued = true;
-        self.stager.queue.lock().push((inode.clone(), mode));
-        self.stager.wake.notify_one();
+        self.stager.push(inode.clone(), mode);
     }
 
     /// Moves dirty data of an inode into the log.
@@ -297,10 +306,14 @@ impl Volume {
             return Ok(None);
         }
         let mut merged = Pieces::default();
-        for extent in &extents {
+        for extent in extents.iter().filter(|e| !e.is_lost()) {
             let part = extent.slice(window, end);
             let mut data = vec![0; part.len as usize];
-            self.read_extents(part.offset, &mut data, &[part])?;
+            match self.read_extents(part.offset, &mut data, &[part]) {
+                // Old data that cannot be read is no reason to refuse new data.
+                Err(VolumeError::Unreadable { .. }) => return Ok(None),
+                other => other?,
+            }
             merged.write(part.offset, &data, self.window());
         }
         for (start, data) in pieces.overlapping(window, end) {
@@ -363,6 +376,10 @@ impl Volume {
 
     /// Returns when everything written to the file so far is on the disk.
     pub fn fsync(&self, ino: u64) -> Result<()> {
+        if fault::planted("fsync-before-data") {
+            self.sync_log()?;
+            return self.flush(ino);
+        }
         self.flush(ino)?;
         self.sync_log()
     }
@@ -374,6 +391,16 @@ impl Volume {
         }
         self.store()?.sync()?;
         Ok(())
+    }
+
+    /// Returns when everything written to any file so far is on the disk.
+    pub fn sync_everything(&self) -> Result<()> {
+        if self.options.read_only {
+            return Ok(());
+        }
+        self.stage_everything()?;
+        self.store_accesses();
+        self.sync_log()
     }
 
     /// Stages everything that is dirty now. Returns the first failure, after trying everything.
@@ -415,11 +442,73 @@ impl Volume {
         }
         *last = Instant::now();
         let _ = self.stage_everything();
+        if self.changed.load(Relaxed) {
+            self.store_accesses();
+        }
         if self.changed.swap(false, Relaxed)
             && let Err(error) = self.sync_log()
         {
             error!("background sync: {error}");
             self.changed.store(true, Relaxed);
         }
+    }
+}
+
+#[cfg(all(test, feature = "shuttle"))]
+mod shuttle_tests {
+    use super::*;
+    use crate::sync::atomic::AtomicUsize;
+    use shuttle::thread;
+
+    #[test]
+    fn shuttle_the_budget_is_kept_and_nobody_waits_for_ever_for_room() {
+        let run = || {
+            let budget = Arc::new(Budget::new(1 << 20));
+            let writers: Vec<_> = [400 << 10, 700 << 10, 900 << 10]
+                .into_iter()
+                .map(|bytes: u64| {
+                    let budget = budget.clone();
+                    thread::spawn(move || {
+                        while !budget.try_reserve(bytes) {}
+                        assert!(budget.used() <= 1 << 20);
+                        budget.release(bytes);
+                    })
+                })
+                .collect();
+            for writer in writers {
+                writer.join().unwrap();
+            }
+            assert_eq!(budget.used(), 0);
+        };
+        shuttle::check_random(run, 3000);
+        shuttle::check_pct(run, 1000, 3);
+    }
+
+    #[test]
+    fn shuttle_every_queued_inode_is_taken_once_and_stopping_ends_all_who_wait() {
+        let run = || {
+            let (stager, taken) = (Arc::new(Stager::default()), Arc::new(AtomicUsize::new(0)));
+            let takers: Vec<_> = (0..2)
+                .map(|_| {
+                    let (stager, taken) = (stager.clone(), taken.clone());
+                    thread::spawn(move || {
+                        while !stager.is_stopping() {
+                            taken.fetch_add(usize::from(stager.next().is_some()), SeqCst);
+                        }
+                    })
+                })
+                .collect();
+            for ino in 0..3 {
+                stager.push(Inode::for_test(ino), StageMode::All);
+            }
+            stager.stop();
+            for taker in takers {
+                taker.join().unwrap();
+            }
+            let left = stager.queue.lock().len();
+            assert_eq!(taken.load(SeqCst) + left, 3);
+        };
+        shuttle::check_random(run, 3000);
+        shuttle::check_pct(run, 1000, 3);
     }
 }

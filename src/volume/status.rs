@@ -8,7 +8,7 @@ use crate::codec::{CodecId, Codecs};
 use crate::control::{
     CacheStatus, CodecUsage, ExtentInfo, FileInfo, IoStatus, SettleStatus, Status, ratio,
 };
-use crate::settle::Extent;
+use crate::settle::{Extent, LOST};
 use crate::store::Store;
 use std::collections::BTreeSet;
 use std::sync::atomic::Ordering::Relaxed;
@@ -66,6 +66,8 @@ impl Volume {
                     cache.decode_nanos as f64 / 1e9,
                 ),
             },
+            scrub: self.scrubber.status(),
+            reclaim: self.reclaimed.status(),
             engine: Codecs::engine().into(),
             model: self.codecs.encoding_model_name().unwrap_or_default(),
             threads: self.options.threads,
@@ -97,6 +99,11 @@ impl Volume {
     }
 
     fn add_extent_info(&self, info: &mut FileInfo, extent: &Extent) -> Result<()> {
+        if extent.is_lost() {
+            info.logical_bytes += u64::from(extent.len);
+            info.extents.push(lost_info(extent));
+            return Ok(());
+        }
         let block = self.store()?.block_info(extent.block)?;
         let codec = CodecId::ALL[codec_index(&block)?];
         let share = share_of(extent, &block);
@@ -110,7 +117,11 @@ impl Volume {
         usage.extents += 1;
         usage.logical_bytes += len;
         usage.stored_bytes += share;
+        let place = self.store()?.block_place(extent.block)?;
+        let (segment, segment_offset) = place.unwrap_or_default();
         info.extents.push(ExtentInfo {
+            segment,
+            segment_offset,
             offset: extent.offset,
             len,
             block: extent.block,
@@ -129,7 +140,7 @@ impl Volume {
     /// keeps its zeros.
     fn add_layouts(&self, info: &mut FileInfo) {
         let mut models = BTreeSet::new();
-        for extent in &mut info.extents {
+        for extent in info.extents.iter_mut().filter(|e| e.block != LOST) {
             let Ok(layout) = self.cache.layout(extent.block) else {
                 continue;
             };
@@ -147,6 +158,23 @@ impl Volume {
     /// Counts everything, after an unclean end.
     pub(super) fn count_everything(&self) -> Result<Totals> {
         count(&self.store)
+    }
+}
+
+fn lost_info(extent: &Extent) -> ExtentInfo {
+    ExtentInfo {
+        offset: extent.offset,
+        len: u64::from(extent.len),
+        block: 0,
+        skip: 0,
+        codec: "lost".into(),
+        staged: false,
+        block_stored_bytes: 0,
+        block_raw_bytes: 0,
+        group_bytes: 0,
+        anchor: None,
+        segment: String::new(),
+        segment_offset: 0,
     }
 }
 
@@ -206,6 +234,9 @@ fn count(store: &Store) -> Result<Totals> {
     })?;
     for_each(store, b"E", b"F", |key, value| {
         let extent = keys::decode_extent(key, value)?;
+        if extent.is_lost() {
+            return Ok(());
+        }
         let info = store.block_info(extent.block)?;
         let share = share_of(&extent, &info) as i64;
         let codec = &mut totals.codecs[codec_index(&info)?];

@@ -1,5 +1,6 @@
 //! Extended attributes, stored and virtual.
 
+use super::acl::{AclKind, put_pieces};
 use super::attr::Timestamp;
 use super::change::Change;
 use super::inode::{Inode, State};
@@ -27,15 +28,31 @@ impl Volume {
             return Err(VolumeError::NoAttribute);
         }
         check_name(name)?;
-        let mut value = Vec::new();
+        self.attribute(ino, name)?.ok_or(VolumeError::NoAttribute)
+    }
+
+    /// The stored value of an attribute of any name.
+    pub(super) fn attribute(&self, ino: u64, name: &[u8]) -> Result<Option<Vec<u8>>> {
         let parts = self.parts(ino, name)?;
-        if parts.is_empty() {
-            return Err(VolumeError::NoAttribute);
+        let exists = !parts.is_empty();
+        Ok(exists.then(|| parts.into_iter().flat_map(|(_, part)| part).collect()))
+    }
+
+    /// Adds to `change` that an attribute has this value, or is gone.
+    pub(super) fn put_attribute(
+        &self,
+        change: &mut Change<'_>,
+        ino: u64,
+        name: &[u8],
+        value: Option<&[u8]>,
+    ) -> Result<()> {
+        for (key, _) in self.parts(ino, name)? {
+            change.delete(key);
         }
-        for (_, part) in parts {
-            value.extend_from_slice(&part);
+        if let Some(value) = value {
+            put_pieces(change, ino, name, value);
         }
-        Ok(value)
+        Ok(())
     }
 
     /// Names of all stored attributes. The virtual ones are not listed, so that copies of a file do
@@ -76,28 +93,22 @@ impl Volume {
         if value.len() > VALUE_MAX {
             return Err(VolumeError::AttributeTooLarge);
         }
+        if let Some(kind) = AclKind::of_name(name) {
+            return self.set_acl(ino, kind, Some(value), true);
+        }
         let inode = self.inode(ino)?;
         let mut state = inode.state.lock();
         if state.gone {
             return Err(VolumeError::Stale(ino));
         }
-        let old = self.parts(ino, name)?;
-        match old.is_empty() {
+        match self.parts(ino, name)?.is_empty() {
             true if replace => return Err(VolumeError::NoAttribute),
             false if create => return Err(VolumeError::Exists),
             true => self.check_room_for_name(ino, name)?,
             false => {}
         }
         let mut change = Change::new(self);
-        for (key, _) in old {
-            change.delete(key);
-        }
-        // An empty value still has one part.
-        let parts = value.len().div_ceil(PIECE).max(1);
-        for part in 0..parts {
-            let piece = &value[part * PIECE..value.len().min((part + 1) * PIECE)];
-            change.put(keys::xattr(ino, name, part as u16), piece.to_vec());
-        }
+        self.put_attribute(&mut change, ino, name, Some(value))?;
         commit_attribute(change, ino, &mut state, name, true)
     }
 
@@ -107,6 +118,9 @@ impl Volume {
             return Err(VolumeError::NotPermitted);
         }
         check_name(name)?;
+        if let Some(kind) = AclKind::of_name(name) {
+            return self.set_acl(ino, kind, None, true);
+        }
         let inode = self.inode(ino)?;
         let mut state = inode.state.lock();
         let old = self.parts(ino, name)?;
@@ -194,7 +208,8 @@ fn check_name(name: &[u8]) -> Result<()> {
         return Err(VolumeError::Invalid("attribute name too long"));
     }
     let known: [&[u8]; 3] = [b"user.", b"trusted.", b"security."];
-    match known.iter().any(|prefix| name.starts_with(prefix)) {
+    let acl = AclKind::of_name(name).is_some();
+    match acl || known.iter().any(|prefix| name.starts_with(prefix)) {
         true => Ok(()),
         false => Err(VolumeError::Unsupported("attribute namespace")),
     }

@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
+use rustix::process::{Pid, Signal, kill_process, test_kill_process};
+
 /// Exit codes as documented in s2sfs(1).
 pub mod exit {
     pub const OK: i32 = 0;
@@ -13,6 +15,7 @@ pub mod exit {
     pub const DAMAGED: i32 = 3;
     pub const BUSY: i32 = 4;
     pub const NOT_A_STORE: i32 = 5;
+    pub const REPAIRED: i32 = 6;
     /// Of `mount.s2sfs`.
     pub const HELPER_USAGE: i32 = 1;
     pub const HELPER_FAILED: i32 = 32;
@@ -55,6 +58,13 @@ impl Bed {
         Bed { dir, store, mnt }
     }
 
+    /// A store in another place.
+    pub fn on(store: &Path) -> Bed {
+        let mut bed = Bed::new();
+        bed.store = store.to_owned();
+        bed
+    }
+
     /// A fresh store, mounted with `options` (settling only on request unless they say otherwise).
     pub fn mounted(options: &str) -> Bed {
         let bed = Bed::new();
@@ -83,8 +93,21 @@ impl Bed {
     }
 
     pub fn umount(&self) {
-        let output = s2sfs(["umount".as_ref(), self.mnt.as_os_str()]);
-        assert!(output.status.success(), "umount: {}", text(&output));
+        // Whoever looks at all mounts, or is just ending, may hold this one for a moment.
+        let deadline = Instant::now() + Duration::from_secs(5);
+        loop {
+            let output = s2sfs(["umount".as_ref(), self.mnt.as_os_str()]);
+            if output.status.success() {
+                return;
+            }
+            let busy = output.status.code() == Some(exit::BUSY);
+            assert!(
+                busy && Instant::now() < deadline,
+                "umount: {}",
+                text(&output)
+            );
+            std::thread::sleep(Duration::from_millis(20));
+        }
     }
 
     pub fn settle(&self) {
@@ -98,9 +121,9 @@ impl Bed {
         serde_json::from_slice(&output.stdout).unwrap()
     }
 
-    pub fn pid(&self) -> rustix::process::Pid {
+    pub fn pid(&self) -> Pid {
         let pid = self.status(&self.mnt)["pid"].as_i64().unwrap();
-        rustix::process::Pid::from_raw(pid as i32).unwrap()
+        Pid::from_raw(pid as i32).unwrap()
     }
 
     pub fn check(&self) -> Output {
@@ -125,6 +148,25 @@ impl Drop for Bed {
             }
         }
     }
+}
+
+/// Kills a daemon and waits until nothing of it is left.
+pub fn kill(pid: Pid) {
+    kill_process(pid, Signal::KILL).unwrap();
+    let deadline = Instant::now() + Duration::from_secs(10);
+    // The launcher that the test started is its parent no longer; init collects it.
+    while test_kill_process(pid).is_ok() && !is_zombie(pid) {
+        assert!(Instant::now() < deadline, "the daemon survived SIGKILL");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// Dead with all its threads, so that nothing of it holds the store any more.
+fn is_zombie(pid: Pid) -> bool {
+    let proc = format!("/proc/{}", pid.as_raw_nonzero());
+    let stat = std::fs::read_to_string(format!("{proc}/stat")).unwrap_or_default();
+    let dead = stat.rsplit(')').next().is_some_and(|s| s.starts_with(" Z"));
+    dead && std::fs::read_dir(format!("{proc}/task")).is_ok_and(|tasks| tasks.count() <= 1)
 }
 
 /// The program under the name of the mount helper.

@@ -1,6 +1,8 @@
 //! What the volume's tests share: volumes on simulated storage.
 #![allow(dead_code)]
 
+pub mod disk;
+pub mod ledger;
 pub mod mounted;
 pub mod oracle;
 
@@ -70,6 +72,7 @@ pub fn caller() -> Caller {
     Caller {
         uid: 1000,
         gid: 1000,
+        umask: 0,
     }
 }
 

@@ -22,6 +22,7 @@ pub struct Node {
     pub entries: BTreeMap<String, Id>,
     pub xattrs: BTreeMap<String, Vec<u8>>,
     pub perm: u32,
+    pub owner: (u32, u32),
     pub nlink: u32,
     pub opens: u32,
     pub parent: Id,
@@ -79,6 +80,7 @@ impl Oracle {
         dir: Id,
         name: &str,
         kind: Kind,
+        caller: (u32, u32),
         make: impl FnOnce() -> Answer<u64>,
     ) -> Answer<Id> {
         let result = make();
@@ -89,7 +91,14 @@ impl Oracle {
         let ino = result.expect("making works");
         let id = self.next;
         self.next += 1;
-        self.nodes.insert(id, node(kind, dir, ino));
+        let mut made = node(kind, dir, ino);
+        made.owner = caller;
+        // Setgid on a directory: the group is inherited, and by directories the bit as well.
+        if self.get(dir).perm & 0o2000 != 0 {
+            made.owner.1 = self.get(dir).owner.1;
+            made.perm |= if kind == Kind::Dir { 0o2000 } else { 0 };
+        }
+        self.nodes.insert(id, made);
         self.get_mut(dir).entries.insert(name.into(), id);
         if kind == Kind::Dir {
             self.get_mut(dir).nlink += 1;
@@ -237,6 +246,37 @@ impl Oracle {
         }
     }
 
+    /// Zeroes a range; `keep` leaves the size as it is.
+    pub fn zero(&mut self, id: Id, offset: usize, len: usize, keep: bool) {
+        if !keep && self.get(id).data.len() < offset + len {
+            self.truncate(id, offset + len);
+        }
+        self.punch(id, offset, len);
+    }
+
+    /// Copies as many bytes as the source has and returns their number.
+    pub fn copy(&mut self, from: (Id, usize), to: (Id, usize), len: usize) -> usize {
+        let source = &self.get(from.0).data;
+        let end = source.len().min(from.1 + len);
+        let data = source.get(from.1..end).unwrap_or_default().to_vec();
+        if !data.is_empty() {
+            self.write(to.0, to.1, &data);
+        }
+        data.len()
+    }
+
+    /// A new owner of a file clears suid, and sgid where the group may execute.
+    pub fn chown(&mut self, id: Id, owner: (u32, u32)) {
+        let node = self.get_mut(id);
+        node.owner = owner;
+        if node.kind != Kind::Dir {
+            node.perm &= !0o4000;
+            if node.perm & 0o010 != 0 {
+                node.perm &= !0o2000;
+            }
+        }
+    }
+
     pub fn close(&mut self, id: Id) {
         let node = self.get_mut(id);
         node.opens -= 1;
@@ -269,6 +309,7 @@ fn node(kind: Kind, parent: Id, ino: u64) -> Node {
         entries: BTreeMap::new(),
         xattrs: BTreeMap::new(),
         perm: 0o755,
+        owner: (0, 0),
         nlink: if kind == Kind::Dir { 2 } else { 1 },
         opens: 0,
         parent,
