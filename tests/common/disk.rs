@@ -211,6 +211,12 @@ pub fn scratch() -> tempfile::TempDir {
     .unwrap()
 }
 
+/// Drops what the page cache holds of a file.
+pub fn forget(path: &Path) {
+    let file = std::fs::File::open(path).unwrap();
+    rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).unwrap();
+}
+
 /// An ext4 file system mounted from an image or a block device. Unmounted when dropped.
 pub struct Ext4 {
     pub path: PathBuf,
