@@ -2,11 +2,11 @@
 //! everything that is intact. `make damage` runs many random mutations.
 
 mod common;
-#[path = "common/random.rs"]
-mod random;
 #[path = "common/damaged.rs"]
 #[allow(dead_code)]
 mod damaged;
+#[path = "common/random.rs"]
+mod random;
 
 use std::sync::atomic::Ordering::SeqCst;
 use std::sync::{Arc, OnceLock};

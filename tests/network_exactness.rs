@@ -204,7 +204,11 @@ fn a_chunk_gives_the_same_rows_alone_and_among_others() {
 #[test]
 fn golden_logits_never_change() {
     let mut random = Random::new(7);
-    let network = Arc::new(networks::network(&mut random, networks::full_config(), false));
+    let network = Arc::new(networks::network(
+        &mut random,
+        networks::full_config(),
+        false,
+    ));
     let inputs = Inputs {
         latents: vec![string(&mut random, 6, 20), string(&mut random, 3, 20)],
         chunks: vec![string(&mut random, 16, 60), string(&mut random, 11, 60)],
