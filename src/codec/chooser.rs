@@ -4,6 +4,8 @@ use std::sync::Arc;
 
 use crate::model::Model;
 
+use super::engines::SharedEngine;
+use super::model_codec::Sample;
 use super::payload::AnchorRange;
 use super::{
     AnchorSource, Codecs, EncodeOptions, Encoded, Policy, Result, Snapshot, fast, model_codec,
@@ -74,11 +76,15 @@ fn encode_with(
     options: &EncodeOptions,
     anchor: Option<&AnchorSource>,
 ) -> Result<Option<Encoded>> {
-    let anchor = anchor.and_then(|source| paying_anchor(codecs, model, raw, source));
+    let engine = codecs.engine_of(model);
+    let anchor = match anchor.filter(|_| model.has_history()) {
+        Some(source) => paying_anchor(codecs, model, engine.as_ref(), raw, source)?,
+        None => None,
+    };
     let used = anchor
         .as_ref()
         .map(|(range, snapshot)| (range, snapshot.as_ref()));
-    let coded = model_codec::encode(model, raw, group_bytes(options), used)?;
+    let coded = model_codec::encode(model, engine.as_ref(), raw, group_bytes(options), used)?;
     let exact = is_exact(codecs, &coded, raw, used.map(|(_, snapshot)| snapshot));
     Ok(exact.then_some(coded))
 }
@@ -136,12 +142,13 @@ fn is_incompressible(raw: &[u8]) -> bool {
 fn paying_anchor(
     codecs: &Codecs,
     model: &Arc<Model>,
+    engine: Option<&SharedEngine>,
     raw: &[u8],
     source: &AnchorSource,
-) -> Option<(AnchorRange, Arc<Snapshot>)> {
+) -> Result<Option<(AnchorRange, Arc<Snapshot>)>> {
     let bytes = &source.bytes[..source.bytes.len().min(ANCHOR_BYTES)];
     if bytes.is_empty() {
-        return None;
+        return Ok(None);
     }
     let end = source.start + bytes.len() as u32;
     let range = AnchorRange {
@@ -151,7 +158,8 @@ fn paying_anchor(
     let snapshot = codecs.encoding_snapshot(model, bytes);
     let start = raw.len().saturating_sub(SAMPLE) / 2;
     let sample = &raw[start..(start + SAMPLE).min(raw.len())];
-    let fresh = model_codec::cost(model, sample, None);
-    let anchored = model_codec::cost(model, sample, Some(&snapshot));
-    (anchored < fresh * (1.0 - ANCHOR_GAIN)).then_some((range, snapshot))
+    let sample = Sample::new(model, engine, sample)?;
+    let fresh = sample.cost(model, None)?;
+    let anchored = sample.cost(model, Some(&snapshot))?;
+    Ok((anchored < fresh * (1.0 - ANCHOR_GAIN)).then_some((range, snapshot)))
 }

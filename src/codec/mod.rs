@@ -4,15 +4,18 @@
 //! by hash and the anchor that it may name by block id. docs/format.md has the byte tables.
 
 mod chooser;
+mod engines;
 mod error;
 mod fast;
 mod model_codec;
+mod network_codec;
 mod payload;
 mod range_coder;
 mod registry;
 mod zstd_codec;
 
 pub use chooser::ANCHOR_BYTES;
+pub use engines::SharedEngine;
 pub use error::CodecError;
 pub use payload::{AnchorRange, Layout};
 pub use registry::{ModelSource, file_name};
@@ -25,6 +28,8 @@ use parking_lot::Mutex;
 
 use crate::model::Model;
 use crate::model::predictor::State;
+use engines::Engines;
+use network_codec::{Flow, GroupDecoder};
 use registry::Registry;
 
 /// Result of every operation of this layer.
@@ -116,11 +121,14 @@ impl Snapshot {
 
 /// Snapshots kept for encoding: consecutive extents of a few files share their anchor.
 const ENCODING_SNAPSHOTS: NonZeroUsize = NonZeroUsize::new(4).unwrap();
+/// Groups of one block that are decoded in lockstep.
+const LOCKSTEP: usize = 16;
 
 /// All codecs with the models they need. Cheap to share behind an `Arc`.
 #[derive(Debug)]
 pub struct Codecs {
     registry: Registry,
+    engines: Engines,
     /// The model that encodes; None leaves raw and zstd.
     encoder: Option<[u8; 8]>,
     /// By the hash of the anchor's bytes: block ids alone are only unique within one store.
@@ -132,6 +140,7 @@ impl Codecs {
         let snapshots = Mutex::new(LruCache::new(ENCODING_SNAPSHOTS));
         Codecs {
             registry: Registry::default(),
+            engines: Engines::default(),
             encoder,
             snapshots,
         }
@@ -147,12 +156,38 @@ impl Codecs {
         Codecs::new(None)
     }
 
-    /// Codecs that encode with the model in `file`.
+    /// Codecs that encode with the model in `file`, whose base, if it names one, the program carries.
     pub fn with_model(file: &[u8]) -> Result<Codecs> {
-        let model = Model::from_bytes(file).map_err(|e| CodecError::BadModel(e.to_string()))?;
+        Codecs::with_model_and_base(file, None)
+    }
+
+    /// Codecs that encode with the model in `file`, whose base may be the one in `base`.
+    pub fn with_model_and_base(file: &[u8], base: Option<&[u8]>) -> Result<Codecs> {
+        let bad = |e: crate::model::ModelError| CodecError::BadModel(e.to_string());
         let mut codecs = Codecs::new(None);
+        if let Some(base) = base {
+            codecs.registry.add(Model::from_bytes(base).map_err(bad)?);
+        }
+        let model = codecs.registry.read(file, None).map_err(bad)?;
         codecs.encoder = Some(codecs.registry.add(model));
         Ok(codecs)
+    }
+
+    /// Evaluates the network of the model that encodes with this engine; does nothing without a network.
+    pub fn set_engine(&self, engine: SharedEngine) {
+        if let Some(model) = self.encoding_model().filter(|m| m.network().is_some()) {
+            self.engines.set(&model.hash, engine);
+        }
+    }
+
+    /// The engine of a model's network, if it has one.
+    fn engine_of(&self, model: &Model) -> Option<SharedEngine> {
+        self.engines.of(model)
+    }
+
+    /// The file name of the model that the model in `file` needs as its base, if any.
+    pub fn base_name(file: &[u8]) -> Option<String> {
+        registry::base_name(file).as_ref().map(file_name)
     }
 
     /// Where to look for models that payloads name and the program does not carry.
@@ -266,24 +301,57 @@ impl Codecs {
             }
             CodecId::Model => {
                 let model = model.ok_or_else(|| CodecError::Damaged("no model is named".into()))?;
-                match (&layout.anchor, snapshot) {
-                    (Some(anchor), None) => return Err(CodecError::NeedsAnchor(anchor.block)),
-                    (None, Some(_)) => {
-                        return Err(CodecError::Damaged(
-                            "a snapshot for a block without anchor".into(),
-                        ));
+                check_snapshot(layout, snapshot)?;
+                match self.engine_of(&model) {
+                    None => model_codec::decode(&model, payload, layout, group, snapshot, sink)?,
+                    Some(engine) => {
+                        let decoder =
+                            GroupDecoder::start(&model, payload, layout, group, snapshot)?;
+                        let sink = Box::new(sink);
+                        let flow = Ok(Flow { decoder, sink });
+                        let alone = std::iter::once(flow);
+                        network_codec::decode_together(engine.as_ref(), 1, alone)?;
                     }
-                    _ => {}
                 }
-                model_codec::decode(&model, payload, layout, group, snapshot, sink)?;
             }
         }
         Ok(())
     }
 
+    /// Decodes all groups of a payload of a model with a network, in lockstep.
+    fn decode_lockstep(
+        &self,
+        model: &Arc<Model>,
+        engine: &SharedEngine,
+        payload: &[u8],
+        layout: &Layout,
+        snapshot: Option<&Snapshot>,
+    ) -> Result<Vec<u8>> {
+        let mut groups: Vec<Vec<u8>> = vec![Vec::new(); layout.groups.len()];
+        let flows = groups.iter_mut().enumerate().map(|(group, bytes)| {
+            let decoder = GroupDecoder::start(model, payload, layout, group, snapshot)?;
+            let sink = Box::new(|span: &[u8]| {
+                bytes.extend_from_slice(span);
+                true
+            });
+            Ok(Flow { decoder, sink })
+        });
+        network_codec::decode_together(engine.as_ref(), LOCKSTEP, flows)?;
+        Ok(groups.concat())
+    }
+
     /// Decodes a whole payload. `snapshot` as for [`Codecs::decode_group`].
     pub fn decode_all(&self, payload: &[u8], snapshot: Option<&Snapshot>) -> Result<Vec<u8>> {
         let layout = self.open(payload)?;
+        if layout.codec == CodecId::Model
+            && let Some(name) = &layout.model
+        {
+            let model = self.registry.get(name)?;
+            if let Some(engine) = self.engine_of(&model) {
+                check_snapshot(&layout, snapshot)?;
+                return self.decode_lockstep(&model, &engine, payload, &layout, snapshot);
+            }
+        }
         let mut raw = Vec::with_capacity(layout.raw_len as usize);
         for group in 0..layout.groups.len() {
             self.decode_group(payload, &layout, group, snapshot, &mut |piece| {
@@ -309,5 +377,16 @@ impl Codecs {
         Ok(Arc::new(Snapshot {
             state: model.after(anchor_bytes),
         }))
+    }
+}
+
+/// A block has an anchor if and only if its groups start from a snapshot.
+fn check_snapshot(layout: &Layout, snapshot: Option<&Snapshot>) -> Result<()> {
+    match (&layout.anchor, snapshot) {
+        (Some(anchor), None) => Err(CodecError::NeedsAnchor(anchor.block)),
+        (None, Some(_)) => Err(CodecError::Damaged(
+            "a snapshot for a block without anchor".into(),
+        )),
+        _ => Ok(()),
     }
 }

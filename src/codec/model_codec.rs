@@ -7,6 +7,8 @@
 use crate::model::predictor::{Predictor, State};
 use crate::model::{Cost, Model, ModelError};
 
+use super::engines::SharedEngine;
+use super::network_codec::{self, Sequence};
 use super::payload::{self, AnchorRange, Layout};
 use super::range_coder::{Decoder, Encoder};
 use super::{CodecError, CodecId, Encoded, Result, Snapshot};
@@ -19,14 +21,14 @@ pub(super) fn span_check(span: &[u8]) -> u16 {
     crc32c::crc32c(span) as u16
 }
 
-fn model_error(error: ModelError) -> CodecError {
+pub(super) fn model_error(error: ModelError) -> CodecError {
     CodecError::Damaged(error.to_string())
 }
 
 /// A group as the encoder cuts it.
-struct Cut {
-    len: usize,
-    chunks: u32,
+pub(super) struct Cut {
+    pub len: usize,
+    pub chunks: u32,
 }
 
 /// Cuts an extent into groups of whole chunks of at most `group` bytes (but at least one chunk).
@@ -48,30 +50,61 @@ fn cut(model: &Model, raw: &[u8], group: usize) -> Result<Vec<Cut>> {
     Ok(cuts)
 }
 
-fn start_state(model: &Model, len: usize, snapshot: Option<&Snapshot>) -> State {
+pub(super) fn start_state(model: &Model, len: usize, snapshot: Option<&Snapshot>) -> State {
     snapshot.map_or_else(|| model.fresh(len), |snapshot| snapshot.state.clone())
 }
 
-/// Encodes an extent in groups of at most `group` bytes, all starting from the anchor if there is one.
+/// Codes the groups of an extent, all starting from the anchor if there is one.
+fn code_groups(
+    model: &Model,
+    engine: Option<&SharedEngine>,
+    raw: &[u8],
+    group: usize,
+    snapshot: Option<&Snapshot>,
+) -> Result<(Vec<Cut>, Vec<Vec<u8>>)> {
+    let mut codes = Vec::new();
+    let Some(engine) = engine else {
+        let cuts = cut(model, raw, group)?;
+        let mut rest = raw;
+        for cut in &cuts {
+            let (bytes, tail) = rest.split_at(cut.len);
+            let mut predictor = Predictor::new(model, start_state(model, bytes.len(), snapshot));
+            let mut encoder = Encoder::default();
+            for &byte in bytes {
+                predictor.byte(&mut encoder, byte);
+            }
+            codes.push(encoder.finish());
+            rest = tail;
+        }
+        return Ok((cuts, codes));
+    };
+    let cuts = network_codec::cut(model, raw, group)?;
+    let (cuts, tokens): (Vec<Cut>, Vec<Vec<u16>>) = cuts.into_iter().unzip();
+    let sequences = network_codec::sequences(engine.as_ref(), tokens)?;
+    for (cut, sequence) in cuts.iter().zip(&sequences) {
+        let mut encoder = Encoder::default();
+        let state = || start_state(model, cut.len, snapshot);
+        network_codec::code(model, engine.as_ref(), sequence, cut.len, state, &mut encoder)?;
+        codes.push(encoder.finish());
+    }
+    Ok((cuts, codes))
+}
+
+/// Encodes an extent in groups of at most `group` bytes, all starting from the anchor if there is one. Models
+/// with a network need their engine.
 pub(super) fn encode(
     model: &Model,
+    engine: Option<&SharedEngine>,
     raw: &[u8],
     group: usize,
     anchor: Option<(&AnchorRange, &Snapshot)>,
 ) -> Result<Encoded> {
-    let cuts = cut(model, raw, group)?;
+    let snapshot = anchor.map(|(_, snapshot)| snapshot);
+    let (cuts, codes) = code_groups(model, engine, raw, group, snapshot)?;
     let mut checks = Vec::new();
-    let mut codes = Vec::with_capacity(cuts.len());
     let mut rest = raw;
     for cut in &cuts {
         let (bytes, tail) = rest.split_at(cut.len);
-        let state = start_state(model, bytes.len(), anchor.map(|(_, snapshot)| snapshot));
-        let mut predictor = Predictor::new(model, state);
-        let mut encoder = Encoder::default();
-        for &byte in bytes {
-            predictor.byte(&mut encoder, byte);
-        }
-        codes.push(encoder.finish());
         checks.extend(bytes.chunks(SPAN).map(span_check));
         rest = tail;
     }
@@ -104,7 +137,7 @@ pub(super) fn encode(
     })
 }
 
-/// Decodes one group; `sink` gets verified spans in order until it returns false.
+/// Decodes one group of a model without a network; `sink` gets verified spans in order until it returns false.
 pub(super) fn decode(
     model: &Model,
     payload: &[u8],
@@ -138,12 +171,45 @@ pub(super) fn decode(
     Ok(())
 }
 
-/// What a sample costs to code in bits, without writing the code.
-pub(super) fn cost(model: &Model, sample: &[u8], snapshot: Option<&Snapshot>) -> f64 {
-    let mut predictor = Predictor::new(model, start_state(model, sample.len(), snapshot));
-    let mut cost = Cost::default();
-    for &byte in sample {
-        predictor.byte(&mut cost, byte);
+/// Bytes to be coded on trial.
+pub(super) struct Sample<'a> {
+    bytes: &'a [u8],
+    /// For models with a network.
+    sequence: Option<(SharedEngine, Sequence)>,
+}
+
+impl<'a> Sample<'a> {
+    pub fn new(
+        model: &Model,
+        engine: Option<&SharedEngine>,
+        bytes: &'a [u8],
+    ) -> Result<Sample<'a>> {
+        let sequence = engine.map(|engine| {
+            let sequence = network_codec::sequence(model, engine.as_ref(), bytes)?;
+            Ok((engine.clone(), sequence))
+        });
+        Ok(Sample {
+            bytes,
+            sequence: sequence.transpose()?,
+        })
     }
-    cost.bits
+
+    /// What the sample costs to code in bits, without writing the code.
+    pub fn cost(&self, model: &Model, snapshot: Option<&Snapshot>) -> Result<f64> {
+        let mut cost = Cost::default();
+        let len = self.bytes.len();
+        let state = || start_state(model, len, snapshot);
+        match &self.sequence {
+            Some((engine, sequence)) => {
+                network_codec::code(model, engine.as_ref(), sequence, len, state, &mut cost)?;
+            }
+            None => {
+                let mut predictor = Predictor::new(model, state());
+                for &byte in self.bytes {
+                    predictor.byte(&mut cost, byte);
+                }
+            }
+        }
+        Ok(cost.bits)
+    }
 }

@@ -73,21 +73,23 @@ impl Encoder {
 
 /// Turns bytes back into decisions. Behind the end of the bytes come zeros.
 #[derive(Debug)]
-pub struct Decoder<'a> {
+pub struct Decoder<B> {
     low: u64,
     high: u64,
     value: u64,
-    rest: &'a [u8],
+    bytes: B,
+    at: usize,
 }
 
-impl<'a> Decoder<'a> {
+impl<B: AsRef<[u8]>> Decoder<B> {
     /// A decoder of `bytes`, which may be anything.
-    pub fn new(bytes: &'a [u8]) -> Decoder<'a> {
+    pub fn new(bytes: B) -> Decoder<B> {
         let mut decoder = Decoder {
             low: 0,
             high: u64::MAX,
             value: 0,
-            rest: bytes,
+            bytes,
+            at: 0,
         };
         for _ in 0..8 {
             decoder.value = decoder.value << 8 | decoder.next();
@@ -97,17 +99,13 @@ impl<'a> Decoder<'a> {
 
     #[inline(always)]
     fn next(&mut self) -> u64 {
-        match self.rest.split_first() {
-            Some((&first, rest)) => {
-                self.rest = rest;
-                u64::from(first)
-            }
-            None => 0,
-        }
+        let byte = self.bytes.as_ref().get(self.at);
+        self.at += 1;
+        byte.map_or(0, |&byte| u64::from(byte))
     }
 }
 
-impl BitCoder for Decoder<'_> {
+impl<B: AsRef<[u8]>> BitCoder for Decoder<B> {
     #[inline(always)]
     fn code(&mut self, p: u16, _bit: u32) -> u32 {
         let middle = split(self.low, self.high, p);

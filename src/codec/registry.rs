@@ -1,11 +1,12 @@
 //! The models that payloads name, loaded when they are first needed.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::sync::{Arc, LazyLock, OnceLock};
 
 use parking_lot::Mutex;
 
-use crate::model::{Model, ModelHash, hash_of};
+use crate::model::{Model, ModelError, ModelHash, base_of, hash_of};
 
 use super::{CodecError, Result};
 
@@ -95,14 +96,52 @@ impl Registry {
     }
 
     fn load(&self, name: &ShortHash) -> Option<Model> {
-        let read;
-        let file: &[u8] = if *name == embedded() {
-            EMBEDDED
-        } else {
-            read = (self.source.get()?)(&file_name(name))?;
-            &read
-        };
-        match Model::from_bytes(file) {
+        let file = self.file(name)?;
+        self.check(name, self.read(&file, Some(name)))
+    }
+
+    /// The file of a model.
+    fn file(&self, name: &ShortHash) -> Option<Cow<'static, [u8]>> {
+        if *name == embedded() {
+            return Some(Cow::Borrowed(EMBEDDED));
+        }
+        (self.source.get()?)(&file_name(name)).map(Cow::Owned)
+    }
+
+    /// Reads a model file, with its base if it names one. `name` is the model that is being loaded, which
+    /// cannot be its own base.
+    pub fn read(
+        &self,
+        file: &[u8],
+        name: Option<&ShortHash>,
+    ) -> std::result::Result<Model, ModelError> {
+        Model::from_bytes_and(file, &|base| {
+            let base = short(base);
+            (Some(&base) != name).then(|| self.base(&base)).flatten()
+        })
+    }
+
+    /// A model that another one names as its base. It is kept like any other, but read on its own: a base has
+    /// no base, so that nothing that is being loaded waits for itself.
+    fn base(&self, name: &ShortHash) -> Option<Arc<Model>> {
+        let cell = self.loaded.lock().entry(*name).or_default().clone();
+        if let Some(found) = cell.get() {
+            return found.clone();
+        }
+        let file = self.file(name)?;
+        let model = Arc::new(self.check(name, Model::from_bytes(&file))?);
+        // whoever was faster has the same
+        let _ = cell.set(Some(model.clone()));
+        Some(model)
+    }
+
+    /// Logs why a model cannot be used.
+    fn check(
+        &self,
+        name: &ShortHash,
+        model: std::result::Result<Model, ModelError>,
+    ) -> Option<Model> {
+        match model {
             Ok(model) if short(&model.hash) == *name => Some(model),
             Ok(_) => {
                 log::error!(
@@ -117,4 +156,9 @@ impl Registry {
             }
         }
     }
+}
+
+/// The name of the base that a model file names, if any.
+pub(super) fn base_name(file: &[u8]) -> Option<ShortHash> {
+    base_of(file).ok().flatten().map(|hash| short(&hash))
 }

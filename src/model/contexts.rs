@@ -34,7 +34,8 @@ fn shape_of(byte: u8) -> u8 {
     }
 }
 
-fn mix(a: u64, b: u64) -> u64 {
+/// A hash of two numbers.
+pub(super) fn mix(a: u64, b: u64) -> u64 {
     let h = (a ^ b.wrapping_mul(0xD6E8_FEB8_6659_FD93)).wrapping_mul(MULTIPLIER);
     h ^ (h >> 29)
 }
@@ -79,6 +80,11 @@ impl Contexts {
     /// The bytes so far.
     pub fn bytes(&self) -> &[u8] {
         &self.bytes
+    }
+
+    /// The last eight bytes, the newest lowest.
+    pub fn last(&self) -> u64 {
+        self.last
     }
 
     /// The newest byte; a line feed before the first.

@@ -9,6 +9,8 @@ pub enum ModelError {
     Version { found: u32, known: u32 },
     #[error("model file is damaged: {0}")]
     Damaged(String),
+    #[error("the model needs its base, model {0}, which is not there")]
+    NeedsBase(String),
     #[error("tokenizer: {0}")]
     Tokenizer(String),
     /// What a caller or a block asks of a network that does not fit it.

@@ -1,5 +1,7 @@
 //! The model file: sections of compressed, checksummed data. docs/format.md has the byte tables.
 
+use std::sync::Arc;
+
 use serde::{Deserialize, Serialize};
 
 use super::contexts::CONTEXTS;
@@ -7,12 +9,15 @@ use super::mixer::{RATE_MAX, Rates, WEIGHT_MAX};
 use super::predictor::{Adaptation, Params};
 use super::tables::{BUCKET, Line, Tables, WAYS};
 use super::tokenizer::Tokenizer;
-use super::{Model, ModelError, ModelHash};
+use super::{Model, ModelError, ModelHash, file_network};
 
 const MAGIC: &[u8; 8] = b"S2SMODEL";
+/// Version of models that have tables of their own, and of models with a network.
 const VERSION: u32 = 1;
+const NETWORK_VERSION: u32 = 2;
 /// The sections, in their order.
 const TAGS: [&[u8; 4]; 6] = [b"info", b"tokn", b"dict", b"logi", b"parm", b"tabl"];
+const NETWORK_TAGS: [&[u8; 4]; 6] = [b"info", b"base", b"tokn", b"parm", b"nete", b"netw"];
 /// Level at which sections are compressed: models are made once and shipped.
 const LEVEL: i32 = 19;
 /// Most bytes of a section when unpacked; what a damaged header can make us allocate.
@@ -39,11 +44,11 @@ pub fn hash_of(file: &[u8]) -> ModelHash {
     hash
 }
 
-fn damaged(what: impl Into<String>) -> ModelError {
+pub(super) fn damaged(what: impl Into<String>) -> ModelError {
     ModelError::Damaged(what.into())
 }
 
-fn put_section(
+pub(super) fn put_section(
     file: &mut Vec<u8>,
     tag: &[u8; 4],
     raw: &[u8],
@@ -58,12 +63,12 @@ fn put_section(
     Ok(())
 }
 
-struct Sections<'a> {
-    rest: &'a [u8],
+pub(super) struct Sections<'a> {
+    pub(super) rest: &'a [u8],
 }
 
 impl<'a> Sections<'a> {
-    fn take(&mut self, len: usize) -> Result<&'a [u8], ModelError> {
+    pub(super) fn take(&mut self, len: usize) -> Result<&'a [u8], ModelError> {
         if len > self.rest.len() {
             return Err(damaged("cut short"));
         }
@@ -72,13 +77,42 @@ impl<'a> Sections<'a> {
         Ok(taken)
     }
 
-    fn number(&mut self) -> Result<usize, ModelError> {
+    pub(super) fn number(&mut self) -> Result<usize, ModelError> {
         let bytes = self.take(8)?.try_into().map_err(|_| damaged("number"))?;
         usize::try_from(u64::from_le_bytes(bytes)).map_err(|_| damaged("number too large"))
     }
 
+    /// Mixer weights, which are checked.
+    pub(super) fn weights(&mut self, weights: &mut [i32]) -> Result<(), ModelError> {
+        let words = self.take(4 * weights.len())?.as_chunks::<4>().0;
+        for (weight, &word) in weights.iter_mut().zip(words) {
+            *weight = i32::from_le_bytes(word);
+            if !(-WEIGHT_MAX..=WEIGHT_MAX).contains(weight) {
+                return Err(damaged("a weight is out of range"));
+            }
+        }
+        Ok(())
+    }
+
+    /// Probabilities, of which any is good.
+    pub(super) fn probabilities(&mut self, probabilities: &mut [u16]) -> Result<(), ModelError> {
+        let words = self.take(2 * probabilities.len())?.as_chunks::<2>().0;
+        for (p, &word) in probabilities.iter_mut().zip(words) {
+            *p = u16::from_le_bytes(word);
+        }
+        Ok(())
+    }
+
+    /// Err unless everything has been read.
+    pub(super) fn end(&self) -> Result<(), ModelError> {
+        match self.rest.is_empty() {
+            true => Ok(()),
+            false => Err(damaged("parameters are too long")),
+        }
+    }
+
     /// Unpacks the next section, which must have this tag.
-    fn section(&mut self, tag: &[u8; 4]) -> Result<Vec<u8>, ModelError> {
+    pub(super) fn section(&mut self, tag: &[u8; 4]) -> Result<Vec<u8>, ModelError> {
         let name = String::from_utf8_lossy(tag).into_owned();
         if self.take(4)? != tag {
             return Err(damaged(format!("section {name} is missing")));
@@ -107,18 +141,51 @@ pub(super) type Section = ([u8; 4], Vec<u8>);
 
 /// The sections of a good model file, for fuzzing.
 pub(super) fn split_sections(file: &[u8]) -> Result<Vec<Section>, ModelError> {
-    let mut sections = Sections {
-        rest: file.get(12..).unwrap_or_default(),
+    let (version, mut sections) = open(file)?;
+    let tags = if version == VERSION {
+        TAGS
+    } else {
+        NETWORK_TAGS
     };
-    TAGS.iter()
+    tags.iter()
         .map(|tag| Ok((**tag, sections.section(tag)?)))
         .collect()
+}
+
+/// The version and the sections of a model file.
+fn open(file: &[u8]) -> Result<(u32, Sections<'_>), ModelError> {
+    if file.len() < 12 || &file[..8] != MAGIC {
+        return Err(ModelError::NotAModel);
+    }
+    let found = u32::from_le_bytes([file[8], file[9], file[10], file[11]]);
+    if ![VERSION, NETWORK_VERSION].contains(&found) {
+        return Err(ModelError::Version {
+            found,
+            known: NETWORK_VERSION,
+        });
+    }
+    Ok((found, Sections { rest: &file[12..] }))
+}
+
+/// The base that the model in this file names, if any.
+///
+/// # Errors
+/// If it is not a model file, or its beginning is damaged.
+pub fn base_of(file: &[u8]) -> Result<Option<ModelHash>, ModelError> {
+    let (version, mut sections) = open(file)?;
+    if version == VERSION {
+        return Ok(None);
+    }
+    sections.section(b"info")?;
+    base_from(&sections.section(b"base")?)
 }
 
 /// A model file of these sections, good or not.
 pub(super) fn join_sections(sections: &[Section]) -> Result<Vec<u8>, ModelError> {
     let mut file = MAGIC.to_vec();
-    file.extend_from_slice(&VERSION.to_le_bytes());
+    let has_network = sections.iter().any(|(tag, _)| tag == b"netw");
+    let version = if has_network { NETWORK_VERSION } else { VERSION };
+    file.extend_from_slice(&version.to_le_bytes());
     for (tag, raw) in sections {
         put_section(&mut file, tag, raw, 1)?;
     }
@@ -189,55 +256,35 @@ fn tables_from(section: &[u8]) -> Result<Tables, ModelError> {
 fn params_bytes(params: &Params) -> Vec<u8> {
     let mut out = Vec::new();
     let weights = &params.weights;
-    for &weight in weights
-        .first
-        .iter()
-        .flatten()
-        .chain(weights.last.iter().flatten())
-    {
-        out.extend_from_slice(&weight.to_le_bytes());
-    }
-    let probabilities = params.histories.iter().flatten();
-    let probabilities = probabilities.chain(params.matches.iter().flatten());
-    for &p in probabilities.chain(params.curves.iter().flatten()) {
-        out.extend_from_slice(&p.to_le_bytes());
-    }
+    put_weights(&mut out, weights.first.as_flattened());
+    put_weights(&mut out, weights.last.as_flattened());
+    put_probabilities(&mut out, params.histories.as_flattened());
+    put_probabilities(&mut out, params.matches.as_flattened());
+    put_probabilities(&mut out, params.curves.as_flattened());
     out
 }
 
 fn params_from(bytes: &[u8]) -> Result<Params, ModelError> {
     let mut params = Params::default();
     let mut reader = Sections { rest: bytes };
-    let weights = &mut params.weights;
-    for weight in weights
-        .first
-        .iter_mut()
-        .flatten()
-        .chain(weights.last.iter_mut().flatten())
-    {
-        *weight = i32::from_le_bytes(reader.take(4)?.try_into().map_err(|_| damaged("weight"))?);
-        if weight.abs() > WEIGHT_MAX {
-            return Err(damaged("a weight is out of range"));
-        }
-    }
-    let probabilities = params.histories.iter_mut().flatten();
-    let probabilities = probabilities.chain(params.matches.iter_mut().flatten());
-    for p in probabilities.chain(params.curves.iter_mut().flatten()) {
-        *p = u16::from_le_bytes(
-            reader
-                .take(2)?
-                .try_into()
-                .map_err(|_| damaged("probability"))?,
-        );
-    }
-    if reader.rest.is_empty() {
-        Ok(params)
-    } else {
-        Err(damaged("parameters are too long"))
-    }
+    reader.weights(params.weights.first.as_flattened_mut())?;
+    reader.weights(params.weights.last.as_flattened_mut())?;
+    reader.probabilities(params.histories.as_flattened_mut())?;
+    reader.probabilities(params.matches.as_flattened_mut())?;
+    reader.probabilities(params.curves.as_flattened_mut())?;
+    reader.end()?;
+    Ok(params)
 }
 
-fn adaptation_from(rates: [i32; 4]) -> Result<Adaptation, ModelError> {
+pub(super) fn put_weights(out: &mut Vec<u8>, weights: &[i32]) {
+    out.extend(weights.iter().flat_map(|weight| weight.to_le_bytes()));
+}
+
+pub(super) fn put_probabilities(out: &mut Vec<u8>, probabilities: &[u16]) {
+    out.extend(probabilities.iter().flat_map(|p| p.to_le_bytes()));
+}
+
+pub(super) fn adaptation_from(rates: [i32; 4]) -> Result<Adaptation, ModelError> {
     let mixer = Rates {
         first: rates[0],
         last: rates[1],
@@ -279,61 +326,131 @@ impl Model {
             hash,
             info,
             tokenizer,
-            dictionary,
-            tables,
+            dictionary: Arc::new(dictionary),
+            tables: Arc::new(tables),
             logits,
             params,
             adaptation,
+            base: None,
+            network: None,
         }
     }
 
     /// The model as a file.
     pub fn to_bytes(&self) -> Result<Vec<u8>, ModelError> {
         let mut file = MAGIC.to_vec();
-        file.extend_from_slice(&VERSION.to_le_bytes());
         let info = serde_json::to_vec(&self.info).map_err(|e| damaged(e.to_string()))?;
+        let vocabulary = self.tokenizer.to_json()?;
+        let params = params_bytes(&self.params);
+        if let Some(expert) = &self.network {
+            let (learned, network) = self.network_sections(expert)?;
+            let base = self.base.as_ref().map_or(&[] as &[u8], |base| base);
+            let params = if self.has_history() { params } else { vec![] };
+            file.extend_from_slice(&NETWORK_VERSION.to_le_bytes());
+            put_section(&mut file, b"info", &info, LEVEL)?;
+            put_section(&mut file, b"base", base, LEVEL)?;
+            put_section(&mut file, b"tokn", &vocabulary, LEVEL)?;
+            put_section(&mut file, b"parm", &params, LEVEL)?;
+            put_section(&mut file, b"nete", &learned, LEVEL)?;
+            put_section(&mut file, b"netw", &network, LEVEL)?;
+            return Ok(file);
+        }
+        file.extend_from_slice(&VERSION.to_le_bytes());
         put_section(&mut file, b"info", &info, LEVEL)?;
-        put_section(&mut file, b"tokn", &self.tokenizer.to_json()?, LEVEL)?;
+        put_section(&mut file, b"tokn", &vocabulary, LEVEL)?;
         put_section(&mut file, b"dict", &self.dictionary, LEVEL)?;
         let logits: Vec<u8> = self.logits.iter().flat_map(|x| x.to_le_bytes()).collect();
         put_section(&mut file, b"logi", &logits, LEVEL)?;
-        put_section(&mut file, b"parm", &params_bytes(&self.params), LEVEL)?;
+        put_section(&mut file, b"parm", &params, LEVEL)?;
         put_section(&mut file, b"tabl", &planes_of(&self.tables), LEVEL)?;
         Ok(file)
     }
 
-    /// Reads a model file. Every value is checked against the bounds that exactness rests on.
+    /// Reads the file of a model that needs no base. Every value is checked against the bounds that
+    /// exactness rests on.
     pub fn from_bytes(file: &[u8]) -> Result<Model, ModelError> {
-        if file.len() < 12 || &file[..8] != MAGIC {
-            return Err(ModelError::NotAModel);
-        }
-        let found = u32::from_le_bytes([file[8], file[9], file[10], file[11]]);
-        if found != VERSION {
-            return Err(ModelError::Version {
-                found,
-                known: VERSION,
-            });
-        }
-        let mut sections = Sections { rest: &file[12..] };
+        Model::from_bytes_and(file, &|_| None)
+    }
+
+    /// [`Model::from_bytes`] for any model; `bases` finds the base that it names.
+    pub fn from_bytes_and(
+        file: &[u8],
+        bases: &dyn Fn(&ModelHash) -> Option<Arc<Model>>,
+    ) -> Result<Model, ModelError> {
+        let (version, mut sections) = open(file)?;
         let info: ModelInfo = serde_json::from_slice(&sections.section(b"info")?)
             .map_err(|e| damaged(format!("info: {e}")))?;
+        let mut model = match version {
+            VERSION => Model::with_tables(info, &mut sections)?,
+            _ => Model::read_network(info, &mut sections, bases)?,
+        };
+        model.hash = hash_of(file);
+        Ok(model)
+    }
+
+    fn with_tables(info: ModelInfo, sections: &mut Sections) -> Result<Model, ModelError> {
         let tokenizer = Tokenizer::from_json(&sections.section(b"tokn")?)?;
         let dictionary = sections.section(b"dict")?;
         let logits = logits_from(&sections.section(b"logi")?)?;
         let params = params_from(&sections.section(b"parm")?)?;
         let tables = tables_from(&sections.section(b"tabl")?)?;
         let adaptation = adaptation_from(info.rates)?;
-        let hash = hash_of(file);
         Ok(Model {
-            hash,
+            hash: ModelHash::default(),
             info,
             tokenizer,
-            dictionary,
-            tables,
+            dictionary: Arc::new(dictionary),
+            tables: Arc::new(tables),
             logits,
             params,
             adaptation,
+            base: None,
+            network: None,
         })
+    }
+
+    fn read_network(
+        info: ModelInfo,
+        sections: &mut Sections,
+        bases: &dyn Fn(&ModelHash) -> Option<Arc<Model>>,
+    ) -> Result<Model, ModelError> {
+        let base = base_from(&sections.section(b"base")?)?;
+        let base = base.map(|hash| find_base(&hash, bases)).transpose()?;
+        let tokenizer = Tokenizer::from_json(&sections.section(b"tokn")?)?;
+        let params = sections.section(b"parm")?;
+        let params = match &base {
+            Some(_) => params_from(&params)?,
+            None if params.is_empty() => Params::default(),
+            None => return Err(damaged("parameters of tables that are not there")),
+        };
+        let learned = sections.section(b"nete")?;
+        let network = sections.section(b"netw")?;
+        let adaptation = adaptation_from(info.rates)?;
+        let (expert, params) =
+            file_network::read(&tokenizer, params, base.is_some(), &learned, &network)?;
+        Ok(Model::assemble(info, tokenizer, base.as_deref(), params, adaptation, expert))
+    }
+}
+
+fn base_from(section: &[u8]) -> Result<Option<ModelHash>, ModelError> {
+    match section.len() {
+        0 => Ok(None),
+        _ => ModelHash::try_from(section)
+            .map(Some)
+            .map_err(|_| damaged("the name of the base has the wrong length")),
+    }
+}
+
+/// A base has tables of its own, so there are no chains of bases.
+fn find_base(
+    hash: &ModelHash,
+    bases: &dyn Fn(&ModelHash) -> Option<Arc<Model>>,
+) -> Result<Arc<Model>, ModelError> {
+    let name = || hash.iter().map(|byte| format!("{byte:02x}")).collect();
+    let base = bases(hash).ok_or_else(|| ModelError::NeedsBase(name()))?;
+    match base.hash == *hash && base.network.is_none() {
+        true => Ok(base),
+        false => Err(damaged("the base is another model, or has a network itself")),
     }
 }
 

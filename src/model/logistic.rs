@@ -9,8 +9,8 @@ use std::sync::LazyLock;
 pub const STRETCH_MAX: i32 = 3071;
 
 /// e^(-1/256) in units of 2^-63.
-const DECAY: u128 = 9187413517043429148;
-const ONE: u128 = 1 << 63;
+pub(super) const DECAY: u128 = 9187413517043429148;
+pub(super) const ONE: u128 = 1 << 63;
 
 const SQUASH_LEN: usize = (2 * STRETCH_MAX + 2) as usize;
 

@@ -56,6 +56,12 @@ impl Matcher {
         }
     }
 
+    /// Position of the predicted byte; it means nothing without a match.
+    #[inline(always)]
+    pub fn position(&self) -> usize {
+        self.at
+    }
+
     /// Called when a predicted byte turned out wrong within its bits.
     #[inline(always)]
     pub fn miss(&mut self) {

@@ -2,7 +2,8 @@
 //!
 //! Layer one has several sets of weight vectors; a small context picks one vector of each set.
 //! Every picked vector makes a prediction of its own; layer two mixes these. All weights adapt within
-//! a group, from values trained in advance. See docs/exactness.md for the bounds of the sums.
+//! a group, from values trained in advance. A model with a network has one more set, picked by what the
+//! network knows. See docs/exactness.md for the bounds of the sums.
 
 use super::logistic::{Logistic, STRETCH_MAX};
 
@@ -27,6 +28,8 @@ const SET_STARTS: [usize; SETS] = {
 pub const VECTORS: usize = SET_STARTS[SETS - 1] + SET_SIZES[SETS - 1];
 /// Weight vectors of layer two.
 pub const FINAL_VECTORS: usize = 256;
+/// Vectors of the network's set.
+pub const NETWORK_VECTORS: usize = 256;
 
 /// One is 2^16; weights stay within +-4.
 pub const WEIGHT_MAX: i32 = 4 << 16;
@@ -36,6 +39,9 @@ pub const WEIGHT_MAX: i32 = 4 << 16;
 pub struct Weights {
     pub first: Vec<[i32; INPUTS]>,
     pub last: Vec<[i32; SETS]>,
+    /// The network's set, and its weights in layer two; empty in models without a network.
+    pub network: Vec<[i32; INPUTS]>,
+    pub last_network: Vec<i32>,
 }
 
 impl Default for Weights {
@@ -43,6 +49,21 @@ impl Default for Weights {
         Weights {
             first: vec![[(1 << 16) / 4; INPUTS]; VECTORS],
             last: vec![[(1 << 16) / SETS as i32; SETS]; FINAL_VECTORS],
+            network: vec![],
+            last_network: vec![],
+        }
+    }
+}
+
+impl Weights {
+    /// Weights with a set for the network.
+    pub fn with_network() -> Weights {
+        let sets = SETS as i32 + 1;
+        Weights {
+            last: vec![[(1 << 16) / sets; SETS]; FINAL_VECTORS],
+            network: vec![[(1 << 16) / 4; INPUTS]; NETWORK_VECTORS],
+            last_network: vec![(1 << 16) / sets; FINAL_VECTORS],
+            ..Weights::default()
         }
     }
 }
@@ -64,6 +85,9 @@ pub struct Mix {
     picked: [usize; SETS],
     stretched: [i32; SETS],
     final_vector: usize,
+    /// The vector of the network's set, and its prediction.
+    network: Option<usize>,
+    network_stretched: i32,
 }
 
 #[inline(always)]
@@ -76,18 +100,29 @@ fn dot(weights: &[i32; INPUTS], inputs: &[i32; INPUTS]) -> i32 {
     sum >> 11
 }
 
+/// [`dot`] for the few inputs of a smaller mixer.
 #[inline(always)]
-fn learn(weight: &mut i32, error: i32, input: i32) {
+pub(super) fn small_dot<const N: usize>(weights: &[i32; N], inputs: &[i32; N]) -> i32 {
+    const { assert!(N <= INPUTS) };
+    let terms = weights.iter().zip(inputs).map(|(w, x)| (w >> 5) * x);
+    (terms.sum::<i32>() >> 11).clamp(-STRETCH_MAX, STRETCH_MAX)
+}
+
+/// Moves one weight; `error` is a difference of probabilities times a rate, divided by 2^8.
+#[inline(always)]
+pub(super) fn learn(weight: &mut i32, error: i32, input: i32) {
     *weight = (*weight + ((input * error + (1 << 13)) >> 14)).clamp(-WEIGHT_MAX, WEIGHT_MAX);
 }
 
 impl Weights {
-    /// Mixes `inputs` (stretched, within +-3071) into a stretched prediction.
+    /// Mixes `inputs` (stretched, within +-3071) into a stretched prediction. With a network, its set takes
+    /// part with the vector `network`.
     #[inline(always)]
     pub fn mix(
         &self,
         inputs: &[i32; INPUTS],
         selectors: &[usize; SETS],
+        network: Option<usize>,
         last: usize,
         mix: &mut Mix,
     ) -> i32 {
@@ -99,6 +134,12 @@ impl Weights {
             let x = dot(&self.first[mix.picked[set]], inputs).clamp(-STRETCH_MAX, STRETCH_MAX);
             mix.stretched[set] = x;
             sum += (finals[set] >> 3) * x;
+        }
+        mix.network = network.map(|vector| vector % NETWORK_VECTORS);
+        if let Some(vector) = mix.network {
+            let x = dot(&self.network[vector], inputs).clamp(-STRETCH_MAX, STRETCH_MAX);
+            mix.network_stretched = x;
+            sum += (self.last_network[mix.final_vector] >> 3) * x;
         }
         (sum >> 13).clamp(-STRETCH_MAX, STRETCH_MAX)
     }
@@ -124,6 +165,14 @@ impl Weights {
                 learn(weight, own, input);
             }
             learn(weight, error, x);
+        }
+        if let Some(vector) = mix.network {
+            let x = mix.network_stretched;
+            let own = ((target - i32::from(logistic.squash(x))) * rates.first) >> 8;
+            for (weight, &input) in self.network[vector].iter_mut().zip(inputs) {
+                learn(weight, own, input);
+            }
+            learn(&mut self.last_network[mix.final_vector], error, x);
         }
     }
 }

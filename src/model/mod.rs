@@ -4,11 +4,15 @@
 //! learned. Everything that can influence a coded probability is an integer (docs/exactness.md).
 
 pub mod contexts;
+pub mod ends;
 mod error;
 mod file;
+mod file_network;
 pub(crate) mod fuzz;
 pub mod logistic;
+pub mod masses;
 pub mod matcher;
+pub mod merges;
 pub mod mixer;
 pub mod network;
 pub mod overlay;
@@ -16,13 +20,24 @@ pub mod predictor;
 pub mod states;
 pub mod tables;
 pub mod tokenizer;
+pub mod tokens;
+pub mod vocabulary;
+pub mod walk;
+
+use std::sync::Arc;
 
 pub use error::ModelError;
-pub use file::{ModelInfo, hash_of};
+pub use file::{ModelInfo, base_of, hash_of};
+pub use file_network::NetworkParts;
 
+use merges::Merges;
+use network::Network;
 use predictor::{Adaptation, Params, State};
 use tables::Tables;
 use tokenizer::Tokenizer;
+use tokens::PlainCurves;
+use vocabulary::Vocabulary;
+use walk::Division;
 
 /// Names a model: the first 16 bytes of the BLAKE3 hash of its file.
 pub type ModelHash = [u8; 16];
@@ -37,12 +52,29 @@ pub struct Model {
     pub info: ModelInfo,
     pub tokenizer: Tokenizer,
     /// Common strings of the training data; the dictionary of the zstd codec.
-    pub dictionary: Vec<u8>,
-    tables: Tables,
+    pub dictionary: Arc<Vec<u8>>,
+    tables: Arc<Tables>,
     /// Stretched value of every slot code; code 0 is "never trained" and worth nothing.
     logits: [i16; 256],
     params: Params,
     adaptation: Adaptation,
+    /// The model whose tables, logits and dictionary these are, if they are not its own.
+    base: Option<ModelHash>,
+    network: Option<Expert>,
+}
+
+/// The network of a model, with what turns its logits into decisions.
+#[derive(Debug)]
+pub struct Expert {
+    pub network: Arc<Network>,
+    pub vocabulary: Vocabulary,
+    pub merges: Merges,
+    pub division: Division,
+    /// Length class of a match from which on the heads are not evaluated; [`matcher::LENGTH_BUCKETS`] if they
+    /// always are.
+    pub skip: usize,
+    /// Refinement of a model that leaves the table experts out.
+    pub plain: Option<Box<PlainCurves>>,
 }
 
 impl Model {
@@ -56,6 +88,30 @@ impl Model {
         self.params = params;
     }
 
+    /// The network of the model, if it has one.
+    pub fn network(&self) -> Option<&Expert> {
+        self.network.as_ref()
+    }
+
+    /// The network of the model.
+    ///
+    /// # Errors
+    /// If it has none.
+    pub fn expert(&self) -> Result<&Expert, ModelError> {
+        let none = || ModelError::Input("the model has no network".into());
+        self.network.as_ref().ok_or_else(none)
+    }
+
+    /// The model whose tables, logits and dictionary this one uses, if they are not its own.
+    pub fn base(&self) -> Option<ModelHash> {
+        self.base
+    }
+
+    /// Whether groups can start from an anchor: without table experts there is nothing to learn from one.
+    pub fn has_history(&self) -> bool {
+        self.network.as_ref().is_none_or(|expert| expert.plain.is_none())
+    }
+
     /// The state after learning an anchor. It does not depend on the groups that will start there.
     pub fn after(&self, anchor: &[u8]) -> State {
         let state = State::new(
@@ -64,20 +120,25 @@ impl Model {
             anchor.len() + ROOM_AFTER_ANCHOR,
         );
         let mut predictor = predictor::Predictor::new(self, state);
-        let mut teacher = Teacher;
-        for &byte in anchor {
-            predictor.byte(&mut teacher, byte);
+        match &self.network {
+            None => {
+                for &byte in anchor {
+                    predictor.byte(&mut predictor::Silent, byte);
+                }
+            }
+            Some(expert) => {
+                let mut rest = anchor;
+                for token in expert.merges.tokens(anchor) {
+                    let (bytes, tail) = rest.split_at(expert.vocabulary.token(token).len());
+                    for (at, &byte) in bytes.iter().enumerate() {
+                        predictor.note_boundary(at == 0);
+                        predictor.learn(byte);
+                    }
+                    rest = tail;
+                }
+            }
         }
         predictor.into_state()
-    }
-}
-
-/// A coder that codes nothing: the predictor learns bytes that are known already.
-struct Teacher;
-
-impl predictor::BitCoder for Teacher {
-    fn code(&mut self, _p: u16, bit: u32) -> u32 {
-        bit
     }
 }
 
@@ -87,10 +148,52 @@ pub struct Cost {
     pub bits: f64,
 }
 
+/// The cost of one decision in bits.
+fn bits_of(p: u16, bit: u32) -> f64 {
+    let p = f64::from(p) / 65536.0;
+    -if bit == 1 { p } else { 1.0 - p }.log2()
+}
+
 impl predictor::BitCoder for Cost {
     fn code(&mut self, p: u16, bit: u32) -> u32 {
-        let p = f64::from(p) / 65536.0;
-        self.bits -= if bit == 1 { p } else { 1.0 - p }.log2();
+        self.bits += bits_of(p, bit);
         bit
+    }
+}
+
+/// A coder that adds up costs by what they are spent on; slower than [`Cost`].
+#[derive(Debug, Default, Clone, Copy)]
+pub struct Costs {
+    /// Everything that is coded, ends included.
+    pub bits: f64,
+    /// End-of-token decisions.
+    pub ends: f64,
+    /// What bits that the token leaves no choice about would have cost.
+    pub saved: f64,
+}
+
+impl std::ops::AddAssign for Costs {
+    fn add_assign(&mut self, other: Costs) {
+        self.bits += other.bits;
+        self.ends += other.ends;
+        self.saved += other.saved;
+    }
+}
+
+impl predictor::BitCoder for Costs {
+    const MEASURES: bool = true;
+
+    fn code(&mut self, p: u16, bit: u32) -> u32 {
+        self.bits += bits_of(p, bit);
+        bit
+    }
+
+    fn code_end(&mut self, p: u16, bit: u32) -> u32 {
+        self.ends += bits_of(p, bit);
+        self.code(p, bit)
+    }
+
+    fn saved(&mut self, p: u16, bit: u32) {
+        self.saved += bits_of(p, bit);
     }
 }

@@ -1,7 +1,10 @@
 //! Predicts the bytes of a group bit by bit from all experts, and learns from each bit.
 
+use std::ops::Deref;
+
 use super::Model;
 use super::contexts::{CONTEXTS, Contexts, second_nibble};
+use super::ends::{Answer, Ends, MatchedEnd, Question};
 use super::logistic::{Logistic, STRETCH_MAX};
 use super::matcher::{LENGTH_BUCKETS, Matcher};
 use super::mixer::{INPUTS, Mix, Rates, SETS, Weights};
@@ -13,16 +16,95 @@ use super::tables::BUCKET;
 pub trait BitCoder {
     /// `p` is the probability of a one in units of 2^-16, within 1..=65535.
     fn code(&mut self, p: u16, bit: u32) -> u32;
+
+    /// Codes an end-of-token decision; for coders that tell them apart.
+    #[inline(always)]
+    fn code_end(&mut self, p: u16, bit: u32) -> u32 {
+        self.code(p, bit)
+    }
+
+    /// True for a coder that wants to know of decisions that need no code.
+    const MEASURES: bool = false;
+
+    /// A decision that needed no code; `p` is what would have been predicted.
+    fn saved(&mut self, _p: u16, _bit: u32) {}
+}
+
+/// What the network adds to the predictions of the bits of a byte.
+pub trait Guide {
+    /// False if there is no network: nothing of it is compiled in.
+    const NETWORK: bool;
+
+    /// What is known of the next bit.
+    fn ask(&mut self) -> Hint;
+
+    /// What the bit was, if it was not forced.
+    fn tell(&mut self, bit: u32);
+}
+
+/// What a [`Guide`] knows of a bit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Hint {
+    /// There is only one possibility; it is learned, but neither mixed nor coded.
+    Forced(u32),
+    /// The network's log-odds (0 where it is not asked) and the vector of its set in the mixer.
+    Open { x: i32, vector: usize },
+}
+
+/// No network.
+#[derive(Debug)]
+struct Alone;
+
+impl Guide for Alone {
+    const NETWORK: bool = false;
+
+    #[inline(always)]
+    fn ask(&mut self) -> Hint {
+        Hint::Open { x: 0, vector: 0 }
+    }
+
+    #[inline(always)]
+    fn tell(&mut self, _bit: u32) {}
+}
+
+/// A byte that is known already: it is learned, and the mixer stays as it is.
+struct Known {
+    byte: u8,
+    step: u32,
+}
+
+impl Guide for Known {
+    const NETWORK: bool = true;
+
+    #[inline(always)]
+    fn ask(&mut self) -> Hint {
+        self.step += 1;
+        Hint::Forced(u32::from(self.byte) >> (8 - self.step) & 1)
+    }
+
+    #[inline(always)]
+    fn tell(&mut self, _bit: u32) {}
+}
+
+/// A coder of decisions of which none needs code.
+pub(super) struct Silent;
+
+impl BitCoder for Silent {
+    fn code(&mut self, _p: u16, bit: u32) -> u32 {
+        bit
+    }
 }
 
 /// Least lengths of the matches that the match experts look for.
-const MATCHERS: [usize; 2] = [5, 10];
+pub(super) const MATCHERS: [usize; 2] = [5, 10];
 /// Contexts 0..ORDERS are the plain orders; the longest known one selects mixer weights.
 pub const ORDERS: usize = 7;
 /// Refinement curves: one for each hash of the newest byte and the bits so far.
 pub const CURVES: usize = 4096;
 /// Points of a refinement curve.
 pub const POINTS: usize = 25;
+/// The input of the network in layer one of the mixer.
+const NETWORK_INPUT: usize = 31;
 /// Stretched distance between two points.
 const POINT_STEP: i32 = 256;
 
@@ -36,19 +118,37 @@ pub struct Params {
     pub matches: Vec<[u16; LENGTH_BUCKETS]>,
     /// Refined probability, by curve, at stretched predictions -12, -11, ... 12 nats.
     pub curves: Vec<[u16; POINTS]>,
+    /// End-of-token decisions, in models with a network.
+    pub ends: Option<Ends>,
 }
 
 impl Default for Params {
     fn default() -> Params {
-        let logistic = Logistic::default();
-        let straight = std::array::from_fn(|i| logistic.squash((i as i32 - 12) * POINT_STEP));
         Params {
             weights: Weights::default(),
             histories: vec![[1 << 15; 256]; CONTEXTS],
             matches: vec![[3 << 14; LENGTH_BUCKETS]; MATCHERS.len()],
-            curves: vec![straight; CURVES],
+            curves: vec![straight(); CURVES],
+            ends: None,
         }
     }
+}
+
+impl Params {
+    /// Untrained parameters of a model with a network of this many tokens.
+    pub fn with_network(vocabulary: usize) -> Params {
+        Params {
+            weights: Weights::with_network(),
+            ends: Some(Ends::new(vocabulary)),
+            ..Params::default()
+        }
+    }
+}
+
+/// A curve that changes nothing.
+pub(super) fn straight() -> [u16; POINTS] {
+    let logistic = Logistic::default();
+    std::array::from_fn(|i| logistic.squash((i as i32 - 12) * POINT_STEP))
 }
 
 /// How fast a group adapts; part of the model.
@@ -70,6 +170,8 @@ pub struct State {
     overlay: Overlay,
     matchers: [Matcher; MATCHERS.len()],
     hashes: [u64; CONTEXTS],
+    /// Whether a token begins at each byte so far; empty in models without a network.
+    boundaries: Vec<bool>,
 }
 
 impl State {
@@ -83,6 +185,7 @@ impl State {
             contexts,
             overlay: Overlay::for_bytes(bytes, CONTEXTS),
             matchers: MATCHERS.map(|least| Matcher::new(least, bytes)),
+            boundaries: Vec::new(),
         }
     }
 
@@ -91,7 +194,10 @@ impl State {
         let curves = size_of_val(self.params.curves.as_slice());
         let weights = size_of_val(self.params.weights.first.as_slice());
         let matchers: usize = self.matchers.iter().map(Matcher::size).sum();
-        self.overlay.size() + matchers + curves + weights + self.contexts.bytes().len()
+        let network = size_of_val(self.params.weights.network.as_slice())
+            + self.params.ends.as_ref().map_or(0, Ends::size)
+            + self.boundaries.len();
+        self.overlay.size() + matchers + curves + weights + self.contexts.bytes().len() + network
     }
 }
 
@@ -104,8 +210,8 @@ struct Expected {
 
 /// A model at work on one group.
 #[derive(Debug)]
-pub struct Predictor<'m> {
-    model: &'m Model,
+pub struct Predictor<M> {
+    model: M,
     states: &'static States,
     logistic: Logistic,
     avx2: bool,
@@ -119,9 +225,9 @@ pub struct Predictor<'m> {
     mix: Mix,
 }
 
-impl<'m> Predictor<'m> {
+impl<M: Deref<Target = Model>> Predictor<M> {
     /// Goes on from `state`.
-    pub fn new(model: &'m Model, state: State) -> Predictor<'m> {
+    pub fn new(model: M, state: State) -> Predictor<M> {
         Predictor {
             model,
             states: states(),
@@ -149,12 +255,22 @@ impl<'m> Predictor<'m> {
 
     /// Codes one byte and learns it. Encoders pass the byte; decoders get it back.
     pub fn byte(&mut self, coder: &mut impl BitCoder, byte: u8) -> u8 {
+        self.guided(coder, &mut Alone, byte)
+    }
+
+    /// Learns a byte that is known, for models with a network: histories and positions, not the mixer.
+    pub fn learn(&mut self, byte: u8) {
+        self.guided(&mut Silent, &mut Known { byte, step: 0 }, byte);
+    }
+
+    /// [`Predictor::byte`] with what the network knows.
+    pub fn guided(&mut self, coder: &mut impl BitCoder, guide: &mut impl Guide, byte: u8) -> u8 {
         #[cfg(target_arch = "x86_64")]
         if self.avx2 {
             // SAFETY: `avx2` is only set where the processor has all features of `byte_avx2`.
-            return unsafe { self.byte_avx2(coder, byte) };
+            return unsafe { self.byte_avx2(coder, guide, byte) };
         }
-        self.byte_with(coder, byte)
+        self.byte_with(coder, guide, byte)
     }
 
     /// [`Predictor::byte_with`] compiled for AVX2.
@@ -163,25 +279,90 @@ impl<'m> Predictor<'m> {
     /// The processor must have AVX2, BMI1, BMI2 and LZCNT.
     #[cfg(target_arch = "x86_64")]
     #[target_feature(enable = "avx2,bmi1,bmi2,lzcnt")]
-    unsafe fn byte_avx2(&mut self, coder: &mut impl BitCoder, byte: u8) -> u8 {
-        self.byte_with(coder, byte)
+    unsafe fn byte_avx2<G: Guide>(
+        &mut self,
+        coder: &mut impl BitCoder,
+        guide: &mut G,
+        byte: u8,
+    ) -> u8 {
+        self.byte_with(coder, guide, byte)
     }
 
     #[inline(always)]
-    fn byte_with(&mut self, coder: &mut impl BitCoder, byte: u8) -> u8 {
+    fn byte_with<G: Guide>(&mut self, coder: &mut impl BitCoder, guide: &mut G, byte: u8) -> u8 {
         let expected = self.expected();
         let hashes = self.state.hashes;
         self.enter_nibble(&hashes);
-        let high = self.nibble(coder, u32::from(byte >> 4), 1, &expected);
+        let high = self.nibble(coder, guide, u32::from(byte >> 4), 1, &expected);
         self.leave_nibble();
         let hashes = hashes.map(|hash| second_nibble(hash, high));
         self.prefetch(&hashes);
         self.enter_nibble(&hashes);
-        let low = self.nibble(coder, u32::from(byte & 15), 16 | high, &expected);
+        let low = self.nibble(coder, guide, u32::from(byte & 15), 16 | high, &expected);
         self.leave_nibble();
         let byte = (high << 4 | low) as u8;
         self.append(byte, &expected);
         byte
+    }
+
+    /// The longest length class of a match, 0 without one.
+    #[inline]
+    pub fn longest_match(&self) -> usize {
+        let expected = self.expected();
+        let lengths = expected.bytes.iter().zip(expected.lengths);
+        let found = lengths.filter(|(byte, _)| byte.is_some());
+        found.map(|(_, length)| length).max().unwrap_or(0)
+    }
+
+    /// Notes whether a token begins at the next byte. Called once for every byte of a model with a network.
+    #[inline]
+    pub fn note_boundary(&mut self, begins: bool) {
+        self.state.boundaries.push(begins);
+    }
+
+    /// The last eight bytes, the newest lowest.
+    #[inline]
+    pub fn last_bytes(&self) -> u64 {
+        self.state.contexts.last()
+    }
+
+    /// What the matches say about a token's end in front of the next byte; `goes_on` tells whether a longer
+    /// token has this byte next.
+    pub fn matched_ends(
+        &self,
+        goes_on: impl Fn(u8) -> bool,
+    ) -> [Option<MatchedEnd>; MATCHERS.len()] {
+        let expected = self.expected();
+        std::array::from_fn(|m| {
+            let at = self.state.matchers[m].position();
+            expected.bytes[m].map(|byte| MatchedEnd {
+                length: expected.lengths[m],
+                boundary: self.state.boundaries.get(at).copied().unwrap_or(false),
+                goes_on: goes_on(byte),
+            })
+        })
+    }
+
+    /// Predicts an end-of-token decision; `None` in a model without a network.
+    pub fn ask_end(&mut self, question: &Question) -> Option<Answer> {
+        let State {
+            params, overlay, ..
+        } = &mut self.state;
+        let ends = params.ends.as_ref()?;
+        Some(ends.ask(question, overlay, self.states, self.logistic))
+    }
+
+    /// Learns an end-of-token decision.
+    pub fn learn_end(&mut self, answer: &Answer, bit: u32) {
+        let State {
+            params,
+            overlay,
+            adaptation,
+            ..
+        } = &mut self.state;
+        if let Some(ends) = &mut params.ends {
+            ends.learn(answer, bit, *adaptation, overlay, self.states);
+        }
     }
 
     #[inline(always)]
@@ -245,16 +426,18 @@ impl<'m> Predictor<'m> {
 
     /// Codes the four decisions of a nibble; `prefix` is the byte's bits so far behind a leading one.
     #[inline(always)]
-    fn nibble(
+    fn nibble<G: Guide>(
         &mut self,
         coder: &mut impl BitCoder,
+        guide: &mut G,
         nibble: u32,
         mut prefix: u32,
         expected: &Expected,
     ) -> u32 {
         let mut node = 1usize;
         for shift in (0..4).rev() {
-            let bit = self.decision(coder, nibble >> shift & 1, node & 15, prefix, expected);
+            let bit = nibble >> shift & 1;
+            let bit = self.decision(coder, guide, bit, node & 15, prefix, expected);
             node = node << 1 | bit as usize;
             prefix = prefix << 1 | bit;
         }
@@ -263,17 +446,30 @@ impl<'m> Predictor<'m> {
 
     /// Codes one decision: gathers what the experts say, mixes, refines, codes and learns.
     #[inline(always)]
-    fn decision(
+    fn decision<C: BitCoder, G: Guide>(
         &mut self,
-        coder: &mut impl BitCoder,
+        coder: &mut C,
+        guide: &mut G,
         bit: u32,
         node: usize,
         prefix: u32,
         expected: &Expected,
     ) -> u32 {
+        let (hint, x, vector) = match guide.ask() {
+            Hint::Open { x, vector } => (None, x, vector),
+            Hint::Forced(bit) => (Some(bit), 0, 0),
+        };
+        if G::NETWORK && let Some(bit) = hint && !C::MEASURES {
+            self.learn_histories(node, bit);
+            return bit;
+        }
         let mut inputs = [0i32; INPUTS];
+        if G::NETWORK {
+            inputs[NETWORK_INPUT] = x;
+        }
         self.ask_contexts(node, &mut inputs);
         let (matched, longest) = self.ask_matchers(prefix, expected, &mut inputs);
+        let vector = G::NETWORK.then_some(vector);
         let newest = self.state.contexts.newest();
         let selectors: [usize; SETS] = [
             prefix as usize,
@@ -284,11 +480,20 @@ impl<'m> Predictor<'m> {
         let params = &mut self.state.params;
         let x = params
             .weights
-            .mix(&inputs, &selectors, prefix as usize, &mut self.mix);
+            .mix(&inputs, &selectors, vector, prefix as usize, &mut self.mix);
         let p = self.logistic.squash(x);
         let curve = ((usize::from(newest) * 0x9E5) ^ (prefix as usize * 0x35)) % CURVES;
         let (point, refined) = refine(&params.curves[curve], x);
-        let bit = coder.code(((u32::from(p) + refined) / 2).clamp(1, 65535) as u16, bit) & 1;
+        let coded = ((u32::from(p) + refined) / 2).clamp(1, 65535) as u16;
+        if G::NETWORK && let Some(bit) = hint {
+            coder.saved(coded, bit);
+            self.learn_histories(node, bit);
+            return bit;
+        }
+        let bit = coder.code(coded, bit) & 1;
+        if G::NETWORK {
+            guide.tell(bit);
+        }
 
         let adaptation = self.state.adaptation;
         params
@@ -365,7 +570,7 @@ impl<'m> Predictor<'m> {
 
 /// Interpolates a curve at the stretched prediction `x`; also returns the point nearest to it.
 #[inline(always)]
-fn refine(curve: &[u16; POINTS], x: i32) -> (usize, u32) {
+pub(super) fn refine(curve: &[u16; POINTS], x: i32) -> (usize, u32) {
     // |x| <= STRETCH_MAX < 12 * POINT_STEP, so `low + 1` is a point
     let position = (x + STRETCH_MAX + 1) as u32;
     let (low, part) = ((position / 256) as usize, position % 256);
@@ -375,7 +580,7 @@ fn refine(curve: &[u16; POINTS], x: i32) -> (usize, u32) {
 
 /// Moves a 16-bit probability towards the bit seen.
 #[inline(always)]
-fn average(p: &mut u16, bit: u32, shift: u32) {
+pub(super) fn average(p: &mut u16, bit: u32, shift: u32) {
     let target = if bit == 1 { 65535i32 } else { 0 };
     let p32 = i32::from(*p);
     *p = (p32 + ((target - p32) >> shift)).clamp(32, 65503) as u16;

@@ -128,7 +128,7 @@ pub fn bucket(ahead: i64, bidirectional: bool, buckets: usize, max_distance: usi
 }
 
 /// The logarithm of a positive number in units of 2^-32, rounded down, by repeated squaring.
-fn log2(value: u64) -> u64 {
+pub fn log2(value: u64) -> u64 {
     let whole = value.max(1).ilog2();
     let mut mantissa = u128::from(value.max(1)) << (63 - whole);
     let mut result = u64::from(whole);

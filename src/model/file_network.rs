@@ -1,0 +1,202 @@
+//! What of a model file belongs to its network: the sections `nete` and `netw`. docs/format.md has the
+//! byte tables.
+
+use std::sync::Arc;
+
+use super::ends::Ends;
+use super::file::{Sections, damaged, put_probabilities, put_weights};
+use super::matcher::LENGTH_BUCKETS;
+use super::merges::Merges;
+use super::mixer::Weights;
+use super::network::Network;
+use super::predictor::{Adaptation, Params, straight};
+use super::tables::Tables;
+use super::tokenizer::Tokenizer;
+use super::tokens::PlainCurves;
+use super::vocabulary::{DECISIONS, Vocabulary};
+use super::walk::Division;
+use super::{Expert, Model, ModelError, ModelHash, ModelInfo};
+
+/// What a model with a network is made of, beside the tables of its base.
+#[derive(Debug)]
+pub struct NetworkParts {
+    pub name: String,
+    /// Tokens sorted by their bytes.
+    pub tokenizer: Tokenizer,
+    pub network: Arc<Network>,
+    pub adaptation: Adaptation,
+}
+
+impl Expert {
+    /// What turns the logits of a network into decisions.
+    ///
+    /// # Errors
+    /// If the tokenizer's tokens are not sorted or not those of the network.
+    pub fn new(tokenizer: &Tokenizer, network: Arc<Network>) -> Result<Expert, ModelError> {
+        let vocabulary = Vocabulary::new(tokenizer)?;
+        Ok(Expert {
+            division: Division::new(&vocabulary, network.config())?,
+            merges: Merges::new(tokenizer, &vocabulary)?,
+            vocabulary,
+            network,
+            skip: LENGTH_BUCKETS,
+            plain: None,
+        })
+    }
+}
+
+impl Model {
+    /// An untrained model with a network: on top of the tables of `base`, or with the network alone.
+    ///
+    /// # Errors
+    /// If the tokenizer does not fit the network, or `base` has a network itself.
+    pub fn with_network(base: Option<&Model>, parts: NetworkParts) -> Result<Model, ModelError> {
+        if base.is_some_and(|base| base.network.is_some()) {
+            return Err(damaged("a base cannot have a network itself"));
+        }
+        let mut expert = Expert::new(&parts.tokenizer, parts.network)?;
+        let params = match base {
+            Some(_) => Params::with_network(expert.vocabulary.len()),
+            None => {
+                expert.plain = Some(Box::new([straight(); DECISIONS]));
+                Params::default()
+            }
+        };
+        let experts: &[&str] = match base {
+            Some(_) => &["tables", "match", "adaptive", "network"],
+            None => &["network"],
+        };
+        let rates = parts.adaptation;
+        let info = ModelInfo {
+            name: parts.name,
+            experts: experts.iter().map(|name| (*name).to_owned()).collect(),
+            rates: [
+                rates.mixer.first,
+                rates.mixer.last,
+                rates.histories as i32,
+                rates.curves as i32,
+            ],
+            ..ModelInfo::default()
+        };
+        Ok(Model::assemble(info, parts.tokenizer, base, params, rates, expert))
+    }
+
+    /// A model with a network of its parts.
+    pub(super) fn assemble(
+        info: ModelInfo,
+        tokenizer: Tokenizer,
+        base: Option<&Model>,
+        params: Params,
+        adaptation: Adaptation,
+        expert: Expert,
+    ) -> Model {
+        let mut model = Model {
+            hash: ModelHash::default(),
+            info,
+            tokenizer,
+            dictionary: Arc::default(),
+            tables: Arc::new(Tables::default()),
+            logits: [0; 256],
+            params,
+            adaptation,
+            base: None,
+            network: Some(expert),
+        };
+        if let Some(base) = base {
+            model.dictionary = base.dictionary.clone();
+            model.tables = base.tables.clone();
+            model.logits = base.logits;
+            model.base = Some(base.hash);
+        }
+        model
+    }
+
+    /// Sets from which length class of a match on the heads are not evaluated.
+    pub fn set_skip(&mut self, skip: usize) {
+        if let Some(expert) = &mut self.network {
+            expert.skip = skip.min(LENGTH_BUCKETS);
+        }
+    }
+
+    /// Replaces the refinement of a model that leaves the table experts out.
+    pub fn set_plain(&mut self, curves: PlainCurves) {
+        if let Some(plain) = self.network.as_mut().and_then(|e| e.plain.as_mut()) {
+            **plain = curves;
+        }
+    }
+
+    /// The sections `nete` and `netw`.
+    pub(super) fn network_sections(
+        &self,
+        expert: &Expert,
+    ) -> Result<(Vec<u8>, Vec<u8>), ModelError> {
+        let mut learned = vec![expert.skip as u8];
+        if let Some(curves) = &expert.plain {
+            put_probabilities(&mut learned, curves.as_flattened());
+        }
+        if let Some(ends) = &self.params.ends {
+            let weights = &self.params.weights;
+            put_weights(&mut learned, weights.network.as_flattened());
+            put_weights(&mut learned, &weights.last_network);
+            put_weights(&mut learned, ends.weights.as_flattened());
+            put_probabilities(&mut learned, &ends.matches);
+            put_probabilities(&mut learned, &ends.tokens);
+            put_probabilities(&mut learned, ends.histories.as_flattened());
+        }
+        let (config, tensors) = expert.network.to_bytes()?;
+        let mut network = (config.len() as u64).to_le_bytes().to_vec();
+        network.extend_from_slice(&config);
+        network.extend_from_slice(&tensors);
+        Ok((learned, network))
+    }
+}
+
+/// Reads the two sections; `params` get what they say about the mixer of a model with tables.
+pub(super) fn read(
+    tokenizer: &Tokenizer,
+    mut params: Params,
+    tables: bool,
+    learned: &[u8],
+    network: &[u8],
+) -> Result<(Expert, Params), ModelError> {
+    let mut reader = Sections { rest: network };
+    let len = reader.number()?;
+    let config = reader.take(len)?;
+    let network = Network::from_bytes(config, reader.rest)?;
+    let mut expert = Expert::new(tokenizer, Arc::new(network))?;
+    let mut reader = Sections { rest: learned };
+    expert.skip = usize::from(reader.take(1)?[0]);
+    if expert.skip > LENGTH_BUCKETS {
+        return Err(damaged("an impossible length of matches"));
+    }
+    if tables {
+        read_mixer(&mut reader, &mut params, expert.vocabulary.len())?;
+    } else {
+        let mut curves: Box<PlainCurves> = Box::new([straight(); DECISIONS]);
+        reader.probabilities(curves.as_flattened_mut())?;
+        expert.plain = Some(curves);
+    }
+    reader.end()?;
+    Ok((expert, params))
+}
+
+fn read_mixer(
+    reader: &mut Sections,
+    params: &mut Params,
+    vocabulary: usize,
+) -> Result<(), ModelError> {
+    let Weights {
+        network,
+        last_network,
+        ..
+    } = Weights::with_network();
+    let weights = &mut params.weights;
+    (weights.network, weights.last_network) = (network, last_network);
+    reader.weights(weights.network.as_flattened_mut())?;
+    reader.weights(&mut weights.last_network)?;
+    let ends = params.ends.insert(Ends::new(vocabulary));
+    reader.weights(ends.weights.as_flattened_mut())?;
+    reader.probabilities(&mut ends.matches)?;
+    reader.probabilities(&mut ends.tokens)?;
+    reader.probabilities(ends.histories.as_flattened_mut())
+}
