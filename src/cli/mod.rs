@@ -7,6 +7,7 @@ mod container;
 mod info;
 mod man;
 mod memory;
+mod models;
 mod mount;
 mod output;
 mod reclaim;
@@ -69,6 +70,9 @@ enum Command {
     /// Measure whole stores, mounted, against mksquashfs (see `make bench`)
     #[command(hide = true)]
     BenchStore(suite::SuiteArguments),
+    /// Compare models at equal groups and anchors, class by class
+    #[command(hide = true)]
+    BenchModels(models::ModelsArguments),
     /// Print a manual page
     #[command(hide = true)]
     Man(man::ManArguments),
@@ -108,6 +112,7 @@ fn run(arguments: &[OsString]) -> Outcome<()> {
         Command::Decompress(arguments) => compress::decompress(&arguments),
         Command::Bench(arguments) => bench::run(&arguments),
         Command::BenchStore(arguments) => suite::run(&arguments),
+        Command::BenchModels(arguments) => models::run(&arguments),
         Command::Man(arguments) => man::run(&arguments),
     }
 }

@@ -8,7 +8,10 @@ use parking_lot::Mutex;
 
 use super::output::{bytes, partial_name};
 use crate::exit::{Context, Exit, Failure, Outcome};
+use crate::model::network::Network;
+use crate::model::tokenizer::Tokenizer;
 use crate::model::{Model, hash_of};
+use crate::train::mixing::{self, MixingOptions};
 use crate::train::{self, Progress, TrainError, TrainOptions};
 
 #[derive(Debug, Args)]
@@ -27,6 +30,15 @@ pub struct TrainArguments {
     /// Seed of everything that is shuffled; the same files and seed give the same model
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
+    /// Keep the tables of this model and train only the mixer, on the same files and with the same seed
+    #[arg(long, value_name = "FILE")]
+    base: Option<PathBuf>,
+    /// Directory of a trained network that joins the base, or codes alone if there is none
+    #[arg(long, value_name = "DIR")]
+    with_network: Option<PathBuf>,
+    /// Bytes to train the mixer on
+    #[arg(long, value_name = "N", default_value_t = 16 << 20)]
+    mixer_bytes: usize,
     /// Replace an existing output
     #[arg(short, long)]
     force: bool,
@@ -48,9 +60,50 @@ pub fn run(arguments: &TrainArguments) -> Outcome<()> {
     }
     let reporter = Reporter::new();
     let sink = |what: &str, done, total, bits| reporter.report(what, done, total, bits);
-    let model = train::train(&arguments.dir, &options(arguments), &Progress::new(&sink));
+    let progress = Progress::new(&sink);
+    let model = match arguments.base.is_some() || arguments.with_network.is_some() {
+        true => train_mixer(arguments, &progress)?,
+        false => train::train(&arguments.dir, &options(arguments), &progress),
+    };
     reporter.finish();
     save(&model.map_err(explain)?, output)
+}
+
+/// Trains the mixer of a model whose tables or network are there already.
+fn train_mixer(
+    arguments: &TrainArguments,
+    progress: &Progress,
+) -> Outcome<Result<Model, TrainError>> {
+    let base = arguments.base.as_ref().map(|path| {
+        let file = std::fs::read(path).context(path.display())?;
+        Model::from_bytes(&file).context(path.display())
+    });
+    let network = arguments.with_network.as_ref().map(|dir| {
+        let read = |name: &str| {
+            let path = dir.join(name);
+            std::fs::read(&path).context(path.display())
+        };
+        let (config, tensors) = (read("config.json")?, read("model.safetensors")?);
+        let network = Network::from_bytes(&config, &tensors).context(dir.display())?;
+        let tokenizer = Tokenizer::from_json(&read("tokenizer.json")?).context(dir.display())?;
+        Ok::<_, Failure>((network, tokenizer))
+    });
+    let TrainOptions { name, seed, .. } = options(arguments);
+    let options = MixingOptions {
+        name,
+        bytes: arguments.mixer_bytes,
+        seed,
+        threads: std::thread::available_parallelism().map_or(1, |n| n.get()),
+    };
+    let (base, network) = (base.transpose()?, network.transpose()?);
+    let dir = &arguments.dir;
+    Ok(mixing::train(
+        dir,
+        base.as_ref(),
+        network,
+        &options,
+        progress,
+    ))
 }
 
 fn options(arguments: &TrainArguments) -> TrainOptions {

@@ -10,7 +10,7 @@ use crate::model::network::simd::Simd;
 use crate::model::{Model, ModelHash};
 
 /// An engine that all threads share.
-pub type SharedEngine = Arc<dyn Engine + Send + Sync>;
+pub type SharedEngine = Arc<dyn Engine>;
 
 /// One engine for every model with a network, made when it is first needed.
 #[derive(Default)]

@@ -7,6 +7,7 @@ mod chooser;
 mod engines;
 mod error;
 mod fast;
+mod measure;
 mod model_codec;
 mod network_codec;
 mod payload;
@@ -17,6 +18,7 @@ mod zstd_codec;
 pub use chooser::ANCHOR_BYTES;
 pub use engines::SharedEngine;
 pub use error::CodecError;
+pub use measure::Measured;
 pub use payload::{AnchorRange, Layout};
 pub use registry::{ModelSource, file_name};
 
@@ -200,9 +202,12 @@ impl Codecs {
         (file_name(&registry::embedded()), registry::embedded_file())
     }
 
-    /// True if the model of this name can be used for decoding.
-    pub fn has_model(&self, name: &[u8; 8]) -> bool {
-        self.registry.get(name).is_ok()
+    /// What is missing for decoding with the model of this name: nothing, the model itself, or its base.
+    pub fn missing_model(&self, name: &[u8; 8]) -> Option<[u8; 8]> {
+        match self.registry.get(name) {
+            Ok(_) => None,
+            Err(_) => Some(self.registry.lacking(name)),
+        }
     }
 
     /// The model that a file name stands for, if it is one that [`file_name`] gives.

@@ -8,7 +8,7 @@ use crate::model::predictor::{Predictor, State};
 use crate::model::{Cost, Model, ModelError};
 
 use super::engines::SharedEngine;
-use super::network_codec::{self, Sequence};
+use super::network_codec::{self, Predicted};
 use super::payload::{self, AnchorRange, Layout};
 use super::range_coder::{Decoder, Encoder};
 use super::{CodecError, CodecId, Encoded, Result, Snapshot};
@@ -80,11 +80,18 @@ fn code_groups(
     };
     let cuts = network_codec::cut(model, raw, group)?;
     let (cuts, tokens): (Vec<Cut>, Vec<Vec<u16>>) = cuts.into_iter().unzip();
-    let sequences = network_codec::sequences(engine.as_ref(), tokens)?;
-    for (cut, sequence) in cuts.iter().zip(&sequences) {
+    let predicted = network_codec::predict(engine.as_ref(), tokens)?;
+    for (cut, predicted) in cuts.iter().zip(&predicted) {
         let mut encoder = Encoder::default();
         let state = || start_state(model, cut.len, snapshot);
-        network_codec::code(model, engine.as_ref(), sequence, cut.len, state, &mut encoder)?;
+        network_codec::code(
+            model,
+            engine.as_ref(),
+            predicted,
+            cut.len,
+            state,
+            &mut encoder,
+        )?;
         codes.push(encoder.finish());
     }
     Ok((cuts, codes))
@@ -175,7 +182,7 @@ pub(super) fn decode(
 pub(super) struct Sample<'a> {
     bytes: &'a [u8],
     /// For models with a network.
-    sequence: Option<(SharedEngine, Sequence)>,
+    predicted: Option<(SharedEngine, Predicted)>,
 }
 
 impl<'a> Sample<'a> {
@@ -184,13 +191,13 @@ impl<'a> Sample<'a> {
         engine: Option<&SharedEngine>,
         bytes: &'a [u8],
     ) -> Result<Sample<'a>> {
-        let sequence = engine.map(|engine| {
-            let sequence = network_codec::sequence(model, engine.as_ref(), bytes)?;
-            Ok((engine.clone(), sequence))
+        let predicted = engine.map(|engine| {
+            let predicted = network_codec::predict_bytes(model, engine.as_ref(), bytes)?;
+            Ok((engine.clone(), predicted))
         });
         Ok(Sample {
             bytes,
-            sequence: sequence.transpose()?,
+            predicted: predicted.transpose()?,
         })
     }
 
@@ -199,9 +206,9 @@ impl<'a> Sample<'a> {
         let mut cost = Cost::default();
         let len = self.bytes.len();
         let state = || start_state(model, len, snapshot);
-        match &self.sequence {
-            Some((engine, sequence)) => {
-                network_codec::code(model, engine.as_ref(), sequence, len, state, &mut cost)?;
+        match &self.predicted {
+            Some((engine, predicted)) => {
+                network_codec::code(model, engine.as_ref(), predicted, len, state, &mut cost)?;
             }
             None => {
                 let mut predictor = Predictor::new(model, state());

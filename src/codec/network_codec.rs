@@ -3,19 +3,19 @@
 
 use std::sync::Arc;
 
-use crate::model::network::{Batch, Chunk, Engine, Memory, Step};
+use crate::model::network::{Batch, Engine, Memory, Sequence, Step};
 use crate::model::predictor::{BitCoder, State};
 use crate::model::tokenizer::CHUNK_TOKENS;
 use crate::model::tokens::{Counts, Position, Tokens};
 use crate::model::{Model, ModelError};
 
-use super::model_codec::{Cut, SPAN, model_error, span_check};
+use super::model_codec::{Cut, SPAN, model_error, span_check, start_state};
 use super::payload::Layout;
 use super::range_coder::Decoder;
 use super::{CodecError, Result, Snapshot};
 
 /// The tokens of some bytes and the hidden rows that predict them.
-pub(super) struct Sequence {
+pub(super) struct Predicted {
     tokens: Vec<u16>,
     rows: Vec<i8>,
 }
@@ -42,28 +42,23 @@ pub(super) fn cut(model: &Model, raw: &[u8], group: usize) -> Result<Vec<(Cut, V
     Ok(cuts)
 }
 
-/// The hidden rows of token strings, each the beginning of a stream of its own.
-pub(super) fn sequences(engine: &dyn Engine, strings: Vec<Vec<u16>>) -> Result<Vec<Sequence>> {
-    let memory = Memory::default();
-    let chunks: Vec<Chunk> = strings
-        .iter()
-        .map(|tokens| Chunk {
-            tokens,
-            memory: &memory,
-        })
-        .collect();
-    let rows = engine.hidden(&chunks).map_err(model_error)?;
+/// The hidden rows of token strings, each a stream of its own.
+pub(super) fn predict(engine: &dyn Engine, strings: Vec<Vec<u16>>) -> Result<Vec<Predicted>> {
+    let memory = &Memory::default();
+    let sequence = |tokens| Sequence { tokens, memory };
+    let sequences: Vec<Sequence> = strings.iter().map(|tokens| sequence(tokens)).collect();
+    let rows = engine.hidden(&sequences).map_err(model_error)?;
     Ok(strings
         .into_iter()
         .zip(rows)
-        .map(|(tokens, rows)| Sequence { tokens, rows })
+        .map(|(tokens, rows)| Predicted { tokens, rows })
         .collect())
 }
 
 /// The tokens and hidden rows of bytes that are a group of their own.
-pub(super) fn sequence(model: &Model, engine: &dyn Engine, bytes: &[u8]) -> Result<Sequence> {
+pub(super) fn predict_bytes(model: &Model, engine: &dyn Engine, bytes: &[u8]) -> Result<Predicted> {
     let expert = model.expert().map_err(model_error)?;
-    let mut found = sequences(engine, vec![expert.merges.tokens(bytes)])?;
+    let mut found = predict(engine, vec![expert.merges.tokens(bytes)])?;
     found
         .pop()
         .ok_or_else(|| CodecError::Damaged("the engine made no rows".into()))
@@ -73,19 +68,19 @@ pub(super) fn sequence(model: &Model, engine: &dyn Engine, bytes: &[u8]) -> Resu
 pub(super) fn code(
     model: &Model,
     engine: &dyn Engine,
-    sequence: &Sequence,
+    predicted: &Predicted,
     len: usize,
     state: impl FnOnce() -> State,
     coder: &mut impl BitCoder,
 ) -> Result<Counts> {
     let mut tokens = Tokens::new(model, state).map_err(model_error)?;
-    let width = sequence.rows.len() / sequence.tokens.len().max(1);
+    let Predicted {
+        tokens: known,
+        rows,
+    } = predicted;
+    let width = rows.len() / known.len().max(1);
     let mut left = len;
-    for (&token, row) in sequence
-        .tokens
-        .iter()
-        .zip(sequence.rows.chunks_exact(width.max(1)))
-    {
+    for (&token, row) in known.iter().zip(rows.chunks_exact(width.max(1))) {
         let position = Position {
             row,
             left,
@@ -97,12 +92,12 @@ pub(super) fn code(
     Ok(tokens.counts())
 }
 
-/// What a step of a group leads to.
+/// What a group needs next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Progress {
-    /// There are tokens left: the next step sees [`GroupDecoder::wants`].
-    More,
-    /// The group has ended, or its sink wants no more.
+    /// A step of the network over [`GroupDecoder::pending`], and its hidden row.
+    Step,
+    /// Nothing: the group has ended, or its sink wants no more.
     Done,
 }
 
@@ -116,7 +111,8 @@ pub(super) struct GroupDecoder {
     span: Vec<u8>,
     /// Bytes that are left in the group.
     left: usize,
-    newest: Option<u16>,
+    /// Tokens that the network has not seen.
+    pending: Vec<u16>,
     group: usize,
 }
 
@@ -132,26 +128,56 @@ impl GroupDecoder {
         let left = layout.groups[group].len();
         let part = &layout.parts[group];
         let checks = payload[part.checks.clone()].as_chunks::<2>().0.iter();
-        let state = || super::model_codec::start_state(model, left, snapshot);
+        let state = || start_state(model, left, snapshot);
         Ok(GroupDecoder {
             tokens: Tokens::new(model.clone(), state).map_err(model_error)?,
             decoder: Decoder::new(payload[part.code.clone()].to_vec()),
-            checks: checks.rev().map(|&check| u16::from_le_bytes(check)).collect(),
+            checks: checks
+                .rev()
+                .map(|&check| u16::from_le_bytes(check))
+                .collect(),
             span: Vec::with_capacity(SPAN.min(left)),
             left,
-            newest: None,
+            pending: Vec::new(),
             group,
         })
     }
 
-    /// The token that the network sees in the next step; `None` at the start of the group.
-    pub fn wants(&self) -> Option<u16> {
-        self.newest
+    /// The tokens that the network's next step sees.
+    pub fn pending(&self) -> &[u16] {
+        &self.pending
     }
 
-    /// Decodes the next token with the hidden row of this step; `sink` gets verified spans in order until it
-    /// returns false.
+    /// Decodes tokens as far as the network is not needed; before the first step.
+    pub fn begin(
+        &mut self,
+        engine: &dyn Engine,
+        sink: &mut dyn FnMut(&[u8]) -> bool,
+    ) -> Result<Progress> {
+        while !self.tokens.needs_row() {
+            if self.token(engine, &[], sink)? == Progress::Done {
+                return Ok(Progress::Done);
+            }
+        }
+        Ok(Progress::Step)
+    }
+
+    /// Takes the hidden row of a step, and decodes as far as it leads; `sink` gets verified spans in order until
+    /// it returns false.
     pub fn advance(
+        &mut self,
+        engine: &dyn Engine,
+        row: &[i8],
+        sink: &mut dyn FnMut(&[u8]) -> bool,
+    ) -> Result<Progress> {
+        self.pending.clear();
+        match self.token(engine, row, sink)? {
+            Progress::Step => self.begin(engine, sink),
+            Progress::Done => Ok(Progress::Done),
+        }
+    }
+
+    fn token(
         &mut self,
         engine: &dyn Engine,
         row: &[i8],
@@ -163,26 +189,25 @@ impl GroupDecoder {
             token: None,
         };
         let token = self.tokens.token(&mut self.decoder, engine, position);
-        self.newest = Some(token.map_err(model_error)?);
+        self.pending.push(token.map_err(model_error)?);
         self.left -= self.tokens.bytes().len();
         self.span.extend_from_slice(self.tokens.bytes());
-        // a token has at most 255 bytes, so it ends at most one span
+        // a token has at most 255 bytes, so it completes at most one span, and the last one perhaps
         while self.span.len() >= SPAN || (self.left == 0 && !self.span.is_empty()) {
-            let span = &self.span[..SPAN.min(self.span.len())];
-            if self.checks.pop() != Some(span_check(span)) {
+            let rest = self.span.split_off(SPAN.min(self.span.len()));
+            let span = std::mem::replace(&mut self.span, rest);
+            if self.checks.pop() != Some(span_check(&span)) {
                 let group = self.group;
                 let why = format!("checksum of decoded bytes in group {group}");
                 return Err(CodecError::Damaged(why));
             }
-            if !sink(span) {
+            if !sink(&span) {
                 return Ok(Progress::Done);
             }
-            let len = span.len();
-            self.span.drain(..len);
         }
         Ok(match self.left {
             0 => Progress::Done,
-            _ => Progress::More,
+            _ => Progress::Step,
         })
     }
 }
@@ -208,9 +233,12 @@ pub(super) fn decode_together<'a>(
         while let Some(&slot) = free.last()
             && let Some(flow) = flows.next()
         {
-            batch.start(slot, &Memory::default()).map_err(model_error)?;
-            running.push((slot, flow?));
-            free.pop();
+            let mut flow = flow?;
+            if flow.decoder.begin(engine, &mut *flow.sink)? == Progress::Step {
+                batch.start(slot, &Memory::default()).map_err(model_error)?;
+                running.push((slot, flow));
+                free.pop();
+            }
         }
         if running.is_empty() {
             return Ok(());
@@ -222,7 +250,7 @@ pub(super) fn decode_together<'a>(
         running.retain_mut(|(slot, flow)| {
             let row = rows.next().unwrap_or_default();
             match flow.decoder.advance(engine, row, &mut *flow.sink) {
-                Ok(Progress::More) => return true,
+                Ok(Progress::Step) => return true,
                 Ok(Progress::Done) => {}
                 Err(why) => error = error.take().or(Some(why)),
             }
@@ -242,7 +270,7 @@ fn step(
         .iter()
         .map(|(slot, flow)| Step {
             slot: *slot,
-            token: flow.decoder.wants(),
+            tokens: flow.decoder.pending(),
         })
         .collect();
     batch.step(&steps)

@@ -92,7 +92,15 @@ impl Registry {
     pub fn get(&self, name: &ShortHash) -> Result<Arc<Model>> {
         let cell = self.loaded.lock().entry(*name).or_default().clone();
         let model = cell.get_or_init(|| self.load(name).map(Arc::new));
-        model.clone().ok_or_else(|| CodecError::NoModel(hex(name)))
+        let missing = || CodecError::NoModel(hex(&self.lacking(name)));
+        model.clone().ok_or_else(missing)
+    }
+
+    /// What is missing of a model that cannot be loaded: itself, or its base.
+    pub fn lacking(&self, name: &ShortHash) -> ShortHash {
+        let base = self.file(name).and_then(|file| base_name(&file));
+        base.filter(|base| base != name && self.base(base).is_none())
+            .unwrap_or(*name)
     }
 
     fn load(&self, name: &ShortHash) -> Option<Model> {

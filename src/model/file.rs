@@ -184,7 +184,11 @@ pub fn base_of(file: &[u8]) -> Result<Option<ModelHash>, ModelError> {
 pub(super) fn join_sections(sections: &[Section]) -> Result<Vec<u8>, ModelError> {
     let mut file = MAGIC.to_vec();
     let has_network = sections.iter().any(|(tag, _)| tag == b"netw");
-    let version = if has_network { NETWORK_VERSION } else { VERSION };
+    let version = if has_network {
+        NETWORK_VERSION
+    } else {
+        VERSION
+    };
     file.extend_from_slice(&version.to_le_bytes());
     for (tag, raw) in sections {
         put_section(&mut file, tag, raw, 1)?;
@@ -336,6 +340,28 @@ impl Model {
         }
     }
 
+    /// The same tables and vocabulary with other parameters, under another name.
+    pub fn with_params(&self, name: String, params: Params, adaptation: Adaptation) -> Model {
+        let Rates { first, last } = adaptation.mixer;
+        let (histories, curves) = (adaptation.histories as i32, adaptation.curves as i32);
+        Model {
+            hash: ModelHash::default(),
+            info: ModelInfo {
+                name,
+                rates: [first, last, histories, curves],
+                ..self.info.clone()
+            },
+            tokenizer: self.tokenizer.clone(),
+            dictionary: self.dictionary.clone(),
+            tables: self.tables.clone(),
+            logits: self.logits,
+            params,
+            adaptation,
+            base: None,
+            network: None,
+        }
+    }
+
     /// The model as a file.
     pub fn to_bytes(&self) -> Result<Vec<u8>, ModelError> {
         let mut file = MAGIC.to_vec();
@@ -428,7 +454,14 @@ impl Model {
         let adaptation = adaptation_from(info.rates)?;
         let (expert, params) =
             file_network::read(&tokenizer, params, base.is_some(), &learned, &network)?;
-        Ok(Model::assemble(info, tokenizer, base.as_deref(), params, adaptation, expert))
+        Ok(Model::assemble(
+            info,
+            tokenizer,
+            base.as_deref(),
+            params,
+            adaptation,
+            expert,
+        ))
     }
 }
 
@@ -450,7 +483,9 @@ fn find_base(
     let base = bases(hash).ok_or_else(|| ModelError::NeedsBase(name()))?;
     match base.hash == *hash && base.network.is_none() {
         true => Ok(base),
-        false => Err(damaged("the base is another model, or has a network itself")),
+        false => Err(damaged(
+            "the base is another model, or has a network itself",
+        )),
     }
 }
 

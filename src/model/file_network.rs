@@ -78,7 +78,14 @@ impl Model {
             ],
             ..ModelInfo::default()
         };
-        Ok(Model::assemble(info, parts.tokenizer, base, params, rates, expert))
+        Ok(Model::assemble(
+            info,
+            parts.tokenizer,
+            base,
+            params,
+            rates,
+            expert,
+        ))
     }
 
     /// A model with a network of its parts.

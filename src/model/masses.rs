@@ -102,9 +102,15 @@ mod tests {
         let tables = build();
         for (k, &mass) in tables.masses.iter().enumerate() {
             let exact = f64::from(1 << MASS_BITS) * (-(k as f64) / 256.0).exp();
-            assert!((f64::from(mass) - exact).abs() <= 0.501, "{k}: {mass}, exact {exact}");
+            assert!(
+                (f64::from(mass) - exact).abs() <= 0.501,
+                "{k}: {mass}, exact {exact}"
+            );
         }
-        assert_eq!((tables.masses[0], tables.masses[REACH]), (1 << MASS_BITS, 1));
+        assert_eq!(
+            (tables.masses[0], tables.masses[REACH]),
+            (1 << MASS_BITS, 1)
+        );
     }
 
     #[test]
@@ -114,7 +120,10 @@ mod tests {
             let exact = 65536.0 * (mass as f64).ln();
             let found = f64::from(ln(&tables, mass));
             // half a step of the mantissa is 16 units, and ln 2 is a sixth of a unit off
-            assert!((found - exact).abs() <= 24.0, "{mass}: {found}, exact {exact}");
+            assert!(
+                (found - exact).abs() <= 24.0,
+                "{mass}: {found}, exact {exact}"
+            );
         }
     }
 

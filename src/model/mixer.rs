@@ -86,7 +86,7 @@ pub struct Mix {
     stretched: [i32; SETS],
     final_vector: usize,
     /// The vector of the network's set, and its prediction.
-    network: Option<usize>,
+    network: usize,
     network_stretched: i32,
 }
 
@@ -135,18 +135,19 @@ impl Weights {
             mix.stretched[set] = x;
             sum += (finals[set] >> 3) * x;
         }
-        mix.network = network.map(|vector| vector % NETWORK_VECTORS);
-        if let Some(vector) = mix.network {
-            let x = dot(&self.network[vector], inputs).clamp(-STRETCH_MAX, STRETCH_MAX);
+        if let Some(vector) = network {
+            mix.network = vector % NETWORK_VECTORS;
+            let x = dot(&self.network[mix.network], inputs).clamp(-STRETCH_MAX, STRETCH_MAX);
             mix.network_stretched = x;
             sum += (self.last_network[mix.final_vector] >> 3) * x;
         }
         (sum >> 13).clamp(-STRETCH_MAX, STRETCH_MAX)
     }
 
-    /// Moves the picked weights towards what would have predicted `bit`; `p` is what was predicted.
+    /// Moves the picked weights towards what would have predicted `bit`; `p` is what was predicted, with a
+    /// network or without.
     #[inline(always)]
-    pub fn update(
+    pub fn update<const NETWORK: bool>(
         &mut self,
         inputs: &[i32; INPUTS],
         mix: &Mix,
@@ -166,10 +167,10 @@ impl Weights {
             }
             learn(weight, error, x);
         }
-        if let Some(vector) = mix.network {
+        if NETWORK {
             let x = mix.network_stretched;
             let own = ((target - i32::from(logistic.squash(x))) * rates.first) >> 8;
-            for (weight, &input) in self.network[vector].iter_mut().zip(inputs) {
+            for (weight, &input) in self.network[mix.network].iter_mut().zip(inputs) {
                 learn(weight, own, input);
             }
             learn(&mut self.last_network[mix.final_vector], error, x);

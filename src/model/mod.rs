@@ -109,7 +109,9 @@ impl Model {
 
     /// Whether groups can start from an anchor: without table experts there is nothing to learn from one.
     pub fn has_history(&self) -> bool {
-        self.network.as_ref().is_none_or(|expert| expert.plain.is_none())
+        self.network
+            .as_ref()
+            .is_none_or(|expert| expert.plain.is_none())
     }
 
     /// The state after learning an anchor. It does not depend on the groups that will start there.

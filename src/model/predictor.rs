@@ -459,7 +459,10 @@ impl<M: Deref<Target = Model>> Predictor<M> {
             Hint::Open { x, vector } => (None, x, vector),
             Hint::Forced(bit) => (Some(bit), 0, 0),
         };
-        if G::NETWORK && let Some(bit) = hint && !C::MEASURES {
+        if G::NETWORK
+            && let Some(bit) = hint
+            && !C::MEASURES
+        {
             self.learn_histories(node, bit);
             return bit;
         }
@@ -485,7 +488,9 @@ impl<M: Deref<Target = Model>> Predictor<M> {
         let curve = ((usize::from(newest) * 0x9E5) ^ (prefix as usize * 0x35)) % CURVES;
         let (point, refined) = refine(&params.curves[curve], x);
         let coded = ((u32::from(p) + refined) / 2).clamp(1, 65535) as u16;
-        if G::NETWORK && let Some(bit) = hint {
+        if G::NETWORK
+            && let Some(bit) = hint
+        {
             coder.saved(coded, bit);
             self.learn_histories(node, bit);
             return bit;
@@ -496,9 +501,11 @@ impl<M: Deref<Target = Model>> Predictor<M> {
         }
 
         let adaptation = self.state.adaptation;
-        params
-            .weights
-            .update(&inputs, &self.mix, p, bit, adaptation.mixer, self.logistic);
+        let (weights, mix, rates) = (&mut params.weights, &self.mix, adaptation.mixer);
+        match G::NETWORK {
+            true => weights.update::<true>(&inputs, mix, p, bit, rates, self.logistic),
+            false => weights.update::<false>(&inputs, mix, p, bit, rates, self.logistic),
+        }
         average(&mut params.curves[curve][point], bit, adaptation.curves);
         for (m, expected_bit) in matched.iter().enumerate() {
             if let Some(expected_bit) = *expected_bit {

@@ -18,7 +18,7 @@ pub const CHUNK_TOKENS: usize = 128;
 pub(super) const WORD_MAX: usize = 24;
 
 /// A trained vocabulary.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Tokenizer {
     bpe: BPE,
     alphabet: [char; 256],

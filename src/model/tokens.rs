@@ -8,7 +8,9 @@ use std::ops::Deref;
 use super::ends::Question;
 use super::logistic::{Logistic, STRETCH_MAX};
 use super::network::Engine;
-use super::predictor::{BitCoder, Guide, Hint, POINTS, Predictor, State, refine};
+use super::predictor::{
+    BitCoder, Guide, Hint, POINTS, Predictor, State, average, refine, straight,
+};
 use super::vocabulary::DECISIONS;
 use super::walk::{Next, Opinion, Walk};
 use super::{Expert, Model, ModelError};
@@ -41,6 +43,9 @@ pub struct Tokens<M> {
     /// None if the model leaves the table experts out.
     predictor: Option<Predictor<M>>,
     opinion: Opinion,
+    /// The expert's, or other ones in training.
+    skip: usize,
+    plain: Plain,
     /// The token before; token 0 at the start.
     previous: u16,
     counts: Counts,
@@ -51,7 +56,7 @@ pub struct Tokens<M> {
 /// A token as it is coded: its position in the group, and what the encoder knows.
 #[derive(Debug, Clone, Copy)]
 pub struct Position<'a> {
-    /// The network's hidden row for this position.
+    /// The network's hidden row for this position; any row will do where none is needed.
     pub row: &'a [i8],
     /// Bytes that are left in the group.
     pub left: usize,
@@ -65,15 +70,48 @@ impl<M: Deref<Target = Model> + Clone> Tokens<M> {
     /// # Errors
     /// If the model has no network.
     pub fn new(model: M, state: impl FnOnce() -> State) -> Result<Tokens<M>, ModelError> {
-        let plain = model.expert()?.plain.is_some();
+        let expert = model.expert()?;
+        let (skip, curves) = (expert.skip, expert.plain.clone());
+        let predictor = match &curves {
+            Some(_) => None,
+            None => Some(Predictor::new(model.clone(), state())),
+        };
         Ok(Tokens {
-            predictor: (!plain).then(|| Predictor::new(model.clone(), state())),
+            predictor,
             model,
             opinion: Opinion::default(),
+            skip,
+            plain: Plain {
+                curves: curves.unwrap_or_else(|| Box::new([straight(); DECISIONS])),
+                rate: None,
+            },
             previous: 0,
             counts: Counts::default(),
             bytes: Vec::new(),
         })
+    }
+
+    /// Uses another length class of matches from which on the heads are not evaluated.
+    pub fn with_skip(mut self, skip: usize) -> Self {
+        self.skip = skip;
+        self
+    }
+
+    /// Lets the refinement of a model without table experts learn, with this shift; only training does.
+    pub fn learning(mut self, rate: u32) -> Self {
+        self.plain.rate = Some(rate);
+        self
+    }
+
+    /// Uses other refinement curves than the model's.
+    pub fn with_plain(mut self, curves: Box<PlainCurves>) -> Self {
+        self.plain.curves = curves;
+        self
+    }
+
+    /// The refinement of a model without table experts.
+    pub fn into_plain(self) -> Box<PlainCurves> {
+        self.plain.curves
     }
 
     pub fn counts(&self) -> Counts {
@@ -90,6 +128,14 @@ impl<M: Deref<Target = Model> + Clone> Tokens<M> {
         &self.bytes
     }
 
+    /// Whether the next token needs the network's hidden row. Where a long match says what comes, the heads
+    /// are not evaluated (the confidence skip of Nacrith).
+    #[inline]
+    pub fn needs_row(&self) -> bool {
+        let longest = self.predictor.as_ref().map_or(0, Predictor::longest_match);
+        longest < self.skip.max(1)
+    }
+
     /// Codes one token and learns it; returns it. The last token of a group ends with the group.
     ///
     /// # Errors
@@ -102,8 +148,7 @@ impl<M: Deref<Target = Model> + Clone> Tokens<M> {
     ) -> Result<u16, ModelError> {
         let model = self.model.clone();
         let expert = model.expert()?;
-        let longest = self.predictor.as_ref().map_or(0, Predictor::longest_match);
-        let evaluate = longest < expert.skip;
+        let evaluate = self.needs_row();
         if evaluate {
             self.opinion.start(engine, position.row)?;
         }
@@ -112,6 +157,7 @@ impl<M: Deref<Target = Model> + Clone> Tokens<M> {
             engine,
             row: position.row,
             opinion: evaluate.then_some(&mut self.opinion),
+            plain: &mut self.plain,
             walk: Walk::new(&expert.vocabulary),
             at: 0,
             step: 0,
@@ -147,6 +193,7 @@ struct TokenStep<'a> {
     row: &'a [i8],
     /// None where the heads are not evaluated.
     opinion: Option<&'a mut Opinion>,
+    plain: &'a mut Plain,
     walk: Walk,
     /// Bytes of the token so far.
     at: usize,
@@ -191,7 +238,12 @@ impl TokenStep<'_> {
         self.failure.take().map_or(Ok(()), Err)?;
         let bit = u32::from(known.is_some_and(|known| known.len() > self.at));
         let bit = match predictor {
-            None => coder.code_end(expert.refine(0, network.unwrap_or(0)), bit),
+            None => {
+                let x = network.unwrap_or(0);
+                let bit = coder.code_end(self.plain.refine(0, x), bit) & 1;
+                self.plain.learn(0, x, bit);
+                bit
+            }
             Some(predictor) => {
                 let (walk, at) = (self.walk, self.at);
                 let question = Question {
@@ -209,8 +261,8 @@ impl TokenStep<'_> {
                 bit
             }
         };
-        self.walk.take(middle, bit & 1);
-        Ok(bit & 1 == 1)
+        self.walk.take(middle, bit);
+        Ok(bit == 1)
     }
 
     /// Codes the next byte.
@@ -240,8 +292,9 @@ impl TokenStep<'_> {
             let bit = match self.ask() {
                 Hint::Forced(bit) => bit,
                 Hint::Open { x, .. } => {
-                    let p = self.expert.refine(self.step, x);
+                    let p = self.plain.refine(self.step, x);
                     let bit = coder.code(p, u32::from(byte) >> shift & 1) & 1;
+                    self.plain.learn(self.step, x, bit);
                     self.tell(bit);
                     bit
                 }
@@ -289,12 +342,28 @@ impl Guide for TokenStep<'_> {
     }
 }
 
-impl Expert {
-    /// The probability of a one in a model without table experts, for a decision of this step.
+/// The refinement of a model without table experts.
+#[derive(Debug)]
+struct Plain {
+    curves: Box<PlainCurves>,
+    /// Shift of the exponential average, in training.
+    rate: Option<u32>,
+}
+
+impl Plain {
+    /// The probability of a one, for a decision of this step.
     fn refine(&self, step: usize, x: i32) -> u16 {
         let x = x.clamp(-STRETCH_MAX, STRETCH_MAX);
         let p = u32::from(Logistic::default().squash(x));
-        let refined = self.plain.as_ref().map_or(p, |curves| refine(&curves[step], x).1);
+        let refined = refine(&self.curves[step], x).1;
         ((p + refined) / 2).clamp(1, 65535) as u16
+    }
+
+    fn learn(&mut self, step: usize, x: i32, bit: u32) {
+        if let Some(rate) = self.rate {
+            let x = x.clamp(-STRETCH_MAX, STRETCH_MAX);
+            let point = refine(&self.curves[step], x).0;
+            average(&mut self.curves[step][point], bit, rate);
+        }
     }
 }

@@ -64,7 +64,9 @@ impl Walk {
         let token = vocabulary.token(self.low as u16);
         Next::Forced(match step {
             0 => u32::from(token.len() > bytes),
-            _ => token.get(bytes).map_or(0, |byte| u32::from(byte >> (8 - step) & 1)),
+            _ => token
+                .get(bytes)
+                .map_or(0, |byte| u32::from(byte >> (8 - step) & 1)),
         })
     }
 
@@ -189,13 +191,18 @@ impl Opinion {
         let (first, class) = (division.class_of[low], division.class_of[last]);
         if first != class {
             let upper = usize::from(division.class_of[middle]);
-            return Ok(self.classes.odds(usize::from(first), upper, usize::from(class) + 1));
+            return Ok(self
+                .classes
+                .odds(usize::from(first), upper, usize::from(class) + 1));
         }
         if self.class != Some(class) {
-            self.tokens.fill(&engine.token_logits(row, usize::from(class))?);
+            self.tokens
+                .fill(&engine.token_logits(row, usize::from(class))?);
             self.class = Some(class);
         }
         let start = division.starts[usize::from(class)] as usize;
-        Ok(self.tokens.odds(low - start, middle - start, last + 1 - start))
+        Ok(self
+            .tokens
+            .odds(low - start, middle - start, last + 1 - start))
     }
 }

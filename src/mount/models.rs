@@ -47,9 +47,11 @@ pub fn keep_model(settings: &Settings, store: &Store, codecs: &Codecs) -> Outcom
     match &settings.model {
         Some(path) => {
             let file = read(path).context(path.display())?;
-            store
-                .put_model(&name, &file)
-                .context(format!("keeping model {}", path.display()))
+            // the base first: a model is never there without it
+            if let Some((base, file)) = base_of(path, &file).context(path.display())? {
+                put(store, &base, &file, path)?;
+            }
+            put(store, &name, &file, path)
         }
         None => {
             // Every program of this version has it, so a full disk is no reason to refuse the mount.
@@ -60,6 +62,27 @@ pub fn keep_model(settings: &Settings, store: &Store, codecs: &Codecs) -> Outcom
             Ok(())
         }
     }
+}
+
+fn put(store: &Store, name: &str, file: &[u8], path: &Path) -> Outcome<()> {
+    store
+        .put_model(name, file)
+        .context(format!("keeping model {}", path.display()))
+}
+
+/// The name and file of the base that the model in `file` names, if any: the built-in model, or a file beside
+/// `path` under the name that it would have in a store.
+fn base_of(path: &Path, file: &[u8]) -> io::Result<Option<(String, Vec<u8>)>> {
+    let Some(name) = Codecs::base_name(file) else {
+        return Ok(None);
+    };
+    let (embedded, built_in) = Codecs::embedded_model();
+    let base = match name == embedded {
+        true => built_in.to_vec(),
+        false => read(&path.with_file_name(&name))
+            .map_err(|e| io::Error::new(e.kind(), format!("its base {name}: {e}")))?,
+    };
+    Ok(Some((name, base)))
 }
 
 /// True if a model file of the store is named after these bytes.
@@ -74,7 +97,9 @@ fn names(name: &str, file: &[u8]) -> bool {
 }
 
 fn load(path: &Path, file: &[u8]) -> Outcome<Codecs> {
-    Codecs::with_model(file).map_err(|e| {
+    let base = base_of(path, file).context(path.display())?;
+    let base = base.as_ref().map(|(_, base)| base.as_slice());
+    Codecs::with_model_and_base(file, base).map_err(|e| {
         let exit = match e {
             CodecError::BadModel(_) => Exit::Damaged,
             _ => Exit::Failed,

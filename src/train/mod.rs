@@ -4,6 +4,7 @@
 //! tables, a part that the tables never see trains what adapts, a last part measures the result.
 
 pub mod corpus;
+pub mod mixing;
 pub mod network;
 pub mod params;
 pub mod tables;
@@ -155,22 +156,30 @@ fn dictionary(corpus: &Corpus, pieces: &[Piece], bytes: usize) -> Vec<u8> {
     })
 }
 
+impl Corpus {
+    /// Reads all files below `dir`, which must be enough for training.
+    fn read_at_least(dir: &Path) -> Result<Corpus, TrainError> {
+        let path = dir.display().to_string();
+        let corpus = match Corpus::read(dir) {
+            Ok(corpus) => corpus,
+            Err(source) => return Err(TrainError::Read { path, source }),
+        };
+        let bytes = corpus.len();
+        match bytes < LEAST {
+            true => Err(TrainError::TooLittle {
+                path,
+                bytes,
+                least: LEAST,
+            }),
+            false => Ok(corpus),
+        }
+    }
+}
+
 /// Trains a model on all files below `dir`. The same files give the same model.
 pub fn train(dir: &Path, options: &TrainOptions, progress: &Progress) -> Result<Model, TrainError> {
-    let read = |source| TrainError::Read {
-        path: dir.display().to_string(),
-        source,
-    };
     progress.say("reading");
-    let corpus = Corpus::read(dir).map_err(read)?;
-    if corpus.len() < LEAST {
-        let path = dir.display().to_string();
-        return Err(TrainError::TooLittle {
-            path,
-            bytes: corpus.len(),
-            least: LEAST,
-        });
-    }
+    let corpus = Corpus::read_at_least(dir)?;
     let mut random = Random(options.seed);
     let parts = divide(&corpus, &mut random);
     progress.say("training the vocabulary");

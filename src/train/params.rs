@@ -19,7 +19,7 @@ pub const ADAPTATION: Adaptation = Adaptation {
 };
 
 /// Sizes of the groups that the parameters are trained on.
-const GROUPS: [usize; 6] = [512, 4 << 10, 16 << 10, 32 << 10, 32 << 10, 64 << 10];
+pub(super) const GROUPS: [usize; 6] = [512, 4 << 10, 16 << 10, 32 << 10, 32 << 10, 64 << 10];
 
 /// Codes a group that starts from `state`; returns its cost in bits and the state afterwards.
 pub fn cost_of(model: &Model, state: State, group: &[u8]) -> (f64, State) {
@@ -32,7 +32,7 @@ pub fn cost_of(model: &Model, state: State, group: &[u8]) -> (f64, State) {
 }
 
 /// The rates at `done` (0 to 1) of training: fast at first, slower than in use at the end.
-fn rates_at(done: f64) -> Adaptation {
+pub(super) fn rates_at(done: f64) -> Adaptation {
     let decay = 1.0 - 0.9 * done;
     let shift = if done < 0.1 { 7 } else { 9 };
     let mixer = Rates {

@@ -128,11 +128,12 @@ pub(super) fn decode_all(
 /// The model that a block, or its anchor, needs and that cannot be had.
 fn missing_model(cache: &Cache, codecs: &Codecs, id: BlockId) -> Option<[u8; 8]> {
     let layout = cache.layout(id).ok()?;
-    let own = layout.model.filter(|name| !codecs.has_model(name));
+    let missing = |name: Option<[u8; 8]>| codecs.missing_model(&name?);
+    let own = missing(layout.model);
     let anchor = layout.anchor.as_ref().filter(|anchor| anchor.block != id);
     own.or_else(|| {
         let layout = cache.layout(anchor?.block).ok()?;
-        layout.model.filter(|name| !codecs.has_model(name))
+        missing(layout.model)
     })
 }
 

@@ -4,7 +4,7 @@
 
 mod classes;
 mod compare;
-mod files;
+pub(super) mod files;
 mod machine;
 mod mounted;
 mod report;

@@ -1,0 +1,89 @@
+//! What a model costs and how fast it is, without choosing: for comparing models at equal groups and
+//! anchors.
+
+use std::time::{Duration, Instant};
+
+use crate::model::Costs;
+use crate::model::tokens::Counts;
+
+use super::payload::AnchorRange;
+use super::{AnchorSource, CodecError, Codecs, Result, model_codec, network_codec};
+
+/// What coding some extents took.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Measured {
+    pub raw_bytes: u64,
+    pub payload_bytes: u64,
+    /// Of models with a network only.
+    pub costs: Costs,
+    pub counts: Counts,
+    pub encoding: Duration,
+    pub decoding: Duration,
+}
+
+impl std::ops::AddAssign for Measured {
+    fn add_assign(&mut self, other: Measured) {
+        self.raw_bytes += other.raw_bytes;
+        self.payload_bytes += other.payload_bytes;
+        self.costs += other.costs;
+        self.counts += other.counts;
+        self.encoding += other.encoding;
+        self.decoding += other.decoding;
+    }
+}
+
+impl Codecs {
+    /// Encodes an extent with the encoding model in groups of at most `group` bytes, all from the anchor if
+    /// there is one, decodes it and compares.
+    ///
+    /// # Errors
+    /// If there is no encoding model, or it does not decode what it encoded.
+    pub fn measure(
+        &self,
+        raw: &[u8],
+        group: usize,
+        anchor: Option<&AnchorSource>,
+    ) -> Result<Measured> {
+        let model = self.encoding_model();
+        let model = model.ok_or_else(|| CodecError::BadModel("there is none".into()))?;
+        let engine = self.engine_of(&model);
+        let anchor = anchor.filter(|_| model.has_history()).map(|source| {
+            let range = source.start..source.start + source.bytes.len() as u32;
+            let block = source.block;
+            let snapshot = self.encoding_snapshot(&model, &source.bytes);
+            (AnchorRange { block, range }, snapshot)
+        });
+        let used = anchor.as_ref().map(|(range, s)| (range, s.as_ref()));
+        let snapshot = used.map(|(_, snapshot)| snapshot);
+
+        let begun = Instant::now();
+        let encoded = model_codec::encode(&model, engine.as_ref(), raw, group, used)?;
+        let encoding = begun.elapsed();
+        let begun = Instant::now();
+        let decoded = self.decode_all(&encoded.payload, snapshot)?;
+        let decoding = begun.elapsed();
+        if decoded != raw {
+            return Err(CodecError::Damaged("it decodes to other bytes".into()));
+        }
+        let mut measured = Measured {
+            raw_bytes: raw.len() as u64,
+            payload_bytes: encoded.payload.len() as u64,
+            encoding,
+            decoding,
+            ..Measured::default()
+        };
+        let Some(engine) = engine else {
+            return Ok(measured);
+        };
+        let (cuts, tokens): (Vec<_>, Vec<_>) =
+            network_codec::cut(&model, raw, group)?.into_iter().unzip();
+        let predicted = network_codec::predict(engine.as_ref(), tokens)?;
+        for (cut, predicted) in cuts.iter().zip(&predicted) {
+            let state = || model_codec::start_state(&model, cut.len, snapshot);
+            let (engine, costs) = (engine.as_ref(), &mut measured.costs);
+            let counts = network_codec::code(&model, engine, predicted, cut.len, state, costs)?;
+            measured.counts += counts;
+        }
+        Ok(measured)
+    }
+}
