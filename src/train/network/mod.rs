@@ -2,4 +2,5 @@
 
 pub mod export;
 pub mod float;
+pub mod fused;
 pub mod optimiser;
