@@ -10,7 +10,7 @@ fn config(feed_forward: FeedForward) -> Config {
     Config {
         vocab_size: 61,
         latent_vocab: 0,
-        max_tokens: 40,
+        window: 40,
         max_latents: 0,
         d_model: 48,
         d_kv: 10,

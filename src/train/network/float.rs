@@ -370,7 +370,7 @@ impl FloatNetwork {
         let (buckets, most) = (config.relative_attention_num_buckets, config.relative_attention_max_distance);
         let ahead = |at: usize| (at % n) as i64 - (at / n) as i64;
         let bucket = |at| exact::bucket(ahead(at), false, buckets, most) as u32;
-        let window = config.max_tokens as i64;
+        let window = config.window as i64;
         let mask = |at| if (1 - window..=0).contains(&ahead(at)) { 0.0 } else { NEVER };
         Ok(Seen {
             buckets: Tensor::from_vec((0..n * n).map(bucket).collect::<Vec<_>>(), n * n, device)?,

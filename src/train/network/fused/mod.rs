@@ -312,7 +312,7 @@ fn layer<'a>(config: &Config, from: &FloatLayer, rounded: bool, of: &impl Fn(&Va
 }
 
 fn heads<'a>(config: &Config, attention: &FloatAttention, of: &impl Fn(&Var) -> &'a [f32]) -> Heads {
-    let window = config.max_tokens;
+    let window = config.window;
     let by_bucket = of(&attention.bias).chunks_exact(config.relative_attention_num_buckets);
     let buckets = places::buckets(config);
     Heads {

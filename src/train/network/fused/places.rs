@@ -19,7 +19,7 @@ pub struct Places {
 /// The bucket of every distance of a window, farthest first.
 pub fn buckets(config: &Config) -> Vec<usize> {
     let (buckets, most) = (config.relative_attention_num_buckets, config.relative_attention_max_distance);
-    let distances = (0..config.max_tokens as i64).rev();
+    let distances = (0..config.window as i64).rev();
     distances.map(|distance| exact::bucket(-distance, false, buckets, most)).collect()
 }
 
@@ -35,7 +35,7 @@ impl Places {
         let added = |_| LayerPlaces {
             attention_norm: take(d),
             score: take(heads),
-            bias: take(heads * config.max_tokens),
+            bias: take(heads * config.window),
             gain: take(heads),
             norm: take(d),
             qkv: nothing.clone(),
