@@ -8,6 +8,7 @@ mod attention;
 mod head;
 mod layer;
 mod matrix;
+mod muon;
 mod pack;
 mod places;
 mod product;
@@ -26,7 +27,9 @@ use attention::Heads;
 use head::{Head, HeadWork};
 use layer::{Kept, Layer, Scratch};
 use matrix::Matrix;
+pub use muon::orthogonal;
 use places::Places;
+pub use rows::{Adam, adam, blend};
 
 /// Tokens of a shard, roughly.
 const SHARD: usize = 1024;

@@ -303,6 +303,38 @@ pub fn cross_entropy(logits: &mut [f32], chosen: usize, weight: f32) -> f32 {
 }
 
 vectorised! {
+/// values = values * own + others * other.
+pub fn blend(values: &mut [f32], own: f32, others: &[f32], other: f32) {
+    for (value, &from) in values.iter_mut().zip(others) {
+        *value = *value * own + from * other;
+    }
+}
+}
+
+/// One step of AdamW: its rates and the corrections of its first steps.
+#[derive(Debug, Clone, Copy)]
+pub struct Adam {
+    pub betas: [f32; 2],
+    pub corrections: [f32; 2],
+    pub epsilon: f32,
+    pub rate: f32,
+}
+
+vectorised! {
+/// Moves parameters by AdamW without decay; `mean` and `square` are what it remembers.
+pub fn adam(values: &mut [f32], mean: &mut [f32], square: &mut [f32], gradient: &[f32], with: Adam) {
+    let Adam { betas, corrections, epsilon, rate } = with;
+    let (mean_share, square_share) = (1.0 / corrections[0], 1.0 / corrections[1]);
+    let memory = mean.iter_mut().zip(square.iter_mut());
+    for ((value, (mean, square)), &gradient) in values.iter_mut().zip(memory).zip(gradient) {
+        *mean = *mean * betas[0] + gradient * (1.0 - betas[0]);
+        *square = *square * betas[1] + gradient * gradient * (1.0 - betas[1]);
+        *value -= rate * (*mean * mean_share) / ((*square * square_share).sqrt() + epsilon);
+    }
+}
+}
+
+vectorised! {
 /// sums[i] = row * weights[i] for rows of `row.len()` weights.
 pub fn dots(row: &[f32], weights: &[f32], sums: &mut [f32]) {
     for (sum, weights) in sums.iter_mut().zip(weights.chunks_exact(row.len())) {
