@@ -7,6 +7,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use parking_lot::Mutex;
 
 use super::output::{bytes, partial_name};
+use super::train_network::{self, NetworkArguments};
 use crate::exit::{Context, Exit, Failure, Outcome};
 use crate::model::network::Network;
 use crate::model::tokenizer::Tokenizer;
@@ -18,7 +19,7 @@ use crate::train::{self, Progress, TrainError, TrainOptions};
 pub struct TrainArguments {
     /// Directory of training files, with subdirectories
     dir: PathBuf,
-    /// Where to write the model
+    /// Where to write the model, or, with --network, the directory of the network
     #[arg(short, long, value_name = "FILE")]
     output: PathBuf,
     /// Name that the model carries [default: name of the output without its extension]
@@ -42,22 +43,25 @@ pub struct TrainArguments {
     /// Replace an existing output
     #[arg(short, long)]
     force: bool,
+    #[command(flatten)]
+    network: NetworkArguments,
 }
 
 pub fn run(arguments: &TrainArguments) -> Outcome<()> {
     let output = &arguments.output;
+    if let Some(config) = arguments.network.config() {
+        check_dir(&arguments.dir)?;
+        let paths = (arguments.dir.as_path(), output.as_path());
+        let how = (arguments.seed, arguments.force);
+        return train_network::run(&arguments.network, config, paths, how);
+    }
     if !arguments.force && output.symlink_metadata().is_ok() {
         return Err(Failure::usage(format!(
             "{} exists: use --force",
             output.display()
         )));
     }
-    if !arguments.dir.is_dir() {
-        return Err(Failure::usage(format!(
-            "{} is not a directory",
-            arguments.dir.display()
-        )));
-    }
+    check_dir(&arguments.dir)?;
     let reporter = Reporter::new();
     let sink = |what: &str, done, total, bits| reporter.report(what, done, total, bits);
     let progress = Progress::new(&sink);
@@ -104,6 +108,16 @@ fn train_mixer(
         &options,
         progress,
     ))
+}
+
+fn check_dir(dir: &Path) -> Outcome<()> {
+    match dir.is_dir() {
+        true => Ok(()),
+        false => Err(Failure::usage(format!(
+            "{} is not a directory",
+            dir.display()
+        ))),
+    }
 }
 
 fn options(arguments: &TrainArguments) -> TrainOptions {
