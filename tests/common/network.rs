@@ -1,4 +1,5 @@
 //! Random networks and inputs.
+#![allow(dead_code)]
 
 use super::random::Random;
 use s2sfs::model::network::{Config, FeedForward, Network, Ngrams, Values, Weights};

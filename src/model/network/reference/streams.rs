@@ -175,7 +175,7 @@ impl<'a> Streams<'a> {
             last: self.index(last.into_iter())?,
             present: self
                 .replica
-                .visible(latents.into_iter(), config.max_latents)?,
+                .present(latents.into_iter(), config.max_latents)?,
         };
         Ok((places, inputs))
     }

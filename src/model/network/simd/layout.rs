@@ -158,8 +158,7 @@ impl Packed {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Block<'a> {
     pub(super) groups: &'a [Group],
-    /// The sum of the weights of each output.
-    /// For instructions that need an offset.
+    /// The sum of the weights of each output, for instructions that need an offset.
     #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
     pub(super) sums: &'a Lanes,
 }

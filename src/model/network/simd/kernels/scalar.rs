@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::super::layout::{Activations, Block, Group, LANES, Lanes, Packed, Quad};
 use super::shared::{self, Attend, Norm, Output};
-use super::{Products, build};
+use super::{Products, build, cut};
 
 build!(Scalar);
 
@@ -15,24 +15,28 @@ impl Products for Scalar {
 
     #[inline]
     unsafe fn signed<const N: usize>(block: Block, inputs: [&[Quad]; N]) -> [Lanes; N] {
-        inputs.map(|row| products(block.groups, row))
+        products(block.groups, inputs)
     }
 
     #[inline]
     unsafe fn unsigned<const N: usize>(groups: &[Group], inputs: [&[Quad]; N]) -> [Lanes; N] {
-        inputs.map(|row| products(groups, row))
+        products(groups, inputs)
     }
 }
 
-fn products(groups: &[Group], row: &[Quad]) -> Lanes {
-    let mut sums = [0; LANES];
-    for (group, quad) in groups.iter().zip(row) {
-        for (sum, weights) in sums.iter_mut().zip(&group.0) {
-            let pairs = weights.iter().zip(quad);
-            *sum += pairs
-                .map(|(&w, &a)| i32::from(w) * i32::from(a))
-                .sum::<i32>();
+#[inline]
+fn products<const N: usize>(groups: &[Group], inputs: [&[Quad]; N]) -> [Lanes; N] {
+    let inputs = cut(inputs, groups.len());
+    let mut all = [[0; LANES]; N];
+    for (at, group) in groups.iter().enumerate() {
+        for (sums, row) in all.iter_mut().zip(inputs) {
+            let quad = row[at];
+            for (sum, weights) in sums.iter_mut().zip(&group.0) {
+                for (&weight, input) in weights.iter().zip(quad) {
+                    *sum += i32::from(weight) * i32::from(input);
+                }
+            }
         }
     }
-    sums
+    all
 }
