@@ -18,7 +18,7 @@ BUILT = target/release/s2sfs
 HELPER = target/release/mount.s2sfs
 MOUNT_ARGS = $(if $(OPTIONS),-o $(OPTIONS))
 
-.PHONY: help packages test-packages bench-packages torture-packages build mount umount test posix damage torture mutants fuzz shuttle tsan fmt man demo bench install uninstall clean
+.PHONY: help packages test-packages bench-packages torture-packages build mount umount test exactness neon gpu-test bench-network posix damage torture mutants fuzz shuttle tsan fmt man demo bench install uninstall clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -54,6 +54,21 @@ test: test-packages ## Check the format, run clippy and all tests
 	$(CARGO) fmt --check
 	$(CARGO) clippy --release --locked --all-targets -- -D warnings
 	$(CARGO) test --release --locked
+
+CASES ?= 10000
+
+# One thread for candle: its products are tiny here, and it counts the processors before each.
+exactness: ## Compare random networks on every engine, kernel and path: make exactness [CASES=10000]
+	RAYON_NUM_THREADS=1 S2SFS_NETWORK_CASES=$(CASES) nice $(CARGO) test --release --locked --test network_exactness -- --nocapture
+
+neon: ## Run the tests of the network's NEON kernels under emulation: make neon [CASES=20]
+	@CARGO="$(CARGO)" scripts/neon.sh $(if $(filter command line,$(origin CASES)),$(CASES),20)
+
+gpu-test: ## Compare the network on all CUDA devices with the processor (needs nvcc)
+	$(CARGO) test --release --locked --features cuda --test network_cuda -- --nocapture
+
+bench-network: ## Measure the speed of the network's kernels
+	$(CARGO) test --release --locked --test network_speed -- --ignored --nocapture
 
 MUTATIONS ?= 10000
 SEED ?= 0

@@ -1,19 +1,22 @@
 //! The network gives the same numbers on every engine, by every path, in every batch.
 
+#[path = "common/engines.rs"]
+mod engines;
 #[path = "common/network.rs"]
 mod networks;
 #[path = "common/random.rs"]
 mod random;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use candle_core::Device;
+use engines::{Inputs, check_steps, random_network, teacher_forced};
 use networks::string;
 use random::Random;
 use s2sfs::model::network::reference::Reference;
 use s2sfs::model::network::simd::{Kernel, Simd};
-use s2sfs::model::network::{Batch, Config, Engine, Memory, Network, SEQUENCE_MAX};
-use s2sfs::model::network::{Sequence, Step};
+use s2sfs::model::network::{Config, Engine, Memory, Network, SEQUENCE_MAX, Sequence, Step};
 
 /// Random networks; more by S2SFS_NETWORK_CASES.
 fn cases() -> u64 {
@@ -21,187 +24,73 @@ fn cases() -> u64 {
     wanted.map_or(60, |n| n.parse().expect("S2SFS_NETWORK_CASES is a number"))
 }
 
-/// Inputs of one network: latents and sequences, some of them empty.
-struct Inputs {
-    latents: Vec<Vec<u16>>,
-    sequences: Vec<Vec<u16>>,
-}
-
-impl Inputs {
-    fn new(random: &mut Random, config: &Config) -> Inputs {
-        let count = random.within(1, 6) as usize;
-        // up to several windows and blocks
-        let lengths = random.pick(&[config.window, 5 * config.window, 150]);
-        let mut strings = |most: usize, below: usize| -> Vec<Vec<u16>> {
-            let one = |_| {
-                let len = random.within(0, most as i64) as usize;
-                string(random, len, below)
-            };
-            (0..count).map(one).collect()
-        };
-        Inputs {
-            latents: strings(config.max_latents, config.latent_vocab),
-            sequences: strings(lengths, config.vocab_size),
-        }
-    }
-}
-
-/// Everything that an engine says about some inputs.
-#[derive(Debug, PartialEq)]
-struct Answers {
-    memories: Vec<Memory>,
-    hidden: Vec<Vec<i8>>,
-    classes: Vec<Vec<i32>>,
-    tokens: Vec<Vec<i32>>,
-}
-
-fn teacher_forced(engine: &dyn Engine, config: &Config, inputs: &Inputs) -> Answers {
-    let latents: Vec<&[u16]> = inputs.latents.iter().map(Vec::as_slice).collect();
-    let memories = engine.encode(&latents).unwrap();
-    let sequences: Vec<Sequence> = inputs
-        .sequences
-        .iter()
-        .zip(&memories)
-        .map(|(tokens, memory)| Sequence { tokens, memory })
-        .collect();
-    let hidden = engine.hidden(&sequences).unwrap();
-    let classes = hidden.iter().map(|rows| engine.class_logits(rows).unwrap());
-    let logits = |rows: &Vec<i8>| {
-        let classes = 0..config.classes.len();
-        classes
-            .flat_map(|class| engine.token_logits(rows, class).unwrap())
-            .collect()
-    };
-    Answers {
-        classes: classes.collect(),
-        tokens: hidden.iter().map(logits).collect(),
-        hidden,
-        memories,
-    }
-}
-
-/// A stream on its way: its sequence, and how many of its tokens the engine knows if it has started.
-#[derive(Clone, Copy)]
-struct Place {
-    sequence: usize,
-    known: Option<usize>,
-}
-
-/// Decodes all sequences in some slots: streams join when a slot is free and leave at their end, and at
-/// each step only some of them move, by one token or by several. Checks the row of every step.
-fn check_steps(
-    engine: &dyn Engine,
-    inputs: &Inputs,
-    expected: &Answers,
-    random: &mut Random,
-    what: &str,
-) {
-    let slots = random.within(1, 4) as usize;
-    let strides = random.pick(&[1, 1, 40]);
-    let mut batch = engine.batch(slots).unwrap();
-    let mut waiting: Vec<usize> = (0..inputs.sequences.len()).collect();
-    let mut running: Vec<Option<Place>> = vec![None; slots];
-    let mut checked = 0;
-    while !waiting.is_empty() || running.iter().any(Option::is_some) {
-        for (slot, place) in running.iter_mut().enumerate() {
-            let ended =
-                |p: &Place| p.known.map_or(0, |n| n + 1) == inputs.sequences[p.sequence].len();
-            if place.as_ref().is_some_and(ended) {
-                *place = None;
-            }
-            if place.is_none()
-                && let Some(sequence) = waiting.pop()
-            {
-                batch.start(slot, &expected.memories[sequence]).unwrap();
-                let known = None;
-                *place = Some(Place { sequence, known });
-            }
-        }
-        checked += step(
-            &mut *batch,
-            inputs,
-            &mut running,
-            (expected, strides),
-            random,
-            what,
+/// Compares everything on one random network; says whether its rows say something.
+fn check_case(seed: u64) -> bool {
+    let (mut random, network) = random_network(seed);
+    let inputs = Inputs::new(&mut random, network.config());
+    let reference = Reference::new(network.clone(), &[Device::Cpu]).unwrap();
+    let expected = teacher_forced(&reference, network.config(), &inputs);
+    let what = format!("reference, step by step, seed {seed}");
+    check_steps(&reference, &inputs, &expected, &mut random, &what);
+    for kernel in Kernel::available() {
+        let threads = random.pick(&[1, 2, 5]);
+        let what = format!("{kernel:?}, {threads} threads, seed {seed}");
+        let simd = Simd::new(network.clone(), threads).with_kernel(kernel);
+        let found = teacher_forced(&simd, network.config(), &inputs);
+        assert_eq!(found, expected, "{what}");
+        check_steps(
+            &simd,
+            &inputs,
+            &expected,
+            &mut random,
+            &format!("{what}, steps"),
         );
     }
-    let positions: usize = inputs.sequences.iter().map(Vec::len).sum();
-    assert!(
-        strides > 1 || checked == positions,
-        "{what}: rows are missing"
-    );
-}
-
-/// Moves some streams and checks their rows; returns how many these were.
-fn step(
-    batch: &mut dyn Batch,
-    inputs: &Inputs,
-    running: &mut [Option<Place>],
-    (expected, strides): (&Answers, i64),
-    random: &mut Random,
-    what: &str,
-) -> usize {
-    let mut steps = Vec::new();
-    let mut rows = Vec::new();
-    for (slot, place) in running.iter_mut().enumerate() {
-        let Some(Place { sequence, known }) = place else {
-            continue;
-        };
-        let tokens = &inputs.sequences[*sequence];
-        let from = known.unwrap_or(0);
-        let least = from + usize::from(known.is_some());
-        let to = least + random.within(0, strides - 1) as usize;
-        // the last token is predicted, not put in
-        let to = to.min(tokens.len().saturating_sub(1));
-        if to < least || tokens.is_empty() || random.within(0, 3) == 0 {
-            continue;
-        }
-        let tokens = &tokens[from..to];
-        steps.push(Step { slot, tokens });
-        let width = expected.hidden[*sequence].len() / inputs.sequences[*sequence].len();
-        rows.extend_from_slice(&expected.hidden[*sequence][to * width..(to + 1) * width]);
-        *known = Some(to);
-    }
-    assert_eq!(batch.step(&steps).unwrap(), rows, "{what}");
-    steps.len()
-}
-
-fn random_network(seed: u64) -> (Random, Arc<Network>) {
-    let mut random = Random::new(seed);
-    let config = networks::config(&mut random);
-    let extreme = random.within(0, 3) == 0;
-    let network = networks::network(&mut random, config, extreme);
-    (random, Arc::new(network))
+    let mut rows = expected.hidden.iter().flatten();
+    rows.any(|&a| a != 0 && a.abs() != 127)
 }
 
 #[test]
 fn engines_paths_batches_and_threads_agree_bit_for_bit() {
-    let mut distinct = 0;
-    for seed in 0..cases() {
-        let (mut random, network) = random_network(seed);
-        let inputs = Inputs::new(&mut random, network.config());
-        let reference = Reference::new(network.clone(), &[Device::Cpu]).unwrap();
-        let expected = teacher_forced(&reference, network.config(), &inputs);
-        let what = format!("reference, step by step, seed {seed}");
-        check_steps(&reference, &inputs, &expected, &mut random, &what);
-        for kernel in Kernel::available() {
-            for threads in [1, 3] {
-                let what = format!("{kernel:?}, {threads} threads, seed {seed}");
-                let simd = Simd::new(network.clone(), threads).with_kernel(kernel);
-                let found = teacher_forced(&simd, network.config(), &inputs);
-                assert_eq!(found, expected, "{what}");
-                let what = format!("{what}, step by step");
-                check_steps(&simd, &inputs, &expected, &mut random, &what);
+    let next = AtomicU64::new(0);
+    let work = || {
+        let mut distinct = 0;
+        loop {
+            let seed = next.fetch_add(1, Ordering::Relaxed);
+            if seed >= cases() {
+                return distinct;
             }
+            distinct += u64::from(check_case(seed));
         }
-        let rows = expected.hidden.concat();
-        distinct += usize::from(rows.iter().any(|&a| a != 0 && a.abs() != 127));
-    }
+    };
+    let workers = std::thread::available_parallelism().map_or(1, usize::from);
+    let distinct: u64 = std::thread::scope(|scope| {
+        let workers: Vec<_> = (0..workers).map(|_| scope.spawn(work)).collect();
+        workers
+            .into_iter()
+            .map(|worker| worker.join().unwrap())
+            .sum()
+    });
+    println!("{} networks, kernels {:?}", cases(), Kernel::available());
     assert!(
-        distinct as u64 > cases() / 2,
+        distinct > cases() / 2,
         "most networks say nothing: {distinct}"
     );
+}
+
+/// Two replicas on the same device stand in for two devices.
+#[test]
+fn a_batch_split_over_devices_gives_the_same_rows() {
+    for seed in 2000..2010 {
+        let (mut random, network) = random_network(seed);
+        let inputs = Inputs::new(&mut random, network.config());
+        let one = Reference::new(network.clone(), &[Device::Cpu]).unwrap();
+        let three = Reference::new(network.clone(), &vec![Device::Cpu; 3]).unwrap();
+        let expected = teacher_forced(&one, network.config(), &inputs);
+        assert_eq!(teacher_forced(&three, network.config(), &inputs), expected);
+        let what = format!("seed {seed}");
+        check_steps(&three, &inputs, &expected, &mut random, &what);
+    }
 }
 
 #[test]

@@ -1,4 +1,5 @@
 //! Random networks and inputs.
+#![allow(dead_code)]
 
 use super::random::Random;
 use s2sfs::model::network::{Config, FeedForward, Network, Ngrams, Values, Weights};
@@ -128,4 +129,25 @@ pub fn string(random: &mut Random, len: usize, below: usize) -> Vec<u16> {
     (0..len)
         .map(|_| random.within(0, below as i64 - 1) as u16)
         .collect()
+}
+
+/// The shape of net-small.
+pub fn net_small() -> Config {
+    Config {
+        vocab_size: 4096,
+        latent_vocab: 0,
+        window: 128,
+        max_latents: 0,
+        d_model: 256,
+        d_kv: 64,
+        d_ff: 1024,
+        num_heads: 4,
+        num_layers: 0,
+        num_decoder_layers: 2,
+        relative_attention_num_buckets: 32,
+        relative_attention_max_distance: 128,
+        feed_forward: FeedForward::SquaredRelu,
+        ngrams: None,
+        classes: (0..64).map(|class| class * 64).collect(),
+    }
 }

@@ -220,6 +220,13 @@ pub(super) fn check_memory(config: &Config, memory: &Memory) -> Result<(), Model
         .ok_or_else(|| ModelError::Input("a memory that is not of this network".into()))
 }
 
+/// Checks hidden rows that come back for their logits.
+pub(super) fn check_rows(config: &Config, rows: &[i8]) -> Result<(), ModelError> {
+    let fits = rows.len() % config.d_model == 0 && rows.iter().all(|&a| a != i8::MIN);
+    fits.then_some(())
+        .ok_or_else(|| ModelError::Input("rows that are not of this network".into()))
+}
+
 pub(super) fn check_latents(config: &Config, latents: &[&[u16]]) -> Result<(), ModelError> {
     let fits = |stream: &&[u16]| {
         stream.len() <= config.max_latents

@@ -16,7 +16,7 @@ use self::replica::{PASS, Replica};
 use self::streams::Streams;
 use self::tensors::Result;
 use super::{Batch, Engine, Memory, Network, Sequence, Step};
-use super::{check_class, check_latents, check_sequences};
+use super::{check_class, check_latents, check_rows, check_sequences};
 use crate::model::ModelError;
 
 /// A network at work as tensors, on one or several devices.
@@ -30,9 +30,12 @@ impl Reference {
     /// An engine that splits every batch over `devices`.
     ///
     /// # Errors
-    /// If there is no device, or one has too little memory.
+    /// If there is no device, or if one has too little memory or does not compute exactly.
     pub fn new(network: Arc<Network>, devices: &[Device]) -> Result<Reference> {
-        let replica = |device: &Device| Replica::new(network.clone(), device.clone());
+        let replica = |device: &Device| {
+            let replica = Replica::new(network.clone(), device.clone());
+            replica.map_err(|error| tensors::named(device, error))
+        };
         let replicas = devices.iter().map(replica).collect::<Result<Vec<_>>>()?;
         match replicas.is_empty() {
             true => Err(ModelError::Device("none is given".into())),
@@ -52,6 +55,13 @@ impl Reference {
             |(part, replica)| replica.named(run(replica, part)),
         )
     }
+}
+
+/// The CUDA devices of this machine; none if the program has been built without CUDA.
+pub fn cuda_devices() -> Vec<Device> {
+    (0..)
+        .map_while(|number| Device::new_cuda(number).ok())
+        .collect()
 }
 
 /// Runs the jobs at the same time, and joins their results in order.
@@ -108,11 +118,13 @@ impl Engine for Reference {
     }
 
     fn class_logits(&self, rows: &[i8]) -> Result<Vec<i32>> {
+        check_rows(self.network.config(), rows)?;
         let rows: Vec<&[i8]> = rows.chunks_exact(self.network.config().d_model).collect();
         self.spread(&rows, |replica, part| replica.class_logits(&part.concat()))
     }
 
     fn token_logits(&self, rows: &[i8], class: usize) -> Result<Vec<i32>> {
+        check_rows(self.network.config(), rows)?;
         check_class(self.network.config(), class)?;
         let rows: Vec<&[i8]> = rows.chunks_exact(self.network.config().d_model).collect();
         self.spread(&rows, |replica, part| {

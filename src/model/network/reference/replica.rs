@@ -8,7 +8,6 @@ use super::super::config::Config;
 use super::super::weights::{Attention, Layer};
 use super::super::{Memory, Network, Seen, Sequence, exact};
 use super::tensors::{self, Arithmetic, HIDDEN, Matrix, Result};
-use crate::model::ModelError;
 
 /// Sequences of one pass over the tensors: with [`Replica::block`] it bounds the memory of the
 /// teacher-forced path.
@@ -52,9 +51,10 @@ pub(super) struct Replica {
     pub(super) arithmetic: Arithmetic,
     tokens: Tensor,
     ngrams: Vec<Tensor>,
-    latents: Option<Tensor>,
+    /// What the encoder begins and ends with, its table and its normalisation, if there is one. (No
+    /// tensor is ever empty: not every device can have that.)
+    encoder_ends: Option<(Tensor, Tensor)>,
     encoder: Vec<LayerTensors>,
-    encoder_norm: Tensor,
     pub(super) decoder: Vec<LayerTensors>,
     /// By decoder layer, heads x states x places of a ring, see [`ring_biases`].
     ring_biases: Vec<Tensor>,
@@ -184,6 +184,7 @@ impl Replica {
     /// # Errors
     /// If the device has too little memory.
     pub(super) fn new(network: Arc<Network>, device: Device) -> Result<Replica> {
+        tensors::check(&device)?;
         let (config, weights) = (network.config(), network.weights());
         let embed = |table| tensors::embedding(table, &device);
         let layers = |layers: &[Layer], decoder| {
@@ -203,9 +204,14 @@ impl Replica {
             arithmetic: Arithmetic::new(&device)?,
             tokens: embed(&weights.tokens)?,
             ngrams: weights.ngrams.iter().map(embed).collect::<Result<_>>()?,
-            latents: weights.latents.as_ref().map(embed).transpose()?,
+            encoder_ends: match &weights.latents {
+                Some(table) => {
+                    let norm = tensors::vector(&weights.encoder_norm, &device)?;
+                    Some((embed(table)?, norm))
+                }
+                None => None,
+            },
             encoder: layers(&weights.encoder, false)?,
-            encoder_norm: tensors::vector(&weights.encoder_norm, &device)?,
             decoder: layers(&weights.decoder, true)?,
             ring_biases: weights.decoder.iter().map(rings).collect::<Result<_>>()?,
             decoder_norm: tensors::vector(&weights.decoder_norm, &device)?,
@@ -218,12 +224,7 @@ impl Replica {
 
     /// A result whose error, if it is the device's, names the device.
     pub(super) fn named<T>(&self, result: Result<T>) -> Result<T> {
-        result.map_err(|error| match error {
-            ModelError::Device(what) => {
-                ModelError::Device(format!("{}: {what}", tensors::name(&self.device)))
-            }
-            other => other,
-        })
+        result.map_err(|error| tensors::named(&self.device, error))
     }
 
     /// Positions of a block: each sees positions of its own block and of the one before.
@@ -361,8 +362,21 @@ impl Replica {
         self.put_context(cross, &context, residual)
     }
 
+    /// 1 for each of the first `lens[i]` of `most` latents of stream i, as batch x 1 x 1 x latents; none if
+    /// there can be no latents.
+    pub(super) fn present(
+        &self,
+        lens: impl Iterator<Item = usize>,
+        most: usize,
+    ) -> Result<Option<Tensor>> {
+        match most {
+            0 => Ok(None),
+            _ => Ok(Some(self.visible(lens, most)?)),
+        }
+    }
+
     /// 1 for each of the first `lens[i]` of `most` keys of sequence i, as batch x 1 x 1 x keys.
-    pub(super) fn visible(&self, lens: impl Iterator<Item = usize>, most: usize) -> Result<Tensor> {
+    fn visible(&self, lens: impl Iterator<Item = usize>, most: usize) -> Result<Tensor> {
         let values: Vec<f64> = lens
             .flat_map(|len| (0..most).map(move |key| f64::from(u8::from(key < len))))
             .collect();
@@ -472,9 +486,11 @@ impl Replica {
                 _ => Some((last(&keys)?.contiguous()?, last(&values)?.contiguous()?)),
             };
             residual = attended;
-            if let (Some(cross), Some(latents)) = (&layer.cross, &state.latents[index]) {
+            if let (Some(cross), Some(latents), Some(present)) =
+                (&layer.cross, &state.latents[index], &state.present)
+            {
                 let (keys, values) = first(latents)?;
-                let present = state.present.narrow(0, 0, shape.batch)?;
+                let present = present.narrow(0, 0, shape.batch)?;
                 residual =
                     self.attend_latents(cross, &residual, shape, (&keys, &values), &present)?;
             }
@@ -492,7 +508,7 @@ impl Replica {
     pub(super) fn encode_pass(&self, latents: &[&[u16]]) -> Result<Vec<Memory>> {
         let d = self.config().d_model;
         let most = latents.iter().map(|l| l.len()).max().unwrap_or(0);
-        let Some(table) = self.latents.as_ref().filter(|_| most > 0) else {
+        let Some((table, norm)) = self.encoder_ends.as_ref().filter(|_| most > 0) else {
             return Ok(vec![Memory::default(); latents.len()]);
         };
         let shape = Shape {
@@ -512,7 +528,7 @@ impl Replica {
             let (attended, _) = self.attend_all(layer, &residual, shape, None, Some(&visible))?;
             residual = self.feed_forward(layer, &attended)?;
         }
-        let rows = self.arithmetic.normalise(&self.encoder_norm, &residual)?;
+        let rows = self.arithmetic.normalise(norm, &residual)?;
         let rows = tensors::to_activations(&rows)?;
         let cut = |(rows, latents): (&[i8], &&[u16])| Memory {
             rows: rows[..latents.len() * d].to_vec(),
@@ -545,8 +561,8 @@ impl Replica {
 struct State {
     past: Vec<Option<Pair>>,
     latents: Vec<Option<Pair>>,
-    /// 1 for each latent of each sequence.
-    present: Tensor,
+    /// 1 for each latent of each sequence, if there are any.
+    present: Option<Tensor>,
 }
 
 impl State {
@@ -559,7 +575,7 @@ impl State {
                 0 => replica.decoder.iter().map(|_| None).collect(),
                 _ => replica.latent_keys(&memories, most)?,
             },
-            present: replica.visible(memories.iter().map(|m| m.len), most)?,
+            present: replica.present(memories.iter().map(|m| m.len), most)?,
         })
     }
 }

@@ -175,7 +175,7 @@ impl<'a> Streams<'a> {
             last: self.index(last.into_iter())?,
             present: self
                 .replica
-                .visible(latents.into_iter(), config.max_latents)?,
+                .present(latents.into_iter(), config.max_latents)?,
         };
         Ok((places, inputs))
     }
@@ -220,13 +220,15 @@ impl<'a> Streams<'a> {
     fn attend_latents(&self, index: usize, places: &Places, residual: &Tensor) -> Result<Tensor> {
         let replica = self.replica;
         let cross = replica.decoder[index].cross.as_ref();
-        let Some((cross, (keys, values))) = cross.zip(self.caches[index].latents.as_ref()) else {
+        let cached = self.caches[index].latents.as_ref();
+        let (Some(cross), Some((keys, values)), Some(present)) = (cross, cached, &places.present)
+        else {
             return Ok(residual.clone());
         };
         let keys = keys.index_select(&places.slots, 0)?;
         let values = values.index_select(&places.slots, 0)?;
         let latents = (&keys, &values);
-        replica.attend_latents(cross, residual, places.shape, latents, &places.present)
+        replica.attend_latents(cross, residual, places.shape, latents, present)
     }
 }
 
@@ -241,6 +243,6 @@ struct Places {
     rows: Tensor,
     /// The last position of each stream.
     last: Tensor,
-    /// 1 for each latent of each stream.
-    present: Tensor,
+    /// 1 for each latent of each stream, if there can be any.
+    present: Option<Tensor>,
 }

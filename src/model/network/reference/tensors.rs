@@ -25,12 +25,41 @@ impl From<candle_core::Error> for ModelError {
     }
 }
 
-/// What a device is called in messages and in the option `device`.
-pub(super) fn name(device: &Device) -> String {
-    match device.location() {
+/// An error that names the device, if it is the device's.
+pub(super) fn named(device: &Device, error: ModelError) -> ModelError {
+    let name = match device.location() {
         DeviceLocation::Cpu => "cpu".into(),
         DeviceLocation::Cuda { gpu_id } => format!("cuda:{gpu_id}"),
         DeviceLocation::Metal { gpu_id } => format!("metal:{gpu_id}"),
+    };
+    match error {
+        ModelError::Device(what) => ModelError::Device(format!("{name}: {what}")),
+        other => other,
+    }
+}
+
+/// Err if the products of a device cannot be trusted: they must be added up in full single precision, not
+/// in TF32, which candle or the library below it may have been told to use.
+pub(super) fn check(device: &Device) -> Result<()> {
+    if device.is_cuda() && candle_core::cuda::gemm_reduced_precision_f32() {
+        let what = "products of reduced precision are switched on";
+        return Err(ModelError::Device(what.into()));
+    }
+    // the largest sum of a part with its last bits set: the terms are odd, and one is missing
+    let mut inputs = vec![exact::ACT_MAX as f32; 2 * PART];
+    inputs[0] = 1.0;
+    inputs[PART] = 2.0;
+    let inputs = Tensor::from_vec(inputs, (2, PART), device)?;
+    let weights = Tensor::from_vec(vec![exact::ACT_MAX as f32; 16 * PART], (PART, 16), device)?;
+    let sums = inputs.matmul(&weights)?.to_vec2::<f32>()?;
+    let expected = |first: usize| (127 * (first + 127 * (PART - 1))) as f32;
+    match sums
+        .iter()
+        .zip([expected(1), expected(2)])
+        .all(|(row, sum)| row.iter().all(|&x| x == sum))
+    {
+        true => Ok(()),
+        false => Err(ModelError::Device("products are not exact".into())),
     }
 }
 
