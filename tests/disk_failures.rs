@@ -160,6 +160,15 @@ impl Bench {
     fn file(&self, name: &str) -> std::path::PathBuf {
         self.bed.mnt.join(name)
     }
+
+    /// Unmounts the store, which must not be damaged, and what is below it.
+    fn unmount_clean(&self, ext4: Ext4) {
+        self.bed.umount();
+        let output = self.bed.check();
+        let code = output.status.code();
+        assert_eq!(code, Some(exit::OK), "{}", cli::text(&output));
+        ext4.unmount();
+    }
 }
 
 fn write_synced(path: &Path, data: &[u8]) -> io::Result<()> {
@@ -200,15 +209,7 @@ fn a_disk_that_gives_eio_is_reported_by_fsync_and_loses_nothing_acknowledged() {
         assert!(found == noise(round, 300_000), "round {round}");
     }
     write_synced(&bench.file("again"), b"works").unwrap();
-    bench.bed.umount();
-    let output = bench.bed.check();
-    assert_eq!(
-        output.status.code(),
-        Some(exit::OK),
-        "{}",
-        cli::text(&output)
-    );
-    ext4.unmount();
+    bench.unmount_clean(ext4);
 }
 
 /// Reads the file from the disk and not from memory, where reading ahead may have put it.
@@ -279,13 +280,5 @@ fn a_full_ext4_gives_enospc_keeps_what_was_acknowledged_and_goes_on_when_freed()
     wait_until("room for new data", || {
         write_synced(&bench.file("again"), &noise(77, 3 << 20)).is_ok()
     });
-    bench.bed.umount();
-    let output = bench.bed.check();
-    assert_eq!(
-        output.status.code(),
-        Some(exit::OK),
-        "{}",
-        cli::text(&output)
-    );
-    ext4.unmount();
+    bench.unmount_clean(ext4);
 }
