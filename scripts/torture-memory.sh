@@ -39,9 +39,10 @@ sampler=$!
 outcome=0 round=${ROUND_SECONDS:-300}
 for ((done = 0; done < seconds; done += round)); do
     mkdir "$dir/mnt/work"
-    nice -n 5 stress-ng --temp-path "$dir/mnt/work" --timeout "${round}s" --verify --metrics-brief \
+    # Its `open` leaves files where it was started.
+    (cd "$dir" && exec nice -n 5 stress-ng --temp-path "$dir/mnt/work" --timeout "${round}s" --verify --metrics-brief \
         --hdd-bytes 64M --iomix-bytes 64M --copy-file-bytes 128M --fallocate-bytes 64M --sync-file-bytes 64M \
-        --dirdeep-dirs 8 "${stressors[@]}" || outcome=$?
+        --dirdeep-dirs 8 "${stressors[@]}") || outcome=$?
     rm -rf "$dir/mnt/work"
 done
 kill "$sampler" 2>/dev/null || true
