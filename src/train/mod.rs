@@ -6,6 +6,7 @@
 pub mod corpus;
 pub mod network;
 pub mod params;
+pub mod published;
 pub mod tables;
 
 use std::path::Path;
