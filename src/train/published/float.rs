@@ -236,12 +236,39 @@ impl FloatT5 {
         Ok(cross_entropy(&logits.flatten_to(1)?, &targets)?)
     }
 
+    /// The largest value of the decoder's residual stream, up or down, when it reads one stream of pieces and
+    /// no memory.
+    ///
+    /// # Errors
+    /// As for [`FloatT5::encode`].
+    pub fn peak(&self, pieces: &[u32]) -> Result<f32> {
+        let mut most = 0f32;
+        self.residual(&self.decoder, pieces, pieces.len(), None, &mut |x| {
+            most = most.max(x.abs()?.max_all()?.to_scalar::<f32>()?);
+            Ok(())
+        })?;
+        Ok(most)
+    }
+
     fn run(
         &self,
         stack: &Stack,
         pieces: &[u32],
         positions: usize,
         memory: Option<&Tensor>,
+    ) -> Result<Tensor> {
+        let x = self.residual(stack, pieces, positions, memory, &mut |_| Ok(()))?;
+        Ok(self.normalise(&stack.norm, &x)?)
+    }
+
+    /// The residual stream behind the last layer; shows it to `look` before and behind every layer.
+    fn residual(
+        &self,
+        stack: &Stack,
+        pieces: &[u32],
+        positions: usize,
+        memory: Option<&Tensor>,
+        look: &mut dyn FnMut(&Tensor) -> Result<()>,
     ) -> Result<Tensor> {
         if positions == 0 || pieces.is_empty() || !pieces.len().is_multiple_of(positions) {
             return Err(PublishedError::Input("streams of different lengths".into()));
@@ -255,10 +282,12 @@ impl FloatT5 {
         let ids = Tensor::new(pieces, device)?;
         let x = self.tokens.index_select(&ids, 0)?;
         let mut x = x.reshape(((), positions, self.config.d_model))?;
+        look(&x)?;
         for layer in &stack.layers {
             x = self.layer(layer, &x, &shared)?;
+            look(&x)?;
         }
-        Ok(self.normalise(&stack.norm, &x)?)
+        Ok(x)
     }
 
     fn layer(&self, layer: &Layer, x: &Tensor, shared: &Shared) -> CandleResult<Tensor> {
