@@ -8,11 +8,11 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 seconds=$1 csv=$2/memory.csv
-s2sfs=target/release/s2sfs
+s2sfs=${S2SFS:-target/release/s2sfs}
 dir=$(mktemp -d /var/tmp/s2sfs-torture-XXXXXX)
 mkdir "$dir/mnt"
 trap '"$s2sfs" umount "$dir/mnt" >/dev/null 2>&1 || umount -l "$dir/mnt" 2>/dev/null || true; rm -rf "$dir"' EXIT
-cargo build --release --locked --quiet
+[ -n "${S2SFS:-}" ] || cargo build --release --locked --quiet
 "$s2sfs" mount "$dir/store" "$dir/mnt" -o "cache=64M,dirty=32M,segment=16M,settle_after=2s"
 pid=$("$s2sfs" status --json "$dir/mnt" | sed -nE 's/.*"pid": *([0-9]+).*/\1/p')
 
@@ -39,9 +39,10 @@ sampler=$!
 outcome=0 round=${ROUND_SECONDS:-300}
 for ((done = 0; done < seconds; done += round)); do
     mkdir "$dir/mnt/work"
-    nice -n 5 stress-ng --temp-path "$dir/mnt/work" --timeout "${round}s" --verify --metrics-brief \
+    # Its `open` leaves files where it was started.
+    (cd "$dir" && exec nice -n 5 stress-ng --temp-path "$dir/mnt/work" --timeout "${round}s" --verify --metrics-brief \
         --hdd-bytes 64M --iomix-bytes 64M --copy-file-bytes 128M --fallocate-bytes 64M --sync-file-bytes 64M \
-        --dirdeep-dirs 8 "${stressors[@]}" || outcome=$?
+        --dirdeep-dirs 8 "${stressors[@]}") || outcome=$?
     rm -rf "$dir/mnt/work"
 done
 kill "$sampler" 2>/dev/null || true

@@ -3,7 +3,10 @@
 #[path = "common/cli.rs"]
 #[allow(dead_code)]
 mod cli;
+#[path = "common/random.rs"]
+mod random;
 
+use random::noise;
 use std::path::Path;
 
 use cli::*;
@@ -152,16 +155,4 @@ fn reclaim_gives_back_the_space_of_what_was_removed() {
     assert_eq!(after["reclaim"]["running"], false);
     assert!(after["reclaim"]["freed_bytes"].as_u64().unwrap() > 10_000_000);
     assert!(std::fs::read(bed.mnt.join("keep")).unwrap() == sample(1, 300_000));
-}
-
-/// Bytes that do not compress.
-fn noise(seed: u64, len: usize) -> Vec<u8> {
-    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    let mut byte = || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        (state >> 24) as u8
-    };
-    (0..len).map(|_| byte()).collect()
 }

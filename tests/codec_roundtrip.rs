@@ -1,5 +1,9 @@
 //! Whatever is encoded comes back, by every codec, group size, anchor and engine.
 
+#[path = "common/random.rs"]
+mod random;
+
+use random::noise;
 use std::sync::Arc;
 
 use proptest::prelude::*;
@@ -35,17 +39,6 @@ fn text(seed: u32, len: usize) -> Vec<u8> {
     }
     out.truncate(len);
     out
-}
-
-fn noise(seed: u32, len: usize) -> Vec<u8> {
-    let mut state = u64::from(seed) | 1;
-    let step = |_| {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        (state >> 32) as u8
-    };
-    (0..len).map(step).collect()
 }
 
 fn options(policy: Policy, group: Option<u32>) -> EncodeOptions {

@@ -5,15 +5,13 @@ mod common;
 #[path = "common/damaged.rs"]
 #[allow(dead_code)]
 mod damaged;
-#[path = "common/random.rs"]
-mod random;
 
 use std::sync::atomic::Ordering::SeqCst;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
+use common::random::Random;
 use damaged::*;
-use random::Random;
 use s2sfs::codec::Codecs;
 use s2sfs::store::{OpenOptions, RealStorage, Store};
 use s2sfs::train::{Progress, TrainOptions, train};

@@ -1,6 +1,10 @@
 //! A short run of every fuzz target, over its seeds, mutations of them and random bytes. `make fuzz` runs
 //! the same targets for longer, guided by coverage.
 
+#[path = "common/random.rs"]
+mod random;
+
+use random::Random;
 use std::time::{Duration, Instant};
 
 use s2sfs::fuzzing::{TARGETS, seeds};
@@ -8,52 +12,37 @@ use s2sfs::fuzzing::{TARGETS, seeds};
 /// For each target.
 const TIME: Duration = Duration::from_millis(400);
 
-struct Random(u64);
+fn some_bytes(random: &mut Random, most: usize) -> Vec<u8> {
+    let len = random.below(most);
+    random.bytes(len)
+}
 
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0 >> 8
-    }
-
-    fn below(&mut self, bound: usize) -> usize {
-        self.next() as usize % bound.max(1)
-    }
-
-    fn bytes(&mut self, most: usize) -> Vec<u8> {
-        let len = self.below(most);
-        (0..len).map(|_| self.next() as u8).collect()
-    }
-
-    /// A few bytes changed, cut out, doubled or put in.
-    fn mutate(&mut self, seed: &[u8]) -> Vec<u8> {
-        let mut data = seed.to_vec();
-        for _ in 0..1 + self.below(4) {
-            let (at, other) = (self.below(data.len()), self.below(data.len() + 1));
-            match self.below(6) {
-                0 => data.truncate(other),
-                1 => {
-                    let piece = data[at.min(other)..at.max(other)].to_vec();
-                    data.splice(at..at, piece);
-                }
-                2 => {
-                    let piece = self.bytes(20);
-                    data.splice(at..at, piece);
-                }
-                3 if !data.is_empty() => data[at] = [0, 1, 0x7f, 0x80, 0xff][self.below(5)],
-                _ if !data.is_empty() => data[at] ^= 1 << self.below(8),
-                _ => {}
+/// A few bytes changed, cut out, doubled or put in.
+fn mutated(random: &mut Random, seed: &[u8]) -> Vec<u8> {
+    let mut data = seed.to_vec();
+    for _ in 0..1 + random.below(4) {
+        let (at, other) = (random.below(data.len()), random.below(data.len() + 1));
+        match random.below(6) {
+            0 => data.truncate(other),
+            1 => {
+                let piece = data[at.min(other)..at.max(other)].to_vec();
+                data.splice(at..at, piece);
             }
+            2 => {
+                let piece = some_bytes(random, 20);
+                data.splice(at..at, piece);
+            }
+            3 if !data.is_empty() => data[at] = random.pick(&[0, 1, 0x7f, 0x80, 0xff]),
+            _ if !data.is_empty() => data[at] ^= 1 << random.below(8),
+            _ => {}
         }
-        data
     }
+    data
 }
 
 #[test]
 fn no_decoder_panics_or_accepts_what_it_would_not_write() {
-    let mut random = Random(0x9e37_79b9_7f4a_7c15);
+    let mut random = Random::new(0);
     for (name, target) in TARGETS {
         let seeds = seeds(name);
         assert!(!seeds.is_empty(), "{name} has nothing to start from");
@@ -67,10 +56,10 @@ fn no_decoder_panics_or_accepts_what_it_would_not_write() {
         }
         while runs < 20 || begun.elapsed() < TIME {
             let input = match random.below(4) {
-                0 => random.bytes(300),
+                0 => some_bytes(&mut random, 300),
                 _ => {
                     let seed = &seeds[random.below(seeds.len())];
-                    random.mutate(seed)
+                    mutated(&mut random, seed)
                 }
             };
             target(&input);

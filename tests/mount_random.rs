@@ -3,6 +3,7 @@
 mod common;
 
 use common::mounted::{Mapper, Mounted};
+use common::random::Random;
 use common::{noise, quiet_options};
 use rustix::fs::{FallocateFlags, copy_file_range, fallocate};
 use s2sfs::volume::VolumeOptions;
@@ -15,31 +16,15 @@ const LONGEST: u64 = 400_000;
 const OPERATIONS: usize = 2500;
 const SEEDS: &str = "1 2 3";
 
-/// xorshift: the same operations for the same seed.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0 >> 11
+/// An offset and a length inside `LONGEST`; half of them at page boundaries.
+fn range(random: &mut Random) -> (u64, u64) {
+    let mut offset = random.below(LONGEST as usize - 70_000) as u64;
+    let mut len = 1 + random.below(70_000) as u64;
+    if random.below(2) == 0 {
+        offset -= offset % 4096;
+        len = (len / 4096 + 1) * 4096;
     }
-
-    fn below(&mut self, limit: u64) -> u64 {
-        self.next() % limit.max(1)
-    }
-
-    /// An offset and a length inside `LONGEST`; half of them at page boundaries.
-    fn range(&mut self) -> (u64, u64) {
-        let mut offset = self.below(LONGEST - 70_000);
-        let mut len = 1 + self.below(70_000);
-        if self.below(2) == 0 {
-            offset -= offset % 4096;
-            len = (len / 4096 + 1) * 4096;
-        }
-        (offset, len.min(LONGEST - offset))
-    }
+    (offset, len.min(LONGEST - offset))
 }
 
 /// Files on the mount and what they must hold.
@@ -65,7 +50,7 @@ impl Pair {
             mapper: Mapper::start(),
             files: Vec::new(),
             memory: [Vec::new(), Vec::new()],
-            random: Random(seed),
+            random: Random::new(seed),
         };
         pair.reopen();
         Some(pair)
@@ -95,8 +80,8 @@ impl Pair {
 
     /// Does one operation on both sides, and says which.
     fn step(&mut self) -> String {
-        let which = self.random.below(2) as usize;
-        let (offset, len) = self.random.range();
+        let which = self.random.below(2);
+        let (offset, len) = range(&mut self.random);
         let size = self.memory[which].len() as u64;
         let file = &self.files[which];
         match self.random.below(40) {
@@ -115,7 +100,7 @@ impl Pair {
                 format!("read {which} {offset} {len}")
             }
             15..=17 => {
-                let to = self.random.below(LONGEST);
+                let to = self.random.below(LONGEST as usize) as u64;
                 file.set_len(to).unwrap();
                 self.memory[which].resize(to as usize, 0);
                 format!("truncate {which} {to}")
@@ -176,8 +161,8 @@ impl Pair {
 
     /// Copies from the other file, or inside the same where that does not overlap.
     fn copy(&mut self, which: usize, offset: u64, len: u64) -> String {
-        let source = self.random.below(2) as usize;
-        let from = self.random.range().0;
+        let source = self.random.below(2);
+        let from = range(&mut self.random).0;
         let len = len.min((self.memory[source].len() as u64).saturating_sub(from));
         if len == 0 || source == which && from.abs_diff(offset) < len {
             return "no copy".into();

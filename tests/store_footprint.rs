@@ -1,5 +1,9 @@
 //! What a store costs on disk beyond its blocks. Run with `--nocapture` to see the figures.
 
+#[path = "common/random.rs"]
+mod random;
+
+use random::noise;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
@@ -15,25 +19,12 @@ fn open(root: &Path, index_cache_bytes: u64) -> Store {
     Store::open(Arc::new(RealStorage::new(root)), &options).expect("open")
 }
 
-/// Bytes that no compressor can shrink.
-fn noise(len: usize, mut seed: u64) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(len + 8);
-    while bytes.len() < len {
-        seed = seed
-            .wrapping_mul(6_364_136_223_846_793_005)
-            .wrapping_add(1_442_695_040_888_963_407);
-        bytes.extend_from_slice(&(seed >> 16).to_le_bytes()[..4]);
-    }
-    bytes.truncate(len);
-    bytes
-}
-
 /// An inode as a volume stores it: mode, owner, size, and times that differ in their nanoseconds.
 fn inode(number: u64) -> Vec<u8> {
     let mut value = vec![0xa4, 0x83, 0x02, 0xe8, 0x07, 0xe8, 0x07, 0x01, 0xf4, 0x03];
     for clock in 0..3 {
         value.extend_from_slice(&(1_763_700_000u32 + number as u32 / 500).to_le_bytes());
-        value.extend_from_slice(&noise(4, number * 3 + clock));
+        value.extend_from_slice(&noise(number * 3 + clock, 4));
     }
     value
 }
@@ -59,7 +50,7 @@ fn fill(store: &Store, files: u64, payload: usize) -> u64 {
     let mut staged = Vec::new();
     let mut settled_bytes = 0;
     for number in 0..files {
-        let bytes = noise(400, number);
+        let bytes = noise(number, 400);
         let id = store
             .stage(&NewBlock {
                 codec: 1,
@@ -78,7 +69,7 @@ fn fill(store: &Store, files: u64, payload: usize) -> u64 {
         staged.push((1000 + number, id));
     }
     for pack in staged.chunks(260) {
-        let bytes = noise(payload, pack[0].0);
+        let bytes = noise(pack[0].0, payload);
         let block = NewBlock {
             codec: 3,
             raw_len: 130_000,
@@ -146,7 +137,7 @@ fn a_store_of_a_few_big_files_costs_less_than_48_kib_beyond_its_blocks() {
     for number in 0..5 {
         let mut ops = file_ops(number);
         for extent in 0..60u64 {
-            let bytes = noise(30_000, number * 100 + extent);
+            let bytes = noise(number * 100 + extent, 30_000);
             let id = store
                 .append(&NewBlock {
                     codec: 3,
@@ -182,7 +173,7 @@ fn a_store_of_a_few_big_files_costs_less_than_48_kib_beyond_its_blocks() {
 fn staging_is_fast_and_a_settled_store_shrinks_to_what_is_live() {
     let dir = tempfile::tempdir().expect("tempdir");
     let store = open(dir.path(), 32 << 20);
-    let bytes = noise(64 << 10, 1);
+    let bytes = noise(1, 64 << 10);
     let start = Instant::now();
     let mut ids = Vec::new();
     for number in 0..4096u64 {
@@ -250,7 +241,7 @@ fn staging_is_fast_and_a_settled_store_shrinks_to_what_is_live() {
 fn settling_and_reclaim_free_the_staged_space_of_a_store_in_use() {
     let dir = tempfile::tempdir().expect("tempdir");
     let store = open(dir.path(), 32 << 20);
-    let staged_bytes = noise(64 << 10, 1);
+    let staged_bytes = noise(1, 64 << 10);
     let mut staged = Vec::new();
     for number in 0..600 {
         let block = NewBlock {
@@ -270,7 +261,7 @@ fn settling_and_reclaim_free_the_staged_space_of_a_store_in_use() {
         staged.push(id);
     }
     store.sync().expect("sync");
-    let settled_bytes = noise(20_000, 2);
+    let settled_bytes = noise(2, 20_000);
     for old in staged {
         let block = NewBlock {
             codec: 3,

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use candle_core::Device;
 use s2sfs::model::network::simd::Simd;
-use s2sfs::model::network::{Chunk, Config, Engine, FeedForward, Memory, Ngrams};
+use s2sfs::model::network::{Config, Engine, FeedForward, Memory, Ngrams, Sequence};
 use s2sfs::train::corpus::Random;
 use s2sfs::train::network::export::export;
 use s2sfs::train::network::float::FloatNetwork;
@@ -15,7 +15,7 @@ fn config(feed_forward: FeedForward) -> Config {
     Config {
         vocab_size: 60,
         latent_vocab: 0,
-        max_tokens: 16,
+        window: 16,
         max_latents: 0,
         d_model: 48,
         d_kv: 16,
@@ -43,9 +43,9 @@ fn tokens(below: usize) -> Vec<u16> {
 /// Mean cost of a token in nats by the logits of the exact network.
 fn exact_cost(engine: &dyn Engine, config: &Config, chunks: &[&[u16]]) -> f64 {
     let memory = Memory::default();
-    let asked: Vec<Chunk> = chunks
+    let asked: Vec<Sequence> = chunks
         .iter()
-        .map(|tokens| Chunk {
+        .map(|tokens| Sequence {
             tokens,
             memory: &memory,
         })
@@ -77,7 +77,7 @@ fn a_network_learns_and_its_exact_form_costs_at_most_one_percent_more() {
     for feed_forward in [FeedForward::Relu, FeedForward::SquaredRelu] {
         let config = config(feed_forward);
         let data = tokens(config.vocab_size);
-        let chunks: Vec<&[u16]> = data.chunks_exact(config.max_tokens).collect();
+        let chunks: Vec<&[u16]> = data.chunks_exact(config.window).collect();
         let network = FloatNetwork::new(config.clone(), &mut Random(1), &Device::Cpu).unwrap();
         let mut optimiser = Optimiser::new(network.matrices(), network.others()).unwrap();
         let mut random = Random(2);
@@ -86,13 +86,13 @@ fn a_network_learns_and_its_exact_form_costs_at_most_one_percent_more() {
             let batch: Vec<u16> = (0..32)
                 .flat_map(|_| chunks[random.below(chunks.len())].iter().copied())
                 .collect();
-            let loss = network.loss(&batch, config.max_tokens).unwrap();
+            let loss = network.loss(&batch, config.window).unwrap();
             let rate = 1.0 - f64::from(step) / f64::from(steps);
             optimiser
                 .step(&loss.backward().unwrap(), 0.02 * rate, 0.01 * rate)
                 .unwrap();
         }
-        let loss = network.loss(&chunks.concat(), config.max_tokens).unwrap();
+        let loss = network.loss(&chunks.concat(), config.window).unwrap();
         let float = f64::from(loss.to_scalar::<f32>().unwrap());
         let uniform = (config.vocab_size as f64).ln();
         assert!(

@@ -8,6 +8,7 @@
 
 mod common;
 
+use common::random::Random;
 use common::*;
 use s2sfs::control::{ScrubAction, ScrubOptions};
 use s2sfs::settle::Host;
@@ -46,17 +47,6 @@ struct Shared {
     stop: AtomicBool,
     reads: AtomicU64,
     writes: AtomicU64,
-}
-
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, bound: usize) -> usize {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        (self.0 >> 8) as usize % bound
-    }
 }
 
 /// The record at `index` of a slot: names itself, has some filling that compresses, and a checksum.
@@ -156,7 +146,7 @@ impl Shared {
 }
 
 fn writer(shared: &Shared, seed: u64) {
-    let mut random = Random(seed);
+    let mut random = Random::new(seed);
     while shared.running() {
         let file = random.below(FILES);
         shared.write(file, random.below(SLOTS));
@@ -170,7 +160,7 @@ fn writer(shared: &Shared, seed: u64) {
 }
 
 fn reader(shared: &Shared, seed: u64) {
-    let mut random = Random(seed);
+    let mut random = Random::new(seed);
     while shared.running() {
         shared.read(random.below(FILES), random.below(SLOTS));
         std::thread::yield_now();
@@ -179,7 +169,7 @@ fn reader(shared: &Shared, seed: u64) {
 
 /// Makes, renames over each other, copies and removes small files; each holds one whole slot.
 fn names(shared: &Shared, seed: u64) {
-    let mut random = Random(seed);
+    let mut random = Random::new(seed);
     let volume = &shared.volume;
     let missing = |error: &VolumeError| error.errno() == libc::ENOENT;
     let mut version = 0;

@@ -208,7 +208,7 @@ pub fn assert_refused(output: &Output, code: i32, words: &str) {
 }
 
 /// Polls until `condition` holds.
-pub fn wait_until(what: &str, condition: impl Fn() -> bool) {
+pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
     let deadline = Instant::now() + Duration::from_secs(30);
     while !condition() {
         assert!(Instant::now() < deadline, "{what} did not happen");

@@ -211,9 +211,11 @@ pub fn scratch() -> tempfile::TempDir {
     .unwrap()
 }
 
-/// Drops what the page cache holds of a file.
+/// Drops what the page cache holds of a file, which must not be written meanwhile.
 pub fn forget(path: &Path) {
     let file = std::fs::File::open(path).unwrap();
+    // Only what is on the disk can be dropped.
+    file.sync_all().unwrap();
     rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).unwrap();
 }
 

@@ -5,7 +5,9 @@ pub mod disk;
 pub mod ledger;
 pub mod mounted;
 pub mod oracle;
+pub mod random;
 
+pub use random::noise;
 use s2sfs::codec::Codecs;
 use s2sfs::store::{OpenOptions, SimStorage, Store};
 use s2sfs::volume::{Caller, ROOT, Stat, Volume, VolumeOptions, WriteMode};
@@ -122,16 +124,4 @@ pub fn text(seed: u64, len: usize) -> Vec<u8> {
     }
     out.truncate(len);
     out
-}
-
-/// Bytes that do not compress.
-pub fn noise(seed: u64, len: usize) -> Vec<u8> {
-    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    let mut byte = || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        (state >> 24) as u8
-    };
-    (0..len).map(|_| byte()).collect()
 }

@@ -24,7 +24,7 @@ pub fn config(random: &mut Random) -> Config {
         } else {
             0
         },
-        max_tokens: random.within(1, 24) as usize,
+        window: random.within(1, 24) as usize,
         max_latents: if encoder {
             random.within(1, 9) as usize
         } else {
@@ -104,7 +104,7 @@ pub fn full_config() -> Config {
     Config {
         vocab_size: 60,
         latent_vocab: 20,
-        max_tokens: 16,
+        window: 16,
         max_latents: 6,
         d_model: 48,
         d_kv: 16,

@@ -27,4 +27,13 @@ impl Random {
     pub fn pick<T: Copy>(&mut self, values: &[T]) -> T {
         values[self.within(0, values.len() as i64 - 1) as usize]
     }
+
+    pub fn bytes(&mut self, len: usize) -> Vec<u8> {
+        (0..len).map(|_| self.next() as u8).collect()
+    }
+}
+
+/// Bytes that do not compress.
+pub fn noise(seed: u64, len: usize) -> Vec<u8> {
+    Random::new(seed).bytes(len)
 }

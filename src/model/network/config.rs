@@ -13,6 +13,8 @@ const LAYERS_MAX: usize = 64;
 /// Tokens are coded in 16 bits.
 const VOCAB_MAX: usize = 1 << 16;
 const NGRAM_SLOTS_MAX: usize = 1 << 24;
+/// Longest n-gram.
+pub(super) const NGRAM_MAX: usize = 4;
 
 /// What stands between the two matrices of a feed-forward layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -40,9 +42,9 @@ pub struct Config {
     pub vocab_size: usize,
     /// Alphabet of the latents that the encoder reads.
     pub latent_vocab: usize,
-    /// Most tokens of a chunk.
-    pub max_tokens: usize,
-    /// Most latents of a chunk or extent; 0 if there is no encoder.
+    /// Keys that a position of the decoder sees: its own and those of the positions before it.
+    pub window: usize,
+    /// Most latents of a sequence; 0 if there is no encoder.
     pub max_latents: usize,
     pub d_model: usize,
     /// Dimension of one head.
@@ -78,7 +80,7 @@ impl Config {
         let refuse = |what: &str| Err(ModelError::Damaged(format!("network: {what}")));
         let within = |value: usize, least: usize, most: usize| (least..=most).contains(&value);
         let sizes = within(self.vocab_size, 2, VOCAB_MAX)
-            && within(self.max_tokens, 1, KEYS_MAX)
+            && within(self.window, 1, KEYS_MAX)
             && within(self.d_model, 1, MODEL_DIM_MAX)
             && within(self.d_kv, 1, HEAD_DIM_MAX)
             && within(self.d_ff, 1, INNER_MAX)
@@ -106,7 +108,7 @@ impl Config {
             let fits = ngrams.slots.is_power_of_two()
                 && ngrams.slots <= NGRAM_SLOTS_MAX
                 && within(ngrams.lengths.len(), 1, 4)
-                && ngrams.lengths.iter().all(|&n| within(n, 2, 4));
+                && ngrams.lengths.iter().all(|&n| within(n, 2, NGRAM_MAX));
             if !fits {
                 return refuse("impossible n-gram tables");
             }

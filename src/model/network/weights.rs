@@ -60,7 +60,7 @@ pub struct Layer {
 /// All numbers of a network.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Weights {
-    /// Tokens, and behind them the start of a chunk.
+    /// Tokens, and behind them the start of a sequence.
     pub tokens: Embedding,
     /// One table for each length of n-grams.
     pub ngrams: Vec<Embedding>,

@@ -170,7 +170,7 @@ impl FloatNetwork {
             token_head: constant(0.0, &[config.vocab_size, d], device)?,
             token_bias: constant(0.0, &[config.vocab_size], device)?,
             buckets: bucket_table(&config, device)?,
-            future: future_table(config.max_tokens, device)?,
+            future: future_table(config.window, device)?,
             outside: outside_table(&config, device)?,
             class_of: class_of(&config),
             config,
@@ -340,7 +340,7 @@ impl FloatNetwork {
 const NEVER: f32 = -1e9;
 
 fn bucket_table(config: &Config, device: &Device) -> Result<Tensor> {
-    let n = config.max_tokens as i64;
+    let n = config.window as i64;
     let buckets = config.relative_attention_num_buckets;
     let distance = config.relative_attention_max_distance;
     let bucket = |at: i64| exact::bucket(at % n - at / n, false, buckets, distance) as u32;

@@ -1,19 +1,19 @@
-//! The step-by-step path of the reference engine: keys and values of all slots lie in tensors.
+//! The step-by-step path of the reference engine: keys and values of all slots lie in rings of tensors.
 
 use candle_core::{DType, Tensor};
 
-use super::super::{Batch, Memory, Seen, Step, check_memory, check_steps};
+use super::super::{Memory, Seen, Step, check_memory, check_steps};
+use super::replica::{CATCH_UP, EmbeddingRows, LayerTensors, Pair, Replica, Shape};
+use super::replica::{ring, ring_state};
 use super::tensors::Result;
-use super::{LayerTensors, Reference, Shape};
-use crate::model::ModelError;
 
 /// Keys and values of one decoder layer.
 struct Cache {
-    /// (slots * max_tokens) x inner.
+    /// (slots * ring + 1) x inner; the last row takes what nothing looks at.
     keys: Tensor,
     values: Tensor,
     /// slots x heads x max_latents x d_kv; in layers that attend to latents.
-    latents: Option<(Tensor, Tensor)>,
+    latents: Option<Pair>,
 }
 
 /// What is known of a slot outside the tensors.
@@ -23,19 +23,25 @@ struct Slot {
     latents: usize,
 }
 
-/// The slots of the step-by-step path.
+/// The slots of one device.
 pub(super) struct Streams<'a> {
-    engine: &'a Reference,
+    replica: &'a Replica,
     slots: Vec<Option<Slot>>,
     caches: Vec<Cache>,
 }
 
+/// A stream's part of a round: the inputs of its next positions.
+struct Move {
+    slot: usize,
+    inputs: Vec<Option<u16>>,
+}
+
 impl<'a> Streams<'a> {
-    pub(super) fn new(engine: &'a Reference, slots: usize) -> Result<Streams<'a>> {
-        let config = engine.config();
-        let zeros = |shape: &[usize]| Tensor::zeros(shape, DType::F32, &engine.device);
+    pub(super) fn new(replica: &'a Replica, slots: usize) -> Result<Streams<'a>> {
+        let config = replica.config();
+        let zeros = |shape: &[usize]| Tensor::zeros(shape, DType::F32, &replica.device);
         let cache = |layer: &LayerTensors| -> Result<Cache> {
-            let rows = [slots.max(1) * config.max_tokens, config.inner()];
+            let rows = [slots * ring(config) + 1, config.inner()];
             let (most, d_kv) = (config.max_latents, config.d_kv);
             let latents = [slots.max(1), config.num_heads, most, d_kv];
             Ok(Cache {
@@ -47,124 +53,17 @@ impl<'a> Streams<'a> {
                 },
             })
         };
+        let caches = replica.decoder.iter().map(cache).collect::<Result<_>>();
         Ok(Streams {
-            engine,
+            replica,
             slots: vec![None; slots],
-            caches: engine.decoder.iter().map(cache).collect::<Result<_>>()?,
+            caches: replica.named(caches)?,
         })
     }
 
-    fn index(&self, numbers: impl Iterator<Item = usize>) -> Result<Tensor> {
-        let numbers: Vec<u32> = numbers.map(|n| n as u32).collect();
-        let len = numbers.len();
-        Ok(Tensor::from_vec(numbers, len, &self.engine.device)?)
-    }
-
-    /// Rows of activations by heads: one position of each stream.
-    fn project(&self, matrix: &super::Matrix, inputs: &Tensor) -> Result<Tensor> {
-        let products = self.engine.arithmetic.multiply(matrix, inputs)?;
-        self.engine.arithmetic.activation(&products)
-    }
-
-    /// Attention of the newest position of each stream to those so far.
-    fn attend(&self, layer: usize, places: &Places, residual: &Tensor) -> Result<Tensor> {
-        let (engine, cache) = (self.engine, &self.caches[layer]);
-        let config = engine.config();
-        let attention = &engine.decoder[layer].attention;
-        let inputs = engine.arithmetic.normalise(&attention.norm, residual)?;
-        let queries = self.project(&attention.query, &inputs)?;
-        let shape = (places.count, config.inner());
-        let rows = places
-            .rows
-            .unsqueeze(1)?
-            .broadcast_as(shape)?
-            .contiguous()?;
-        for (cached, matrix) in [
-            (&cache.keys, &attention.key),
-            (&cache.values, &attention.value),
-        ] {
-            cached.scatter_set(&rows, &self.project(matrix, &inputs)?.contiguous()?, 0)?;
-        }
-        let gather = |cached: &Tensor| -> Result<Tensor> {
-            let slots = cached.reshape((self.slots.len(), config.max_tokens, config.inner()))?;
-            let seen = slots
-                .index_select(&places.slots, 0)?
-                .narrow(1, 0, places.longest)?;
-            let shape = Shape {
-                batch: places.count,
-                positions: places.longest,
-            };
-            engine.heads(&seen.contiguous()?, shape)
-        };
-        let shape = Shape {
-            batch: places.count,
-            positions: 1,
-        };
-        let queries = engine.heads(&queries, shape)?;
-        let bias = attention.bias.as_ref().map(|bias| {
-            let mine = bias.index_select(&places.positions, 1)?;
-            let mine = mine.narrow(2, 0, places.longest)?.transpose(0, 1)?;
-            mine.contiguous()?.unsqueeze(2)
-        });
-        let context = engine.arithmetic.attend(
-            (&queries, &gather(&cache.keys)?, &gather(&cache.values)?),
-            (&attention.score, &attention.gain),
-            bias.transpose()?.as_ref(),
-            &places.visible,
-        )?;
-        engine.put_context(attention, &context, residual)
-    }
-
-    fn attend_latents(&self, layer: usize, places: &Places, residual: &Tensor) -> Result<Tensor> {
-        let engine = self.engine;
-        let cross = engine.decoder[layer].cross.as_ref();
-        let Some((cross, (keys, values))) = cross.zip(self.caches[layer].latents.as_ref()) else {
-            return Ok(residual.clone());
-        };
-        let keys = keys.index_select(&places.slots, 0)?;
-        let values = values.index_select(&places.slots, 0)?;
-        let shape = Shape {
-            batch: places.count,
-            positions: 1,
-        };
-        engine.attend_latents(cross, residual, shape, (&keys, &values), &places.present)
-    }
-}
-
-/// Where the streams of a step lie.
-struct Places {
-    count: usize,
-    /// Positions of the longest stream, the new one included.
-    longest: usize,
-    slots: Tensor,
-    positions: Tensor,
-    /// Rows of the caches that the new positions take.
-    rows: Tensor,
-    /// All ones: what lies ahead is hidden by the biases.
-    visible: Tensor,
-    /// 1 for each latent of each stream.
-    present: Tensor,
-}
-
-impl Batch for Streams<'_> {
-    fn start(&mut self, slot: usize, memory: &Memory) -> Result<()> {
-        let engine = self.engine;
-        check_memory(engine.config(), memory)?;
-        if slot >= self.slots.len() {
-            return Err(ModelError::Input("no such slot".into()));
-        }
-        let most = engine.config().max_latents;
-        if most > 0 {
-            let keys = engine.latent_keys(&[memory], most)?;
-            for (cache, keys) in self.caches.iter().zip(&keys) {
-                if let Some(((keys, values), (new_keys, new_values))) =
-                    cache.latents.as_ref().zip(keys.as_ref())
-                {
-                    keys.slice_set(new_keys, 0, slot)?;
-                    values.slice_set(new_values, 0, slot)?;
-                }
-            }
-        }
+    pub(super) fn start(&mut self, slot: usize, memory: &Memory) -> Result<()> {
+        check_memory(self.replica.config(), memory)?;
+        self.replica.named(self.keep_latents(slot, memory))?;
         self.slots[slot] = Some(Slot {
             seen: Seen::default(),
             latents: memory.len,
@@ -172,46 +71,176 @@ impl Batch for Streams<'_> {
         Ok(())
     }
 
-    fn step(&mut self, steps: &[Step]) -> Result<Vec<i8>> {
-        let engine = self.engine;
-        let config = engine.config();
+    fn keep_latents(&self, slot: usize, memory: &Memory) -> Result<()> {
+        let most = self.replica.config().max_latents;
+        if most == 0 {
+            return Ok(());
+        }
+        let found = self.replica.latent_keys(&[memory], most)?;
+        for (cache, found) in self.caches.iter().zip(&found) {
+            if let (Some((keys, values)), Some(found)) = (&cache.latents, found) {
+                keys.slice_set(&found.0, 0, slot)?;
+                values.slice_set(&found.1, 0, slot)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Err if a step does not fit its stream.
+    pub(super) fn check<'s>(&self, steps: impl Iterator<Item = Step<'s>>) -> Result<()> {
+        let steps: Vec<Step> = steps.collect();
         let seen = |slot: usize| Some(&self.slots.get(slot)?.as_ref()?.seen);
-        check_steps(config, steps, seen)?;
-        if steps.is_empty() {
-            return Ok(Vec::new());
+        check_steps(self.replica.config(), &steps, seen)
+    }
+
+    /// Moves streams by steps that have been checked; returns the last row of each.
+    pub(super) fn step(&mut self, steps: &[Step]) -> Result<Vec<i8>> {
+        let mut inputs: Vec<_> = steps
+            .iter()
+            .map(|step| {
+                let slot = self.slots[step.slot].as_ref();
+                let seen = slot.map_or_else(Seen::default, |slot| slot.seen.clone());
+                seen.inputs(step.tokens)
+            })
+            .collect();
+        let d = self.replica.config().d_model;
+        let mut rows = vec![0; steps.len() * d];
+        loop {
+            let (mut moves, mut places) = (Vec::new(), Vec::new());
+            for (place, (step, inputs)) in steps.iter().zip(&mut inputs).enumerate() {
+                let inputs: Vec<_> = inputs.by_ref().take(CATCH_UP).collect();
+                if !inputs.is_empty() {
+                    let slot = step.slot;
+                    moves.push(Move { slot, inputs });
+                    places.push(place);
+                }
+            }
+            if moves.is_empty() {
+                return Ok(rows);
+            }
+            let found = self.round(&moves);
+            let found = self.replica.named(found)?;
+            for (place, found) in places.into_iter().zip(found.chunks_exact(d)) {
+                rows[place * d..(place + 1) * d].copy_from_slice(found);
+            }
         }
-        let mut slots: Vec<Slot> = Vec::with_capacity(steps.len());
-        for step in steps {
-            // the check has seen that the slot is taken
-            let mut slot = self.slots[step.slot].clone().unwrap_or_default();
-            slot.seen.push(step.token);
-            slots.push(slot);
-        }
-        let positions = || slots.iter().map(|slot| slot.seen.positions - 1);
-        let longest = positions().max().unwrap_or(0) + 1;
-        let row = |(step, position): (&Step, usize)| step.slot * config.max_tokens + position;
-        let latents = slots.iter().map(|slot| slot.latents);
-        let places = Places {
-            count: steps.len(),
-            longest,
-            slots: self.index(steps.iter().map(|step| step.slot))?,
-            positions: self.index(positions())?,
-            rows: self.index(steps.iter().zip(positions()).map(row))?,
-            visible: Tensor::ones((1, 1, 1, longest), DType::F64, &engine.device)?,
-            present: engine.visible(latents, config.max_latents)?,
-        };
-        let mut residual = engine.embed(slots.iter().map(|slot| slot.seen.tokens.as_slice()))?;
-        for (index, layer) in engine.decoder.iter().enumerate() {
+    }
+
+    /// Moves streams by up to [`CATCH_UP`] positions each; returns the last row of each.
+    fn round(&mut self, moves: &[Move]) -> Result<Vec<i8>> {
+        let replica = self.replica;
+        let (places, inputs) = self.places(moves)?;
+        let mut residual = replica.embed(&inputs)?;
+        for index in 0..replica.decoder.len() {
             residual = self.attend(index, &places, &residual)?;
             residual = self.attend_latents(index, &places, &residual)?;
-            residual = engine.feed_forward(layer, &residual)?;
+            residual = replica.feed_forward(&replica.decoder[index], &residual)?;
         }
-        let rows = engine
-            .arithmetic
-            .normalise(&engine.decoder_norm, &residual)?;
-        for (step, slot) in steps.iter().zip(slots) {
-            self.slots[step.slot] = Some(slot);
-        }
-        super::tensors::to_activations(&rows)
+        replica.hidden_rows(&residual.index_select(&places.last, 0)?)
     }
+
+    /// Moves what is known outside the tensors, and says where everything lies.
+    fn places(&mut self, moves: &[Move]) -> Result<(Places, EmbeddingRows)> {
+        let config = self.replica.config();
+        let (ring, dummy) = (ring(config), self.slots.len() * ring(config));
+        let positions = moves.iter().map(|m| m.inputs.len()).max().unwrap_or(0);
+        let mut inputs = EmbeddingRows::new(config);
+        let (mut rows, mut states, mut last) = (Vec::new(), Vec::new(), Vec::new());
+        let mut latents = Vec::with_capacity(moves.len());
+        for (index, step) in moves.iter().enumerate() {
+            // the check has seen that the slot is taken
+            let slot = self.slots[step.slot].get_or_insert_default();
+            for number in 0..positions {
+                let input = step.inputs.get(number);
+                if let Some(&input) = input {
+                    slot.seen.push(input);
+                }
+                let position = slot.seen.positions - 1;
+                inputs.push(config, &slot.seen);
+                states.push(ring_state(config, position));
+                let row = step.slot * ring + position % ring;
+                rows.push(input.map_or(dummy, |_| row));
+            }
+            last.push(index * positions + step.inputs.len() - 1);
+            latents.push(slot.latents);
+        }
+        let places = Places {
+            shape: Shape {
+                batch: moves.len(),
+                positions,
+            },
+            slots: self.index(moves.iter().map(|step| step.slot))?,
+            states: self.index(states.into_iter())?,
+            rows: self.index(rows.into_iter())?,
+            last: self.index(last.into_iter())?,
+            present: self
+                .replica
+                .visible(latents.into_iter(), config.max_latents)?,
+        };
+        Ok((places, inputs))
+    }
+
+    fn index(&self, numbers: impl Iterator<Item = usize>) -> Result<Tensor> {
+        let numbers: Vec<u32> = numbers.map(|n| n as u32).collect();
+        let len = numbers.len();
+        Ok(Tensor::from_vec(numbers, len, &self.replica.device)?)
+    }
+
+    /// Attention of the newest positions of each stream to what its ring holds, themselves included.
+    fn attend(&self, index: usize, places: &Places, residual: &Tensor) -> Result<Tensor> {
+        let (replica, cache) = (self.replica, &self.caches[index]);
+        let layer = &replica.decoder[index];
+        let projected = replica.project_newest(layer, residual)?;
+        let rows = places.rows.unsqueeze(1)?;
+        let rows = rows.broadcast_as(projected.keys.shape())?.contiguous()?;
+        cache.keys.scatter_set(&rows, &projected.keys, 0)?;
+        cache.values.scatter_set(&rows, &projected.values, 0)?;
+        let rings = (
+            self.gather(&cache.keys, places)?,
+            self.gather(&cache.values, places)?,
+        );
+        let queries = replica.heads(&projected.queries, places.shape)?;
+        replica.attend_rings(index, (&queries, &rings), &places.states, residual)
+    }
+
+    /// The rings of the streams of a step by heads.
+    fn gather(&self, cached: &Tensor, places: &Places) -> Result<Tensor> {
+        let config = self.replica.config();
+        let (slots, ring) = (self.slots.len(), ring(config));
+        let rings = cached.narrow(0, 0, slots * ring)?;
+        let rings = rings.reshape((slots, ring, config.inner()))?;
+        let shape = Shape {
+            batch: places.shape.batch,
+            positions: ring,
+        };
+        self.replica
+            .heads(&rings.index_select(&places.slots, 0)?, shape)
+    }
+
+    fn attend_latents(&self, index: usize, places: &Places, residual: &Tensor) -> Result<Tensor> {
+        let replica = self.replica;
+        let cross = replica.decoder[index].cross.as_ref();
+        let Some((cross, (keys, values))) = cross.zip(self.caches[index].latents.as_ref()) else {
+            return Ok(residual.clone());
+        };
+        let keys = keys.index_select(&places.slots, 0)?;
+        let values = values.index_select(&places.slots, 0)?;
+        let latents = (&keys, &values);
+        replica.attend_latents(cross, residual, places.shape, latents, &places.present)
+    }
+}
+
+/// Where the streams of a round lie. All streams have as many positions as the one that moves furthest;
+/// those behind a stream's own last one leave no trace.
+struct Places {
+    shape: Shape,
+    slots: Tensor,
+    /// Of each position, the state of the ring that it finds.
+    states: Tensor,
+    /// Of each position, the row of the caches that it takes.
+    rows: Tensor,
+    /// The last position of each stream.
+    last: Tensor,
+    /// 1 for each latent of each stream.
+    present: Tensor,
 }

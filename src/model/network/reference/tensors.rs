@@ -3,7 +3,7 @@
 //! Every constant is a tensor: candle computes an operation with a number as multiplication and addition,
 //! or as multiplication by a reciprocal, which need not be exact.
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Device, DeviceLocation, Tensor};
 
 use super::super::config::FeedForward;
 use super::super::exact;
@@ -22,6 +22,15 @@ impl From<candle_core::Error> for ModelError {
         // behind the first line there may be a backtrace
         let text = error.to_string();
         ModelError::Device(text.lines().next().unwrap_or_default().to_owned())
+    }
+}
+
+/// What a device is called in messages and in the option `device`.
+pub(super) fn name(device: &Device) -> String {
+    match device.location() {
+        DeviceLocation::Cpu => "cpu".into(),
+        DeviceLocation::Cuda { gpu_id } => format!("cuda:{gpu_id}"),
+        DeviceLocation::Metal { gpu_id } => format!("metal:{gpu_id}"),
     }
 }
 
@@ -208,29 +217,34 @@ impl Arithmetic {
 
     /// Attention of `queries` to `keys`, all batch x heads x positions x d_kv. `score` and `gain` are
     /// heads x 1 x 1; `bias` and `visible` (1 where there is a key, 0 elsewhere) must broadcast to
-    /// batch x heads x queries x keys.
+    /// batch x heads x queries x keys. Every query must see a key, or `visible` must be given.
     pub(super) fn attend(
         &self,
         (queries, keys, values): (&Tensor, &Tensor, &Tensor),
         (score, gain): (&Tensor, &Tensor),
         bias: Option<&Tensor>,
-        visible: &Tensor,
+        visible: Option<&Tensor>,
     ) -> Result<Tensor> {
         let products = queries.matmul(&keys.t()?.contiguous()?)?;
         let mut scores = self.rescale(&products.to_dtype(DType::F64)?, score)?;
         if let Some(bias) = bias {
             scores = scores.broadcast_add(bias)?;
         }
-        let hidden = Tensor::new(HIDDEN, scores.device())?;
-        let absent = self.one.broadcast_sub(visible)?.broadcast_mul(&hidden)?;
-        let scores = scores.broadcast_add(&absent)?;
+        if let Some(visible) = visible {
+            let hidden = Tensor::new(HIDDEN, scores.device())?;
+            let absent = self.one.broadcast_sub(visible)?.broadcast_mul(&hidden)?;
+            scores = scores.broadcast_add(&absent)?;
+        }
         let best = scores.max_keepdim(3)?;
         let distance = best
             .broadcast_sub(&scores)?
             .broadcast_minimum(&self.reach)?;
         let index = distance.flatten_all()?.to_dtype(DType::U32)?;
         let weights = self.attention_weights.index_select(&index, 0)?;
-        let weights = weights.reshape(scores.shape())?.broadcast_mul(visible)?;
+        let mut weights = weights.reshape(scores.shape())?;
+        if let Some(visible) = visible {
+            weights = weights.broadcast_mul(visible)?;
+        }
         let total = weights.sum_keepdim(3)?;
         let sums = weights
             .to_dtype(DType::F32)?

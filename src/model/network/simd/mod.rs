@@ -9,11 +9,14 @@ use std::sync::Arc;
 use super::config::{Config, FeedForward};
 use super::exact;
 use super::weights::{Attention, Embedding, Layer, Linear};
-use super::{Batch, Chunk, Engine, Memory, Network, Seen, Step};
-use super::{check_chunks, check_class, check_latents, check_memory, check_steps};
+use super::{Batch, Engine, Memory, Network, Seen, Sequence, Step};
+use super::{check_class, check_latents, check_memory, check_sequences, check_steps};
 use crate::model::ModelError;
 
-/// What a decoder remembers of a chunk: the keys and values of its positions and of its latents.
+/// Positions that go through the layers together: bounds the memory of the teacher-forced path.
+const BLOCK: usize = 64;
+
+/// What a decoder remembers of a stream: the keys and values of its last positions and of its latents.
 #[derive(Debug, Clone, Default)]
 struct Stream {
     seen: Seen,
@@ -29,6 +32,17 @@ struct StreamLayer {
     values: Vec<i8>,
     latent_keys: Vec<i8>,
     latent_values: Vec<i8>,
+}
+
+impl StreamLayer {
+    /// Drops what lies before the last `keep` bytes, now and then.
+    fn forget(&mut self, keep: usize) {
+        if self.keys.len() > 2 * keep {
+            let old = self.keys.len() - keep;
+            self.keys.drain(..old);
+            self.values.drain(..old);
+        }
+    }
 }
 
 /// Keys and values of `count` positions, a row for each.
@@ -81,8 +95,8 @@ impl Simd {
     /// An engine that uses up to `threads` threads for the teacher-forced path.
     pub fn new(network: Arc<Network>, threads: usize) -> Simd {
         let config = network.config();
-        let (tokens, latents) = (config.max_tokens as i64, config.max_latents as i64);
-        let back = |layer: &Layer| biases(config, &layer.attention, 0..tokens, |d| (-d, false));
+        let (window, latents) = (config.window as i64, config.max_latents as i64);
+        let back = |layer: &Layer| biases(config, &layer.attention, 0..window, |d| (-d, false));
         let around = |layer: &Layer| {
             biases(config, &layer.attention, 0..2 * latents, |d| {
                 (d - latents, true)
@@ -218,7 +232,7 @@ impl Simd {
 
     /// Runs the decoder over rows, of which `counts[i]` belong to stream i and follow what it has seen.
     fn decode(&self, streams: &mut [&mut Stream], counts: &[usize], residual: &mut [i32]) {
-        let inner = self.config().inner();
+        let (inner, window) = (self.config().inner(), self.config().window);
         for (index, layer) in self.network.weights().decoder.iter().enumerate() {
             let attention = &layer.attention;
             let inputs = self.normalise(&attention.norm, residual);
@@ -234,16 +248,18 @@ impl Simd {
                     let part = row * inner..(row + 1) * inner;
                     cached.keys.extend_from_slice(&keys[part.clone()]);
                     cached.values.extend_from_slice(&values[part.clone()]);
-                    let seen = cached.keys.len() / inner;
-                    let bias = |head, key| biases[head * self.config().max_tokens + seen - 1 - key];
+                    let known = cached.keys.len() / inner;
+                    let seen = known.min(window);
+                    let bias = |head, key| biases[head * window + seen - 1 - key];
                     let positions = Positions {
-                        keys: &cached.keys,
-                        values: &cached.values,
+                        keys: &cached.keys[(known - seen) * inner..],
+                        values: &cached.values[(known - seen) * inner..],
                         count: seen,
                     };
                     self.attend(attention, &queries[part], positions, bias, &mut contexts);
                 }
                 at += count;
+                cached.forget(window * inner);
             }
             self.update(&attention.output, &contexts, residual);
             if let Some(cross) = &layer.cross {
@@ -282,22 +298,22 @@ impl Simd {
         self.update(&cross.output, &contexts, residual);
     }
 
-    /// What enters the residual stream for the position behind `tokens`.
-    fn embed(&self, tokens: &[u16], residual: &mut Vec<i32>) {
+    /// What enters the residual stream for the newest position.
+    fn embed(&self, seen: &Seen, residual: &mut Vec<i32>) {
         let weights = self.network.weights();
-        let start = self.config().vocab_size;
-        let newest = tokens.last().map_or(start, |&token| usize::from(token));
         let at = residual.len();
         residual.resize(at + self.config().d_model, 0);
-        add_row(&weights.tokens, newest, &mut residual[at..]);
+        add_row(
+            &weights.tokens,
+            seen.token_row(self.config()),
+            &mut residual[at..],
+        );
         let Some(ngrams) = &self.config().ngrams else {
             return;
         };
         for (&length, table) in ngrams.lengths.iter().zip(&weights.ngrams) {
-            if tokens.len() >= length {
-                let newest_first = tokens.iter().rev().take(length).copied();
-                let slot = exact::ngram_slot(newest_first, ngrams.slots);
-                add_row(table, slot, &mut residual[at..]);
+            if let Some(row) = seen.ngram_row(length, ngrams.slots) {
+                add_row(table, row, &mut residual[at..]);
             }
         }
     }
@@ -323,14 +339,24 @@ impl Simd {
         }
     }
 
-    fn chunk(&self, chunk: &Chunk) -> Vec<i8> {
-        let mut stream = self.stream(chunk.memory);
-        let mut residual = Vec::new();
-        for seen in 0..chunk.tokens.len() {
-            self.embed(&chunk.tokens[..seen], &mut residual);
+    fn sequence(&self, sequence: &Sequence) -> Vec<i8> {
+        let mut stream = self.stream(sequence.memory);
+        let inputs = sequence.tokens.len().saturating_sub(1);
+        let mut inputs = stream.seen.inputs(&sequence.tokens[..inputs]);
+        let mut rows = Vec::with_capacity(sequence.tokens.len() * self.config().d_model);
+        let mut left = sequence.tokens.len();
+        while left > 0 {
+            let count = left.min(BLOCK);
+            let mut residual = Vec::with_capacity(count * self.config().d_model);
+            for input in inputs.by_ref().take(count) {
+                stream.seen.push(input);
+                self.embed(&stream.seen, &mut residual);
+            }
+            self.decode(&mut [&mut stream], &[count], &mut residual);
+            rows.extend(self.normalise(&self.network.weights().decoder_norm, &residual));
+            left -= count;
         }
-        self.decode(&mut [&mut stream], &[chunk.tokens.len()], &mut residual);
-        self.normalise(&self.network.weights().decoder_norm, &residual)
+        rows
     }
 
     fn encode_one(&self, latents: &[u16]) -> Memory {
@@ -409,19 +435,19 @@ impl Engine for Simd {
             .collect())
     }
 
-    fn hidden(&self, chunks: &[Chunk]) -> Result<Vec<Vec<i8>>, ModelError> {
-        check_chunks(self.config(), chunks)?;
-        let share = chunks.len().div_ceil(self.threads).max(1);
-        if share >= chunks.len() {
-            return Ok(chunks.iter().map(|chunk| self.chunk(chunk)).collect());
+    fn hidden(&self, sequences: &[Sequence]) -> Result<Vec<Vec<i8>>, ModelError> {
+        check_sequences(self.config(), sequences)?;
+        let share = sequences.len().div_ceil(self.threads).max(1);
+        let part = |part: &[Sequence]| part.iter().map(|s| self.sequence(s)).collect::<Vec<_>>();
+        if share >= sequences.len() {
+            return Ok(part(sequences));
         }
         std::thread::scope(|scope| {
-            let part = |part: &[Chunk]| part.iter().map(|c| self.chunk(c)).collect::<Vec<_>>();
-            let workers: Vec<_> = chunks
+            let workers: Vec<_> = sequences
                 .chunks(share)
-                .map(|chunks| scope.spawn(move || part(chunks)))
+                .map(|sequences| scope.spawn(move || part(sequences)))
                 .collect();
-            let mut rows = Vec::with_capacity(chunks.len());
+            let mut rows = Vec::with_capacity(sequences.len());
             for worker in workers {
                 let part = worker.join();
                 rows.extend(part.map_err(|_| ModelError::Device("a thread panicked".into()))?);
@@ -470,20 +496,29 @@ impl Batch for Streams<'_> {
         let engine = self.engine;
         let seen = |slot: usize| Some(&self.slots.get(slot)?.as_ref()?.seen);
         check_steps(engine.config(), steps, seen)?;
-        let mut streams = Vec::with_capacity(steps.len());
-        let mut residual = Vec::with_capacity(steps.len() * engine.config().d_model);
+        let d = engine.config().d_model;
+        let (mut streams, mut counts) = (Vec::new(), Vec::new());
+        let mut residual = Vec::new();
         for step in steps {
             // the check has seen that the slot is taken
             let mut stream = self.slots[step.slot].take().unwrap_or_default();
-            stream.seen.push(step.token);
-            engine.embed(&stream.seen.tokens, &mut residual);
+            let before = residual.len();
+            for input in stream.seen.inputs(step.tokens) {
+                stream.seen.push(input);
+                engine.embed(&stream.seen, &mut residual);
+            }
+            counts.push((residual.len() - before) / d);
             streams.push(stream);
         }
         let mut borrowed: Vec<&mut Stream> = streams.iter_mut().collect();
-        engine.decode(&mut borrowed, &vec![1; steps.len()], &mut residual);
-        for (step, stream) in steps.iter().zip(streams) {
+        engine.decode(&mut borrowed, &counts, &mut residual);
+        let mut last = Vec::with_capacity(steps.len() * d);
+        let mut end = 0;
+        for ((step, stream), count) in steps.iter().zip(streams).zip(counts) {
             self.slots[step.slot] = Some(stream);
+            end += count * d;
+            last.extend_from_slice(&residual[end - d..end]);
         }
-        Ok(engine.normalise(&engine.network.weights().decoder_norm, &residual))
+        Ok(engine.normalise(&engine.network.weights().decoder_norm, &last))
     }
 }
