@@ -33,7 +33,9 @@ fn load(dir: &Path) -> Result<Checkpoint, PublishedError> {
 
 fn pieces(random: &mut Random, count: usize, config: &Value) -> Vec<u32> {
     let vocabulary = number(config, "vocab_size");
-    (0..count).map(|_| random.below(vocabulary) as u32).collect()
+    (0..count)
+        .map(|_| random.below(vocabulary) as u32)
+        .collect()
 }
 
 /// Largest difference, as a part of the largest value.
@@ -112,7 +114,10 @@ fn measuring_finds_the_cost_that_plain_numbers_have() {
     let mut seen = Vec::new();
     let mut progress = |bytes, bits| seen.push((bytes, bits));
     let measured = measure(&checkpoint, &mut model, data, &mut progress).unwrap();
-    assert!((measured.bits / expected - 1.0).abs() < CLOSE, "{measured:?}, {expected} bits");
+    assert!(
+        (measured.bits / expected - 1.0).abs() < CLOSE,
+        "{measured:?}, {expected} bits"
+    );
     assert_eq!((measured.pieces, measured.unknown), (data.len() as u64, 0));
     assert_eq!(seen.len(), 2);
     assert_eq!(seen[0].0, 16 * 128);
@@ -124,7 +129,10 @@ fn measuring_finds_the_cost_that_plain_numbers_have() {
     let output = command(dir.path(), &files);
     let text = String::from_utf8(output.stdout).unwrap();
     let expected = format!("{:.3}", expected / data.len() as f64);
-    let rows: Vec<Vec<&str>> = text.lines().map(|line| line.split_whitespace().collect()).collect();
+    let rows: Vec<Vec<&str>> = text
+        .lines()
+        .map(|line| line.split_whitespace().collect())
+        .collect();
     assert_eq!(rows.len(), 4, "{text}");
     for row in [1, 3] {
         assert_eq!(rows[row][..3], ["2226", "2226", "0"], "{text}");
@@ -146,13 +154,19 @@ fn command(checkpoint: &Path, files: &[std::path::PathBuf]) -> std::process::Out
 fn a_tokenizer_of_pieces_is_read_and_its_losses_are_counted() {
     let (dir, _) = saved(&config("t5"), 11);
     let checkpoint = load(dir.path()).unwrap();
-    let encoded = checkpoint.pieces().encode(b"the the \xff teaching").unwrap();
+    let encoded = checkpoint
+        .pieces()
+        .encode(b"the the \xff teaching")
+        .unwrap();
     // _the _the _ <unk> _ t e a c h ing, which the truncation in the file would have cut
     assert_eq!(encoded.ids, [4, 4, 3, 2, 3, 11, 9, 6, 8, 10, 12]);
     assert_eq!(encoded.unknown, 1);
     let mut model = CandleT5::new(&checkpoint).unwrap();
     let measured = measure(&checkpoint, &mut model, b"the the \xff", &mut |_, _| ()).unwrap();
-    assert_eq!((measured.bytes, measured.pieces, measured.unknown), (9, 4, 1));
+    assert_eq!(
+        (measured.bytes, measured.pieces, measured.unknown),
+        (9, 4, 1)
+    );
     for (token, pieces) in [
         (&b" the"[..], &[4][..]),
         (b"the", &[5]),
@@ -194,12 +208,27 @@ fn a_configuration_that_is_not_that_of_a_t5_is_refused() {
         (json!({"feed_forward_proj": "gated-silu"}), "gated-silu"),
         (json!({"feed_forward_proj": "gelu"}), "gelu"),
         (json!({"model_type": "bert"}), "bert"),
-        (json!({"is_encoder_decoder": false}), "not an encoder and a decoder"),
+        (
+            json!({"is_encoder_decoder": false}),
+            "not an encoder and a decoder",
+        ),
         (json!({"eos_token_id": 48}), "eos_token_id is 48"),
-        (json!({"decoder_start_token_id": 99}), "decoder_start_token_id is 99"),
-        (json!({"relative_attention_num_buckets": 30}), "num_buckets is 30"),
-        (json!({"relative_attention_max_distance": 16}), "max_distance 16"),
-        (json!({"layer_norm_epsilon": -1.0}), "layer_norm_epsilon is -1"),
+        (
+            json!({"decoder_start_token_id": 99}),
+            "decoder_start_token_id is 99",
+        ),
+        (
+            json!({"relative_attention_num_buckets": 30}),
+            "num_buckets is 30",
+        ),
+        (
+            json!({"relative_attention_max_distance": 16}),
+            "max_distance 16",
+        ),
+        (
+            json!({"layer_norm_epsilon": -1.0}),
+            "layer_norm_epsilon is -1",
+        ),
     ] {
         let complaint = complaint("t5", |dir, config, _| {
             merge(config, &more);
@@ -224,7 +253,10 @@ fn a_tokenizer_that_does_not_fit_is_refused() {
         merge(config, &json!({"vocab_size": 16}));
         write(dir, "config.json", config);
     });
-    assert_says(&small, &["tokenizer.json", "17 pieces", "config.json says 16"]);
+    assert_says(
+        &small,
+        &["tokenizer.json", "17 pieces", "config.json says 16"],
+    );
     let bytes = complaint("byt5", |dir, config, _| {
         merge(config, &json!({"vocab_size": 256}));
         write(dir, "config.json", config);
@@ -238,7 +270,9 @@ fn weights_that_are_missing_cut_or_of_another_shape_are_refused() {
     let resave = |dir: &Path, tensors: &Tensors| {
         candle_core::safetensors::save(tensors, dir.join(whole)).unwrap();
     };
-    let missing = complaint("t5", |dir, _, _| std::fs::remove_file(dir.join(whole)).unwrap());
+    let missing = complaint("t5", |dir, _, _| {
+        std::fs::remove_file(dir.join(whole)).unwrap()
+    });
     assert_says(&missing, &[whole, "No such file"]);
     let pickled = complaint("t5", |dir, _, _| {
         std::fs::rename(dir.join(whole), dir.join("pytorch_model.bin")).unwrap();
@@ -250,7 +284,9 @@ fn weights_that_are_missing_cut_or_of_another_shape_are_refused() {
         std::fs::read(dir.path().join(whole)).unwrap()
     };
     for len in [0, 7, 8, 100, full.len() / 2, full.len() - 1] {
-        let cut = complaint("t5", |dir, _, _| std::fs::write(dir.join(whole), &full[..len]).unwrap());
+        let cut = complaint("t5", |dir, _, _| {
+            std::fs::write(dir.join(whole), &full[..len]).unwrap()
+        });
         assert_says(&cut, &[whole, "truncated or damaged"]);
     }
 
@@ -267,11 +303,17 @@ fn weights_that_are_missing_cut_or_of_another_shape_are_refused() {
             tensors.insert(name.clone(), tensor);
             resave(dir, tensors);
         });
-        assert_says(&turned, &[whole, name, "has the shape [1, ", "config.json asks for ["]);
+        assert_says(
+            &turned,
+            &[whole, name, "has the shape [1, ", "config.json asks for ["],
+        );
     }
 
     let name = "decoder.block.1.layer.1.EncDecAttention.k.weight";
-    for (what, words) in [("type", "is of type U32, not floats"), ("nan", "not finite")] {
+    for (what, words) in [
+        ("type", "is of type U32, not floats"),
+        ("nan", "not finite"),
+    ] {
         let complaint = complaint("flan-t5", |dir, _, tensors| {
             let tensor = match what {
                 "type" => tensors[name].to_dtype(DType::U32).unwrap(),
@@ -288,7 +330,10 @@ fn weights_that_are_missing_cut_or_of_another_shape_are_refused() {
     std::fs::write(&file, "text").unwrap();
     let output = command(dir.path(), &[file]);
     assert_eq!(output.status.code(), Some(1));
-    assert_says(&String::from_utf8_lossy(&output.stderr), &["config.json", "No such file"]);
+    assert_says(
+        &String::from_utf8_lossy(&output.stderr),
+        &["config.json", "No such file"],
+    );
 }
 
 /// Divides the weights into two files.
@@ -320,9 +365,16 @@ fn weights_in_parts_in_half_precision_or_under_another_name_are_read() {
         assert_eq!(values(read), values(tensor), "{name}");
     }
     std::fs::remove_file(dir.path().join("model-2.safetensors")).unwrap();
-    assert_says(&load(dir.path()).unwrap_err().to_string(), &["model-2.safetensors"]);
+    assert_says(
+        &load(dir.path()).unwrap_err().to_string(),
+        &["model-2.safetensors"],
+    );
     for (name, file, words) in [
-        ("shared.weight", json!("../model.safetensors"), "is not the name of a file"),
+        (
+            "shared.weight",
+            json!("../model.safetensors"),
+            "is not the name of a file",
+        ),
         ("shared.weight", json!(3), "invalid type"),
     ] {
         let mut index = index.clone();
@@ -342,7 +394,11 @@ fn weights_in_parts_in_half_precision_or_under_another_name_are_read() {
         let checkpoint = load(dir.path()).unwrap();
         for (name, tensor) in &halves {
             let read = checkpoint.tensor(name).unwrap();
-            assert_eq!((values(read), read.dtype()), (values(tensor), DType::F32), "{name}");
+            assert_eq!(
+                (values(read), read.dtype()),
+                (values(tensor), DType::F32),
+                "{name}"
+            );
         }
     }
 
@@ -350,7 +406,10 @@ fn weights_in_parts_in_half_precision_or_under_another_name_are_read() {
     let embedding = moved.remove("shared.weight").unwrap();
     moved.insert("decoder.embed_tokens.weight".into(), embedding.clone());
     // older checkpoints have tensors that nothing uses
-    moved.insert("decoder.block.0.layer.1.EncDecAttention.spare".into(), embedding.clone());
+    moved.insert(
+        "decoder.block.0.layer.1.EncDecAttention.spare".into(),
+        embedding.clone(),
+    );
     let dir = TempDir::new().unwrap();
     save(dir.path(), &config, &moved);
     let checkpoint = load(dir.path()).unwrap();
@@ -383,10 +442,15 @@ fn our_float_network_has_all_parameters_and_learns() {
         for (index, var) in vars.iter().enumerate() {
             let gradient = gradients.get(var.as_tensor());
             let size = gradient.map(|g| values(&g.abs().unwrap()).iter().sum::<f64>());
-            assert!(size.is_some_and(|size| size > 0.0), "{kind}: parameter {index}");
+            assert!(
+                size.is_some_and(|size| size > 0.0),
+                "{kind}: parameter {index}"
+            );
         }
         for _ in 0..30 {
-            optimiser.step(&loss().backward().unwrap(), 0.02, 0.01).unwrap();
+            optimiser
+                .step(&loss().backward().unwrap(), 0.02, 0.01)
+                .unwrap();
         }
         let (first, last) = (values(&first)[0], values(&loss())[0]);
         assert!(last < 0.6 * first, "{kind}: {first} -> {last}");
@@ -399,7 +463,10 @@ fn inputs_that_are_none_are_refused() {
     let model = FloatT5::new(&load(dir.path()).unwrap()).unwrap();
     for (pieces, positions) in [(vec![], 1), (vec![1, 2, 3], 2), (vec![1], 0), (vec![48], 1)] {
         let refused = model.encode(&pieces, positions);
-        assert!(matches!(refused, Err(PublishedError::Input(_))), "{pieces:?}");
+        assert!(
+            matches!(refused, Err(PublishedError::Input(_))),
+            "{pieces:?}"
+        );
     }
 }
 
@@ -408,7 +475,7 @@ fn shape(config: &Value, vocab_size: usize) -> network::Config {
     network::Config {
         vocab_size,
         latent_vocab: 0,
-        max_tokens: 16,
+        window: 16,
         max_latents: 0,
         d_model: number(config, "d_model"),
         d_kv: number(config, "d_kv"),
@@ -435,7 +502,8 @@ fn slices(tokens: &[[u8; 1]]) -> Vec<&[u8]> {
 /// A byte-level checkpoint with ReLU, whose cross-attention adds nothing and which is sure of what it says.
 fn decisive() -> (TempDir, Value) {
     let mut config = config("byt5");
-    let more = json!({"feed_forward_proj": "relu", "num_decoder_layers": 2, "d_model": 48, "d_kv": 16});
+    let more =
+        json!({"feed_forward_proj": "relu", "num_decoder_layers": 2, "d_model": 48, "d_kv": 16});
     merge(&mut config, &more);
     let mut tensors = tensors(&config, 23);
     for (name, tensor) in &mut tensors {
@@ -463,9 +531,15 @@ fn likely(model: &FloatT5, chunks: usize, positions: usize) -> (f64, Vec<u16>) {
         let bytes = bytes.narrow(1, 3, 256).unwrap().contiguous().unwrap();
         let costs: Vec<Vec<f32>> = log_softmax(&bytes, D::Minus1).unwrap().to_vec2().unwrap();
         for (stream, costs) in streams.iter_mut().zip(costs) {
-            let likeliest = (0..256).max_by(|&a, &b| costs[a].total_cmp(&costs[b])).unwrap();
+            let likeliest = (0..256)
+                .max_by(|&a, &b| costs[a].total_cmp(&costs[b]))
+                .unwrap();
             // the first byte is any, so that chunks differ
-            let byte = if at == 0 { random.below(256) } else { likeliest };
+            let byte = if at == 0 {
+                random.below(256)
+            } else {
+                likeliest
+            };
             nats -= f64::from(costs[byte]);
             stream.push(byte as u32 + 3);
         }
@@ -482,19 +556,39 @@ fn a_network_that_starts_from_a_checkpoint_knows_what_the_checkpoint_knows() {
     let (expected, tokens) = likely(&model, 24, 16);
     let vocabulary = all_bytes();
     let shape = shape(&config, 256);
-    let begun = start(dir.path(), shape.clone(), &slices(&vocabulary), &mut Random(1), &Device::Cpu)
-        .unwrap();
+    let begun = start(
+        dir.path(),
+        shape.clone(),
+        &slices(&vocabulary),
+        &mut Random(1),
+        &Device::Cpu,
+    )
+    .unwrap();
     let loss = |network: &FloatNetwork| values(&network.loss(&tokens, 16).unwrap())[0];
     let cost = loss(&begun.network);
     let fresh = FloatNetwork::new(shape, &mut Random(1), &Device::Cpu).unwrap();
     let without = loss(&fresh);
-    assert!(expected < 0.6 * without, "{expected} of {without}: the checkpoint knows nothing");
-    assert!((cost / expected - 1.0).abs() < 0.1, "{cost} nats; the checkpoint {expected}");
+    assert!(
+        expected < 0.6 * without,
+        "{expected} of {without}: the checkpoint knows nothing"
+    );
+    assert!(
+        (cost / expected - 1.0).abs() < 0.1,
+        "{cost} nats; the checkpoint {expected}"
+    );
     let taken = begun.taken.join("\n");
-    for part in ["embedding and head of 256 of 256", "attention of 2", "feed-forward of 2"] {
+    for part in [
+        "embedding and head of 256 of 256",
+        "attention of 2",
+        "feed-forward of 2",
+    ] {
         assert!(taken.contains(part), "{taken}");
     }
-    assert!(begun.left.join("\n").contains("cross-attention"), "{:?}", begun.left);
+    assert!(
+        begun.left.join("\n").contains("cross-attention"),
+        "{:?}",
+        begun.left
+    );
 }
 
 #[test]
@@ -509,8 +603,18 @@ fn what_does_not_fit_starts_from_nothing_and_is_said() {
     };
     let begun = begin(&|shape| shape.num_decoder_layers = 4).unwrap();
     let left = begun.left.join("\n");
-    assert_says(&left, &["gated GELU", "1 layers that only the network has", "1 tokens"]);
-    assert_says(&begun.taken.join("\n"), &["4 of 5 tokens", "attention of 3 layers"]);
+    assert_says(
+        &left,
+        &[
+            "gated GELU",
+            "1 layers that only the network has",
+            "1 tokens",
+        ],
+    );
+    assert_says(
+        &begun.taken.join("\n"),
+        &["4 of 5 tokens", "attention of 3 layers"],
+    );
     let bias = "decoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight";
     let bias = values(&tensors[bias].t().unwrap());
     for (index, layer) in begun.network.layers.iter().enumerate() {
@@ -521,22 +625,37 @@ fn what_does_not_fit_starts_from_nothing_and_is_said() {
     }
 
     // rows of the embedding: the pieces of " b" are 3 and 7, "\xff" has none, the last row is the start
-    let published: Vec<Vec<f64>> = tensors["shared.weight"].to_dtype(DType::F64).unwrap().to_vec2().unwrap();
+    let published: Vec<Vec<f64>> = tensors["shared.weight"]
+        .to_dtype(DType::F64)
+        .unwrap()
+        .to_vec2()
+        .unwrap();
     let mean = |ids: &[usize]| -> Vec<f64> {
         let sum = |at| ids.iter().map(|&id| published[id][at]).sum::<f64>();
-        (0..24).map(|at| sum(at) / ids.len() as f64 * begun.residual).collect()
+        (0..24)
+            .map(|at| sum(at) / ids.len() as f64 * begun.residual)
+            .collect()
     };
     let all: Vec<usize> = (0..48).collect();
-    let rows: Vec<Vec<f64>> = [&[3, 7][..], &all, &[6], &[12], &[5], &[0]].map(mean).to_vec();
+    let rows: Vec<Vec<f64>> = [&[3, 7][..], &all, &[6], &[12], &[5], &[0]]
+        .map(mean)
+        .to_vec();
     let off = difference(&values(&begun.network.tokens), &rows.concat());
     assert!(off < 1e-6, "off by {off}");
 
     let heads = begin(&|shape| shape.num_heads = 2).unwrap().left.join("\n");
-    assert_says(&heads, &["attention: 3 heads of 8 in the checkpoint, 2 heads of 8 in the network"]);
+    assert_says(
+        &heads,
+        &["attention: 3 heads of 8 in the checkpoint, 2 heads of 8 in the network"],
+    );
     let wide = begin(&|shape| shape.d_model = 32).unwrap_err().to_string();
     assert_says(&wide, &["d_model is 24, that of the network 32"]);
-    let few = begin(&|shape| shape.vocab_size = 6).unwrap_err().to_string();
+    let few = begin(&|shape| shape.vocab_size = 6)
+        .unwrap_err()
+        .to_string();
     assert_says(&few, &["a vocabulary of 5 tokens for a network of 6"]);
-    let none = begin(&|shape| shape.classes = vec![1]).unwrap_err().to_string();
+    let none = begin(&|shape| shape.classes = vec![1])
+        .unwrap_err()
+        .to_string();
     assert_says(&none, &["the classes do not divide the vocabulary"]);
 }

@@ -29,7 +29,10 @@ pub fn run(arguments: &MeasureArguments) -> Outcome<()> {
     let bar = output::progress_bar("measuring");
     bar.set_length(sizes.iter().sum());
     let mut total = Measured::default();
-    let mut table = row(["bytes", "pieces", "unknown", "bits/byte"].map(str::to_owned), "file");
+    let mut table = row(
+        ["bytes", "pieces", "unknown", "bits/byte"].map(str::to_owned),
+        "file",
+    );
     for file in &arguments.files {
         let data = std::fs::read(file).context(file.display())?;
         let mut progress = |bytes, bits: f64| {

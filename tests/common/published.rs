@@ -152,13 +152,37 @@ pub fn tokenizer() -> Value {
             "normalized": false, "special": true})
     };
     let pieces = [
-        "<pad>", "</s>", "<unk>", "\u{2581}", "\u{2581}the", "the", "a", "b", "c", "e", "h", "t", "ing",
-        "\u{2581}a", "i", "n", "g",
+        "<pad>",
+        "</s>",
+        "<unk>",
+        "\u{2581}",
+        "\u{2581}the",
+        "the",
+        "a",
+        "b",
+        "c",
+        "e",
+        "h",
+        "t",
+        "ing",
+        "\u{2581}a",
+        "i",
+        "n",
+        "g",
     ];
     let vocab: Vec<Value> = pieces
         .iter()
         .enumerate()
-        .map(|(id, piece)| json!([piece, if id < 3 { 0.0 } else { -2.0 - id as f64 / 100.0 }]))
+        .map(|(id, piece)| {
+            json!([
+                piece,
+                if id < 3 {
+                    0.0
+                } else {
+                    -2.0 - id as f64 / 100.0
+                }
+            ])
+        })
         .collect();
     json!({
         "version": "1.0",
@@ -205,7 +229,9 @@ impl<'a> Plain<'a> {
                 _ => tensor.to_vec2().unwrap(),
             }
         };
-        let tensors = tensors.iter().map(|(name, tensor)| (name.clone(), rows(tensor)));
+        let tensors = tensors
+            .iter()
+            .map(|(name, tensor)| (name.clone(), rows(tensor)));
         Plain {
             config,
             tensors: tensors.collect(),
@@ -262,8 +288,13 @@ impl<'a> Plain<'a> {
         let keys = self.multiply(others, &format!("{name}.k"));
         let values = self.multiply(others, &format!("{name}.v"));
         let stack = block.split('.').next().unwrap();
-        let bias = self.of(&format!("{stack}.block.0.layer.0.SelfAttention.relative_attention_bias"));
-        let (heads, d_kv) = (number(self.config, "num_heads"), number(self.config, "d_kv"));
+        let bias = self.of(&format!(
+            "{stack}.block.0.layer.0.SelfAttention.relative_attention_bias"
+        ));
+        let (heads, d_kv) = (
+            number(self.config, "num_heads"),
+            number(self.config, "d_kv"),
+        );
         let mut context = vec![vec![0.0; heads * d_kv]; queries.len()];
         for (i, query) in queries.iter().enumerate() {
             let seen = match (stack, memory) {
@@ -310,7 +341,10 @@ impl<'a> Plain<'a> {
 
     fn stack(&self, stack: &str, layers: usize, pieces: &[u32], memory: Option<&Rows>) -> Rows {
         let embedding = self.of("shared");
-        let mut x: Rows = pieces.iter().map(|&id| embedding[id as usize].clone()).collect();
+        let mut x: Rows = pieces
+            .iter()
+            .map(|&id| embedding[id as usize].clone())
+            .collect();
         for layer in 0..layers {
             let block = |at| format!("{stack}.block.{layer}.layer.{at}");
             x = self.attend(&block(0), &x, None);
@@ -343,7 +377,9 @@ impl<'a> Plain<'a> {
         inputs.extend(&chunk[..chunk.len() - 1]);
         let rows = self.logits(&[1], &inputs);
         let costs = rows.iter().zip(chunk);
-        costs.map(|(row, &id)| -softmax(row)[id as usize].log2()).sum()
+        costs
+            .map(|(row, &id)| -softmax(row)[id as usize].log2())
+            .sum()
     }
 }
 

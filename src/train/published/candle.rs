@@ -53,9 +53,8 @@ impl CandleT5 {
     /// If the device fails.
     pub fn new(checkpoint: &Checkpoint) -> Result<CandleT5> {
         let config = &checkpoint.config;
-        let build = |tensors: Tensors| {
-            VarBuilder::from_tensors(tensors, DType::F32, &checkpoint.device)
-        };
+        let build =
+            |tensors: Tensors| VarBuilder::from_tensors(tensors, DType::F32, &checkpoint.device);
         let settings = settings(config);
         let encoder = t5::T5EncoderModel::load(build(checkpoint.tensors.clone()), &settings)?;
         let name = bias_name("decoder");

@@ -202,7 +202,10 @@ impl Config {
         if !(0.0..1.0).contains(&self.epsilon) {
             return Err(wrong(format!("layer_norm_epsilon is {}", self.epsilon)));
         }
-        for (name, id) in [("decoder_start_token_id", self.start), ("eos_token_id", self.end)] {
+        for (name, id) in [
+            ("decoder_start_token_id", self.start),
+            ("eos_token_id", self.end),
+        ] {
             if id as usize >= self.vocab_size {
                 return Err(wrong(format!(
                     "{name} is {id}, the vocabulary has {} pieces",
@@ -225,11 +228,12 @@ fn tokenizer_class(dir: &Path) -> Result<Option<String>> {
     if !dir.join(TOKENIZER_CONFIG).exists() {
         return Ok(None);
     }
-    let fields: TokenizerFields = serde_json::from_slice(&read(dir, TOKENIZER_CONFIG)?).map_err(
-        |error| PublishedError::File {
-            file: TOKENIZER_CONFIG.into(),
-            what: error.to_string(),
-        },
-    )?;
+    let fields: TokenizerFields =
+        serde_json::from_slice(&read(dir, TOKENIZER_CONFIG)?).map_err(|error| {
+            PublishedError::File {
+                file: TOKENIZER_CONFIG.into(),
+                what: error.to_string(),
+            }
+        })?;
     Ok(fields.tokenizer_class)
 }

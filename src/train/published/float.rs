@@ -99,9 +99,9 @@ impl Loader<'_> {
             .iter()
             .map(|name| self.var(&format!("{last}.DenseReluDense.{name}.weight")))
             .collect::<Result<Vec<_>>>()?;
-        let down = matrices.pop().ok_or_else(|| {
-            PublishedError::Input("a feed-forward layer without matrices".into())
-        })?;
+        let down = matrices
+            .pop()
+            .ok_or_else(|| PublishedError::Input("a feed-forward layer without matrices".into()))?;
         let cross = decoder.then(|| self.attention(&block(1), "EncDecAttention"));
         Ok(Layer {
             attention: self.attention(&block(0), "SelfAttention")?,
@@ -273,8 +273,13 @@ impl FloatT5 {
         if positions == 0 || pieces.is_empty() || !pieces.len().is_multiple_of(positions) {
             return Err(PublishedError::Input("streams of different lengths".into()));
         }
-        if pieces.iter().any(|&id| id as usize >= self.config.vocab_size) {
-            return Err(PublishedError::Input("a piece outside the vocabulary".into()));
+        if pieces
+            .iter()
+            .any(|&id| id as usize >= self.config.vocab_size)
+        {
+            return Err(PublishedError::Input(
+                "a piece outside the vocabulary".into(),
+            ));
         }
         let device = self.tokens.device();
         let bias = self.bias(stack, positions, device)?;

@@ -72,11 +72,13 @@ impl Checkpoint {
     /// # Errors
     /// If a T5 of this configuration has no such tensor.
     pub fn tensor(&self, name: &str) -> Result<&Tensor> {
-        self.tensors.get(name).ok_or_else(|| PublishedError::Tensor {
-            file: tensors::WHOLE.into(),
-            tensor: name.into(),
-            what: "missing".into(),
-        })
+        self.tensors
+            .get(name)
+            .ok_or_else(|| PublishedError::Tensor {
+                file: tensors::WHOLE.into(),
+                tensor: name.into(),
+                what: "missing".into(),
+            })
     }
 
     /// The matrix that makes logits of hidden rows, pieces x `d_model`. Where it is the embedding, hidden

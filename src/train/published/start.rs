@@ -94,9 +94,9 @@ pub fn start(
     };
     start.take_vocabulary(&checkpoint, &pieces)?;
     start.take_layers(&checkpoint)?;
-    start.left.push(
-        "encoder and cross-attention: the network has no encoder to attend to".into(),
-    );
+    start
+        .left
+        .push("encoder and cross-attention: the network has no encoder to attend to".into());
     Ok(start)
 }
 
@@ -226,7 +226,8 @@ impl Start {
         ] {
             if more > layers {
                 let only = more - layers;
-                self.left.push(format!("{only} layers that only {have} has"));
+                self.left
+                    .push(format!("{only} layers that only {have} has"));
             }
         }
         Ok(())

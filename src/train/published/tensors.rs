@@ -75,7 +75,11 @@ fn expected(config: &Config) -> Vec<(String, Vec<usize>)> {
             let block = format!("{block}.{}", attentions.len());
             all.push((format!("{block}.layer_norm.weight"), vec![d]));
             for &matrix in feed_forward_names(config.activation) {
-                let shape = if matrix == "wo" { vec![d, ff] } else { vec![ff, d] };
+                let shape = if matrix == "wo" {
+                    vec![d, ff]
+                } else {
+                    vec![ff, d]
+                };
                 all.push((format!("{block}.DenseReluDense.{matrix}.weight"), shape));
             }
         }
@@ -114,11 +118,14 @@ impl Files {
             let index = HashMap::new();
             return Ok(Files { contents, index });
         }
-        let index: Index = serde_json::from_slice(&read_file(dir, INDEX)?)
-            .map_err(|error| wrong(INDEX, error))?;
+        let index: Index =
+            serde_json::from_slice(&read_file(dir, INDEX)?).map_err(|error| wrong(INDEX, error))?;
         for name in index.weight_map.values() {
             let mut parts = Path::new(name).components();
-            if !matches!((parts.next(), parts.next()), (Some(Component::Normal(_)), None)) {
+            if !matches!(
+                (parts.next(), parts.next()),
+                (Some(Component::Normal(_)), None)
+            ) {
                 return Err(wrong(INDEX, format!("{name:?} is not the name of a file")));
             }
             if !contents.contains_key(name) {
