@@ -35,7 +35,7 @@ pub fn run(arguments: &MeasureArguments) -> Outcome<()> {
     );
     for file in &arguments.files {
         let data = std::fs::read(file).context(file.display())?;
-        let mut progress = |bytes, bits: f64| {
+        let mut progress = |bytes: u64, bits: f64| {
             bar.set_position(total.bytes + bytes);
             let so_far = (total.bits + bits) / (total.bytes + bytes).max(1) as f64;
             bar.set_message(format!("measuring, {so_far:.3} bits per byte"));

@@ -131,13 +131,9 @@ impl Attention {
 
 impl Stack {
     fn attentions(&self) -> impl Iterator<Item = &Attention> {
-        let of = |layer| {
-            let Layer {
-                attention, cross, ..
-            } = layer;
-            std::iter::once(attention).chain(cross)
-        };
-        self.layers.iter().flat_map(of)
+        self.layers
+            .iter()
+            .flat_map(|layer| std::iter::once(&layer.attention).chain(&layer.cross))
     }
 }
 
