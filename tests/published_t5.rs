@@ -249,6 +249,12 @@ fn a_tokenizer_that_does_not_fit_is_refused() {
         std::fs::write(dir.join("tokenizer.json"), &json[..json.len() / 2]).unwrap();
     });
     assert_says(&cut, &["tokenizer.json", "EOF"]);
+    let other = complaint("t5", |dir, _, _| {
+        let mut json = tokenizer();
+        json["model"]["type"] = "BPE".into();
+        write(dir, "tokenizer.json", &json);
+    });
+    assert_says(&other, &["tokenizer.json", "a model of type BPE"]);
     let small = complaint("t5", |dir, config, _| {
         merge(config, &json!({"vocab_size": 16}));
         write(dir, "config.json", config);

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use serde::Deserialize;
 use tokenizers::tokenizer::Model as _;
 
 use super::config::read as read_file;
@@ -13,6 +14,21 @@ const BYTES_FROM: u32 = 3;
 const UNKNOWN: &str = "<unk>";
 /// What stands for a space in pieces of SentencePiece.
 const SPACE: &str = "\u{2581}";
+
+/// The model of SentencePiece that T5 has. The library does not check the others well.
+const UNIGRAM: &str = "Unigram";
+
+/// What of a tokenizer must be looked at before the library reads it.
+#[derive(Deserialize)]
+struct Kind {
+    model: KindOfModel,
+}
+
+#[derive(Deserialize)]
+struct KindOfModel {
+    #[serde(rename = "type")]
+    kind: String,
+}
 
 /// The tokenizer of a published model.
 #[derive(Debug)]
@@ -61,6 +77,13 @@ impl Pieces {
 
     /// A tokenizer, and one more than its highest piece.
     fn parse(json: &[u8]) -> Result<(Pieces, usize)> {
+        let kind = serde_json::from_slice::<Kind>(json)
+            .map_err(wrong)?
+            .model
+            .kind;
+        if kind != UNIGRAM {
+            return Err(wrong(format!("a model of type {kind}; T5 has {UNIGRAM}")));
+        }
         let mut tokenizer = tokenizers::Tokenizer::from_bytes(json).map_err(wrong)?;
         tokenizer.with_truncation(None).map_err(wrong)?;
         tokenizer.with_padding(None);

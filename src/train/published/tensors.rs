@@ -1,6 +1,6 @@
 //! `model.safetensors`, or its parts and `model.safetensors.index.json`.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Component, Path};
 
 use candle_core::safetensors::Load;
@@ -120,17 +120,16 @@ impl Files {
         }
         let index: Index =
             serde_json::from_slice(&read_file(dir, INDEX)?).map_err(|error| wrong(INDEX, error))?;
-        for name in index.weight_map.values() {
+        let names: BTreeSet<&String> = index.weight_map.values().collect();
+        for name in &names {
             let mut parts = Path::new(name).components();
-            if !matches!(
-                (parts.next(), parts.next()),
-                (Some(Component::Normal(_)), None)
-            ) {
+            let first_two = (parts.next(), parts.next());
+            if !matches!(first_two, (Some(Component::Normal(_)), None)) {
                 return Err(wrong(INDEX, format!("{name:?} is not the name of a file")));
             }
-            if !contents.contains_key(name) {
-                contents.insert(name.clone(), read_file(dir, name)?);
-            }
+        }
+        for name in names {
+            contents.insert(name.clone(), read_file(dir, name)?);
         }
         Ok(Files {
             contents,
