@@ -18,6 +18,19 @@ pub fn configure_allocator() {
     }
 }
 
+/// Keeps what is freed, for a command that takes the same memory again and again until it ends.
+#[cfg(target_env = "gnu")]
+pub fn keep_memory() {
+    for parameter in [libc::M_MMAP_THRESHOLD, libc::M_TRIM_THRESHOLD] {
+        // SAFETY: mallopt only sets limits of the allocator, and no other thread exists yet.
+        unsafe { libc::mallopt(parameter, 32 << 20) };
+    }
+}
+
+/// Other C libraries decide by themselves.
+#[cfg(not(target_env = "gnu"))]
+pub fn keep_memory() {}
+
 /// Other C libraries give memory back by themselves.
 #[cfg(not(target_env = "gnu"))]
 pub fn configure_allocator() {}

@@ -17,6 +17,7 @@ mod status;
 mod suite;
 mod target;
 mod train;
+mod train_network;
 mod umount;
 
 use std::ffi::OsString;

@@ -7,6 +7,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use parking_lot::Mutex;
 
 use super::output::{bytes, partial_name};
+use super::train_network::{self, NetworkArguments};
 use crate::exit::{Context, Exit, Failure, Outcome};
 use crate::model::{Model, hash_of};
 use crate::train::{self, Progress, TrainError, TrainOptions};
@@ -15,7 +16,7 @@ use crate::train::{self, Progress, TrainError, TrainOptions};
 pub struct TrainArguments {
     /// Directory of training files, with subdirectories
     dir: PathBuf,
-    /// Where to write the model
+    /// Where to write the model, or, with --network, the directory of the network
     #[arg(short, long, value_name = "FILE")]
     output: PathBuf,
     /// Name that the model carries [default: name of the output without its extension]
@@ -30,27 +31,37 @@ pub struct TrainArguments {
     /// Replace an existing output
     #[arg(short, long)]
     force: bool,
+    #[command(flatten)]
+    network: NetworkArguments,
 }
 
 pub fn run(arguments: &TrainArguments) -> Outcome<()> {
     let output = &arguments.output;
+    if let Some(config) = arguments.network.config() {
+        check_dir(&arguments.dir)?;
+        let paths = (arguments.dir.as_path(), output.as_path());
+        let how = (arguments.seed, arguments.force);
+        return train_network::run(&arguments.network, config, paths, how);
+    }
     if !arguments.force && output.symlink_metadata().is_ok() {
         return Err(Failure::usage(format!(
             "{} exists: use --force",
             output.display()
         )));
     }
-    if !arguments.dir.is_dir() {
-        return Err(Failure::usage(format!(
-            "{} is not a directory",
-            arguments.dir.display()
-        )));
-    }
+    check_dir(&arguments.dir)?;
     let reporter = Reporter::new();
     let sink = |what: &str, done, total, bits| reporter.report(what, done, total, bits);
     let model = train::train(&arguments.dir, &options(arguments), &Progress::new(&sink));
     reporter.finish();
     save(&model.map_err(explain)?, output)
+}
+
+fn check_dir(dir: &Path) -> Outcome<()> {
+    match dir.is_dir() {
+        true => Ok(()),
+        false => Err(Failure::usage(format!("{} is not a directory", dir.display()))),
+    }
 }
 
 fn options(arguments: &TrainArguments) -> TrainOptions {

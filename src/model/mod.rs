@@ -16,6 +16,7 @@ pub mod predictor;
 pub mod states;
 pub mod tables;
 pub mod tokenizer;
+pub mod vocabulary;
 
 pub use error::ModelError;
 pub use file::{ModelInfo, hash_of};

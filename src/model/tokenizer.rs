@@ -8,14 +8,14 @@ use std::collections::HashMap;
 
 use serde::Deserialize;
 use tokenizers::models::bpe::{BPE, BpeTrainer};
-use tokenizers::tokenizer::{Model as _, Trainer as _};
+use tokenizers::tokenizer::{Model as _, Token, Trainer as _};
 
 use super::ModelError;
 
 /// Most tokens of a chunk.
 pub const CHUNK_TOKENS: usize = 128;
 /// Words longer than this are split, so that no input makes tokenising slow.
-const WORD_MAX: usize = 24;
+pub(super) const WORD_MAX: usize = 24;
 
 /// A trained vocabulary.
 #[derive(Debug)]
@@ -117,7 +117,8 @@ fn word_len(bytes: &[u8]) -> usize {
     lead + run
 }
 
-fn words(bytes: &[u8]) -> impl Iterator<Item = &[u8]> {
+/// The words of `bytes`: merges never cross them.
+pub(super) fn words(bytes: &[u8]) -> impl Iterator<Item = &[u8]> {
     let mut rest = bytes;
     std::iter::from_fn(move || {
         if rest.is_empty() {
@@ -179,9 +180,102 @@ impl Tokenizer {
         }
     }
 
+    /// The same tokens and merges with the ids in the order of the tokens' bytes, so that the tokens with a
+    /// common beginning are one range of ids.
+    ///
+    /// # Errors
+    /// If a token is not made of characters of the byte-level alphabet.
+    pub fn sorted(self) -> Result<Tokenizer, ModelError> {
+        let mut tokens = Vec::new();
+        for (text, _) in self.bpe.get_vocab() {
+            tokens.push((self.bytes_of(&text)?, text));
+        }
+        tokens.sort();
+        let ids = tokens.into_iter().zip(0u32..);
+        let vocab: serde_json::Map<String, serde_json::Value> =
+            ids.map(|((_, text), id)| (text, id.into())).collect();
+        let failed = |e: serde_json::Error| ModelError::Tokenizer(e.to_string());
+        let mut json: serde_json::Value =
+            serde_json::from_slice(&self.to_json()?).map_err(failed)?;
+        json["vocab"] = vocab.into();
+        Tokenizer::from_json(&serde_json::to_vec(&json).map_err(failed)?)
+    }
+
+    /// The bytes that a token's characters stand for.
+    fn bytes_of(&self, text: &str) -> Result<Vec<u8>, ModelError> {
+        let byte = |c: char| self.alphabet.iter().position(|&a| a == c);
+        text.chars()
+            .map(|c| byte(c).map(|byte| byte as u8))
+            .collect::<Option<Vec<u8>>>()
+            .ok_or_else(|| ModelError::Tokenizer(format!("{text:?} does not stand for bytes")))
+    }
+
+    /// The bytes of all tokens, by id.
+    ///
+    /// # Errors
+    /// If the ids are not 0, 1, 2 and so on, or a token does not stand for bytes.
+    pub fn tokens(&self) -> Result<Vec<Vec<u8>>, ModelError> {
+        let vocab = self.bpe.get_vocab();
+        let mut tokens = vec![Vec::new(); vocab.len()];
+        for (text, id) in vocab {
+            let place = tokens.get_mut(id as usize);
+            let place = place.filter(|token| token.is_empty());
+            let gap = || ModelError::Tokenizer("the ids have gaps".into());
+            *place.ok_or_else(gap)? = self.bytes_of(&text)?;
+        }
+        Ok(tokens)
+    }
+
+    /// The merges in their order, each as the bytes of its two tokens.
+    ///
+    /// # Errors
+    /// If a token does not stand for bytes.
+    pub(super) fn merges(&self) -> Result<Vec<(Vec<u8>, Vec<u8>)>, ModelError> {
+        let plain: Plain = serde_json::from_slice(&self.to_json()?)
+            .map_err(|e| ModelError::Tokenizer(e.to_string()))?;
+        let pair = |merge: &Merge| match merge {
+            Merge::Pair(a, b) => Ok((self.bytes_of(a)?, self.bytes_of(b)?)),
+            Merge::Line(line) => {
+                let (a, b) = line.split_once(' ').unwrap_or((line, ""));
+                Ok((self.bytes_of(a)?, self.bytes_of(b)?))
+            }
+        };
+        plain.merges.iter().map(pair).collect()
+    }
+
+    /// The ids of the tokens of `bytes`.
+    ///
+    /// # Errors
+    /// If there are more than 65,536 tokens, or tokens are not the bytes that they stand for.
+    pub fn token_ids(&self, bytes: &[u8]) -> Result<Vec<u16>, ModelError> {
+        let mut ids = Vec::with_capacity(bytes.len() / 3);
+        self.tokenize(bytes, |token| {
+            let id = u16::try_from(token.id);
+            ids.push(
+                id.map_err(|_| ModelError::Tokenizer("an id needs more than 16 bits".into()))?,
+            );
+            Ok(())
+        })?;
+        Ok(ids)
+    }
+
     /// The lengths in bytes of the tokens of `bytes`.
     pub fn token_lengths(&self, bytes: &[u8]) -> Result<Vec<u32>, ModelError> {
         let mut lengths = Vec::with_capacity(bytes.len() / 3);
+        self.tokenize(bytes, |token| {
+            // one character stands for one byte
+            lengths.push(token.value.chars().count() as u32);
+            Ok(())
+        })?;
+        Ok(lengths)
+    }
+
+    /// Shows every token of `bytes` to `put`.
+    fn tokenize(
+        &self,
+        bytes: &[u8],
+        mut put: impl FnMut(&Token) -> Result<(), ModelError>,
+    ) -> Result<(), ModelError> {
         let mut text = String::with_capacity(2 * WORD_MAX);
         for word in words(bytes) {
             text.clear();
@@ -190,21 +284,19 @@ impl Tokenizer {
                 .bpe
                 .tokenize(&text)
                 .map_err(|e| ModelError::Tokenizer(e.to_string()))?;
-            // one character stands for one byte
-            let before = lengths.len();
-            lengths.extend(
-                tokens
-                    .iter()
-                    .map(|token| token.value.chars().count() as u32),
-            );
-            let covered: u64 = lengths[before..].iter().map(|len| u64::from(*len)).sum();
-            if covered != word.len() as u64 || lengths[before..].contains(&0) {
-                return Err(ModelError::Tokenizer(
-                    "its tokens are not the bytes that they stand for".into(),
-                ));
+            let mut rest = text.as_str();
+            for token in &tokens {
+                let tail = rest.strip_prefix(token.value.as_str());
+                let tail = tail.filter(|_| !token.value.is_empty());
+                let strange = "its tokens are not the bytes that they stand for";
+                rest = tail.ok_or_else(|| ModelError::Tokenizer(strange.into()))?;
+                put(token)?;
+            }
+            if !rest.is_empty() {
+                return Err(ModelError::Tokenizer("its tokens leave bytes out".into()));
             }
         }
-        Ok(lengths)
+        Ok(())
     }
 
     /// The lengths in bytes of the chunks of `bytes`: up to 128 tokens each.

@@ -1,5 +1,6 @@
 //! The training data: the files of a directory, cut into pieces and shuffled.
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 /// Bytes of a piece: long enough for every context to warm up, short enough to shuffle well.
@@ -9,6 +10,8 @@ pub const PIECE: usize = 16 << 10;
 #[derive(Debug)]
 pub struct Corpus {
     files: Vec<Vec<u8>>,
+    /// The kind of each file.
+    kinds: Vec<usize>,
 }
 
 /// A slice of one file.
@@ -70,19 +73,49 @@ fn collect(dir: &Path, paths: &mut Vec<PathBuf>) -> std::io::Result<()> {
     Ok(())
 }
 
+/// The kind of every file: its directory just below `dir`, or, if there is only one such directory, its extension.
+fn kinds(dir: &Path, paths: &[PathBuf]) -> Vec<usize> {
+    let number = |names: Vec<Option<OsString>>| {
+        let mut known: Vec<_> = names.clone();
+        known.sort();
+        known.dedup();
+        let kind = |name| known.binary_search(name).unwrap_or_default();
+        let kinds: Vec<usize> = names.iter().map(kind).collect();
+        (known.len(), kinds)
+    };
+    let top = |path: &PathBuf| {
+        let mut inside = path.strip_prefix(dir).ok()?.components();
+        let first = inside.next()?;
+        inside.next().map(|_| first.as_os_str().to_owned())
+    };
+    let (count, by_directory) = number(paths.iter().map(top).collect());
+    match count {
+        0 | 1 => number(paths.iter().map(|p| p.extension().map(OsString::from)).collect()).1,
+        _ => by_directory,
+    }
+}
+
 impl Corpus {
     /// Reads all regular files below `dir`, in the order of their paths.
     pub fn read(dir: &Path) -> std::io::Result<Corpus> {
         let mut paths = Vec::new();
         collect(dir, &mut paths)?;
         paths.sort();
-        let files = paths
-            .iter()
-            .map(std::fs::read)
-            .collect::<Result<Vec<_>, _>>()?;
-        Ok(Corpus {
-            files: files.into_iter().filter(|f| !f.is_empty()).collect(),
-        })
+        let (mut files, mut kept) = (Vec::new(), Vec::new());
+        for path in paths {
+            let file = std::fs::read(&path)?;
+            if !file.is_empty() {
+                files.push(file);
+                kept.push(path);
+            }
+        }
+        let kinds = kinds(dir, &kept);
+        Ok(Corpus { files, kinds })
+    }
+
+    /// The kind of a file: files of one kind are alike, and training balances between kinds.
+    pub fn kind(&self, file: u32) -> usize {
+        self.kinds[file as usize]
     }
 
     /// The bytes of a piece.

@@ -14,7 +14,7 @@ use crate::model::network::{
 type Result<T> = std::result::Result<T, ModelError>;
 
 /// Logits of the exact network per nat.
-const LOGIT_UNIT: f64 = 256.0;
+pub const LOGIT_UNIT: f64 = 256.0;
 /// Scores of the exact network per nat.
 const SCORE_UNIT: f64 = 32.0;
 /// A gain of 1 in the exact network.

@@ -61,14 +61,23 @@ pub struct FloatNetwork {
     pub class_bias: Var,
     pub token_head: Var,
     pub token_bias: Var,
-    /// queries x keys: the bucket of their distance.
-    buckets: Tensor,
-    /// queries x keys: 0 where the key is behind the query, else very low.
-    future: Tensor,
+    /// False while it is trained in plain floats: nothing is rounded or clipped.
+    pub rounded: bool,
     /// classes x tokens: 0 for the tokens of a class, else very low.
     outside: Tensor,
     /// By token.
-    class_of: Vec<u32>,
+    pub(super) class_of: Vec<u32>,
+}
+
+/// A parameter with its name, by which checkpoints know it.
+#[derive(Debug, Clone)]
+pub struct Parameter {
+    pub name: String,
+    pub var: Var,
+    /// True for the matrices of layers, which Muon trains.
+    pub is_matrix: bool,
+    /// True for tables of which each token reads a row.
+    pub is_embedding: bool,
 }
 
 /// Normally distributed values.
@@ -93,9 +102,18 @@ fn round(x: &Tensor) -> Result<Tensor> {
     x + (fixed.round()? - &fixed)?.detach()
 }
 
+/// Rounds and clips to `least..=most`. The gradient is that of the identity where the result is above `open` and
+/// below `most`, else nothing.
+fn limit(x: &Tensor, least: f64, most: f64, open: f64) -> Result<Tensor> {
+    let stored = x.detach().round()?.clamp(least, most)?;
+    let inside = (stored.gt(open)? * stored.lt(most)?)?.to_dtype(x.dtype())?;
+    let kept = (x * inside)?;
+    &kept + (stored - kept.detach())?
+}
+
 /// What an activation is after it was stored in 8 bits.
 fn activation(x: &Tensor) -> Result<Tensor> {
-    round(&(x * ACTIVATION_UNIT)?)?.clamp(-ACT_MAX, ACT_MAX)? / ACTIVATION_UNIT
+    limit(&(x * ACTIVATION_UNIT)?, -ACT_MAX, ACT_MAX, -ACT_MAX)? / ACTIVATION_UNIT
 }
 
 /// What a matrix is after its rows were stored in 8 bits each.
@@ -106,25 +124,20 @@ pub fn stored_rows(matrix: &Tensor) -> Result<Tensor> {
 
 /// Exact scale of an embedding.
 pub fn embedding_scale(matrix: &Tensor) -> Result<i32> {
-    let largest = f64::from(matrix.detach().abs()?.max_all()?.to_scalar::<f32>()?);
-    let scale = (largest * RESIDUAL_UNIT / ACT_MAX).ceil() as i32;
-    Ok(scale.clamp(1, exact::EMBEDDING_SCALE_MAX))
+    let largest = matrix.detach().abs()?.max_all()?.to_scalar::<f32>()?;
+    Ok(stored_scale(largest))
+}
+
+/// Exact scale of an embedding with this largest magnitude.
+pub fn stored_scale(largest: f32) -> i32 {
+    let scale = (f64::from(largest) * RESIDUAL_UNIT / ACT_MAX).ceil() as i32;
+    scale.clamp(1, exact::EMBEDDING_SCALE_MAX)
 }
 
 /// What an embedding is after it was stored in 8 bits.
 fn stored_embedding(matrix: &Tensor) -> Result<Tensor> {
     let step = f64::from(embedding_scale(matrix)?) / RESIDUAL_UNIT;
     round(&(matrix / step)?)?.clamp(-ACT_MAX, ACT_MAX)? * step
-}
-
-fn multiply(inputs: &Tensor, matrix: &Var) -> Result<Tensor> {
-    inputs.matmul(&stored_rows(matrix.as_tensor())?.t()?)
-}
-
-fn normalise(gain: &Var, x: &Tensor) -> Result<Tensor> {
-    let mean = x.sqr()?.mean_keepdim(1)?;
-    let scaled = x.broadcast_div(&(mean + 1e-9)?.sqrt()?)?;
-    activation(&scaled.broadcast_mul(gain.as_tensor())?)
 }
 
 impl FloatNetwork {
@@ -169,191 +182,213 @@ impl FloatNetwork {
             class_bias: constant(0.0, &[config.classes.len()], device)?,
             token_head: constant(0.0, &[config.vocab_size, d], device)?,
             token_bias: constant(0.0, &[config.vocab_size], device)?,
-            buckets: bucket_table(&config, device)?,
-            future: future_table(config.window, device)?,
+            rounded: true,
             outside: outside_table(&config, device)?,
             class_of: class_of(&config),
             config,
         })
     }
 
-    /// The matrices of the layers, which Muon trains.
-    pub fn matrices(&self) -> Vec<Var> {
-        let of = |layer: &FloatLayer| {
-            let attention = &layer.attention;
-            [
-                attention.query.clone(),
-                attention.key.clone(),
-                attention.value.clone(),
-                attention.output.clone(),
-                layer.up.clone(),
-                layer.down.clone(),
-            ]
+    /// All parameters, in an order that depends on the shape only.
+    pub fn parameters(&self) -> Vec<Parameter> {
+        let mut all = Vec::new();
+        let mut add = |name: String, var: &Var, is_matrix, is_embedding| {
+            let var = var.clone();
+            all.push(Parameter { name, var, is_matrix, is_embedding });
         };
-        self.layers.iter().flat_map(of).collect()
-    }
-
-    /// All other parameters.
-    pub fn others(&self) -> Vec<Var> {
-        let mut vars = vec![
-            self.tokens.clone(),
-            self.norm.clone(),
-            self.class_head.clone(),
-            self.class_bias.clone(),
-            self.token_head.clone(),
-            self.token_bias.clone(),
-        ];
-        vars.extend(self.ngrams.iter().cloned());
-        for layer in &self.layers {
-            let attention = &layer.attention;
-            vars.extend([
-                attention.norm.clone(),
-                attention.score.clone(),
-                attention.gain.clone(),
-                attention.bias.clone(),
-                layer.norm.clone(),
-            ]);
+        add("tokens".into(), &self.tokens, false, true);
+        for (index, table) in self.ngrams.iter().enumerate() {
+            add(format!("ngrams.{index}"), table, false, true);
         }
-        vars
+        for (index, layer) in self.layers.iter().enumerate() {
+            let attention = &layer.attention;
+            for (name, var, is_matrix) in [
+                ("attention.norm", &attention.norm, false),
+                ("attention.query", &attention.query, true),
+                ("attention.key", &attention.key, true),
+                ("attention.value", &attention.value, true),
+                ("attention.output", &attention.output, true),
+                ("attention.score", &attention.score, false),
+                ("attention.gain", &attention.gain, false),
+                ("attention.bias", &attention.bias, false),
+                ("norm", &layer.norm, false),
+                ("up", &layer.up, true),
+                ("down", &layer.down, true),
+            ] {
+                add(format!("decoder.{index}.{name}"), var, is_matrix, false);
+            }
+        }
+        for (name, var) in [
+            ("decoder.norm", &self.norm),
+            ("class_head", &self.class_head),
+            ("class_head.bias", &self.class_bias),
+            ("token_head", &self.token_head),
+            ("token_head.bias", &self.token_bias),
+        ] {
+            add(name.into(), var, false, false);
+        }
+        all
     }
 
-    /// Mean cost of a token in nats, over chunks that all have `positions` tokens.
-    pub fn loss(&self, chunks: &[u16], positions: usize) -> Result<Tensor> {
+    /// Mean cost of a token in nats over sequences, each of which starts afresh.
+    pub fn loss(&self, sequences: &[&[u16]]) -> Result<Tensor> {
         let device = self.tokens.device();
-        let hidden = self.hidden(chunks, positions)?;
-        let targets: Vec<u32> = chunks.iter().map(|&t| u32::from(t)).collect();
-        let targets = Tensor::from_vec(targets, chunks.len(), device)?;
-        let classes: Vec<u32> = chunks
-            .iter()
-            .map(|&t| self.class_of[usize::from(t)])
-            .collect();
-        let classes = Tensor::from_vec(classes, chunks.len(), device)?;
-        let class_logits = multiply(&hidden, &self.class_head)?.broadcast_add(&self.class_bias)?;
-        let token_logits = multiply(&hidden, &self.token_head)?.broadcast_add(&self.token_bias)?;
+        let hidden = self.hidden(sequences)?;
+        let targets: Vec<u32> = sequences.concat().into_iter().map(u32::from).collect();
+        let classes: Vec<u32> = targets.iter().map(|&t| self.class_of[t as usize]).collect();
+        let count = targets.len();
+        let targets = Tensor::from_vec(targets, count, device)?;
+        let classes = Tensor::from_vec(classes, count, device)?;
+        let class_logits = self.multiply(&hidden, &self.class_head)?.broadcast_add(&self.class_bias)?;
+        let token_logits = self.multiply(&hidden, &self.token_head)?.broadcast_add(&self.token_bias)?;
         let token_logits = (token_logits + self.outside.index_select(&classes, 0)?)?;
         cross_entropy(&class_logits, &classes)? + cross_entropy(&token_logits, &targets)?
     }
 
-    /// Hidden rows of all positions.
-    fn hidden(&self, chunks: &[u16], positions: usize) -> Result<Tensor> {
-        let mut x = self.embed(chunks, positions)?;
-        let batch = chunks.len() / positions;
+    /// Hidden rows of all tokens, without what sequences are filled up with.
+    fn hidden(&self, sequences: &[&[u16]]) -> Result<Tensor> {
+        let positions = sequences.iter().map(|s| s.len()).max().unwrap_or(0);
+        let filled = |sequence: &&[u16]| {
+            let mut filled = sequence.to_vec();
+            filled.resize(positions, 0);
+            filled
+        };
+        let tokens: Vec<u16> = sequences.iter().flat_map(filled).collect();
+        let mut x = self.embed(&tokens, positions)?;
+        let seen = self.seen(positions)?;
         for layer in &self.layers {
-            x = self.attend(&layer.attention, &x, batch, positions)?;
-            let inputs = normalise(&layer.norm, &x)?;
-            let hidden = self.feed_forward(&multiply(&inputs, &layer.up)?)?;
-            x = (x + multiply(&hidden, &layer.down)?)?;
+            x = self.attend(&layer.attention, &x, sequences.len(), &seen)?;
+            let inputs = self.normalise(&layer.norm, &x)?;
+            let hidden = self.feed_forward(&self.multiply(&inputs, &layer.up)?)?;
+            x = (x + self.multiply(&hidden, &layer.down)?)?;
         }
-        normalise(&self.norm, &x)
+        let starts = (0..).step_by(positions.max(1));
+        let real = sequences.iter().zip(starts).flat_map(|(s, start)| start..start + s.len() as u32);
+        let real: Vec<u32> = real.collect();
+        let count = real.len();
+        let real = Tensor::from_vec(real, count, x.device())?;
+        self.normalise(&self.norm, &x.index_select(&real, 0)?)
+    }
+
+    fn activation(&self, x: Tensor) -> Result<Tensor> {
+        if self.rounded { activation(&x) } else { Ok(x) }
+    }
+
+    fn multiply(&self, inputs: &Tensor, matrix: &Var) -> Result<Tensor> {
+        match self.rounded {
+            true => inputs.matmul(&stored_rows(matrix.as_tensor())?.t()?),
+            false => inputs.matmul(&matrix.t()?),
+        }
+    }
+
+    fn normalise(&self, gain: &Var, x: &Tensor) -> Result<Tensor> {
+        let mean = x.sqr()?.mean_keepdim(1)?;
+        let scaled = x.broadcast_div(&(mean + 1e-9)?.sqrt()?)?;
+        self.activation(scaled.broadcast_mul(gain.as_tensor())?)
     }
 
     fn feed_forward(&self, sums: &Tensor) -> Result<Tensor> {
-        match self.config.feed_forward {
-            FeedForward::Relu => activation(&sums.relu()?),
-            FeedForward::SquaredRelu => {
-                let most = exact::SQUARE_ROOT_MAX as f64;
-                let root = round(&(sums * SQUARE_UNIT)?)?.clamp(0f64, most)?;
+        match (self.config.feed_forward, self.rounded) {
+            (FeedForward::Relu, false) => sums.relu(),
+            (FeedForward::SquaredRelu, false) => sums.relu()?.sqr(),
+            (FeedForward::Relu, true) => {
+                limit(&(sums * ACTIVATION_UNIT)?, 0.0, ACT_MAX, 0.0)? / ACTIVATION_UNIT
+            }
+            (FeedForward::SquaredRelu, true) => {
+                let root = limit(&(sums * SQUARE_UNIT)?, 0.0, exact::SQUARE_ROOT_MAX as f64, 0.0)?;
                 let square = (root.sqr()? / f64::from(1 << exact::SQUARE_BITS))?;
-                let stored = round(&square)?.clamp(0f64, ACT_MAX)?;
-                stored / hidden_unit(FeedForward::SquaredRelu)
+                limit(&square, 0.0, ACT_MAX, -1.0)? / hidden_unit(FeedForward::SquaredRelu)
             }
         }
     }
 
-    fn attend(
-        &self,
-        attention: &FloatAttention,
-        x: &Tensor,
-        batch: usize,
-        positions: usize,
-    ) -> Result<Tensor> {
+    fn attend(&self, attention: &FloatAttention, x: &Tensor, batch: usize, seen: &Seen) -> Result<Tensor> {
         let (heads, d_kv) = (self.config.num_heads, self.config.d_kv);
-        let inputs = normalise(&attention.norm, x)?;
+        let positions = x.dim(0)? / batch;
+        let inputs = self.normalise(&attention.norm, x)?;
         let project = |matrix: &Var| -> Result<Tensor> {
-            let rows = activation(&multiply(&inputs, matrix)?)?;
+            let rows = self.activation(self.multiply(&inputs, matrix)?)?;
             rows.reshape((batch, positions, heads, d_kv))?
                 .transpose(1, 2)?
                 .contiguous()
         };
         let (queries, keys) = (project(&attention.query)?, project(&attention.key)?);
         let values = project(&attention.value)?;
-        let buckets = self
-            .buckets
-            .narrow(0, 0, positions)?
-            .narrow(1, 0, positions)?;
-        let bias = attention
-            .bias
-            .index_select(&buckets.contiguous()?.flatten_all()?, 1)?;
-        let bias = bias.reshape((heads, positions, positions))?;
-        let future = self
-            .future
-            .narrow(0, 0, positions)?
-            .narrow(1, 0, positions)?;
-        let bias = bias.broadcast_add(&future)?;
+        let bias = attention.bias.index_select(&seen.buckets, 1)?;
+        let bias = bias.reshape((heads, positions, positions))?.broadcast_add(&seen.mask)?;
         let scores = queries
             .matmul(&keys.t()?)?
             .broadcast_mul(&attention.score)?;
         let weights = softmax(&scores.broadcast_add(&bias)?)?;
-        let context = activation(&weights.matmul(&values)?.broadcast_mul(&attention.gain)?)?;
+        let context = weights.matmul(&values)?.broadcast_mul(&attention.gain)?;
         let rows = (batch * positions, heads * d_kv);
-        let context = context.transpose(1, 2)?.contiguous()?.reshape(rows)?;
-        x + multiply(&context, &attention.output)?
+        let context = self.activation(context)?.transpose(1, 2)?.contiguous()?.reshape(rows)?;
+        x + self.multiply(&context, &attention.output)?
     }
 
-    /// What enters the residual stream: token t of a chunk is predicted from those before it.
-    fn embed(&self, chunks: &[u16], positions: usize) -> Result<Tensor> {
+    fn embedding(&self, table: &Var, rows: &Tensor) -> Result<Tensor> {
+        match self.rounded {
+            true => stored_embedding(table)?.index_select(rows, 0),
+            false => table.index_select(rows, 0),
+        }
+    }
+
+    /// What enters the residual stream: token t of a sequence is predicted from those before it.
+    fn embed(&self, tokens: &[u16], positions: usize) -> Result<Tensor> {
         let device = self.tokens.device();
         let start = self.config.vocab_size as u32;
-        let newest: Vec<u32> = (0..chunks.len())
-            .map(|at| {
-                if at % positions == 0 {
-                    start
-                } else {
-                    u32::from(chunks[at - 1])
-                }
+        let newest: Vec<u32> = (0..tokens.len())
+            .map(|at| match at % positions {
+                0 => start,
+                _ => u32::from(tokens[at - 1]),
             })
             .collect();
-        let newest = Tensor::from_vec(newest, chunks.len(), device)?;
-        let mut x = stored_embedding(&self.tokens)?.index_select(&newest, 0)?;
+        let newest = Tensor::from_vec(newest, tokens.len(), device)?;
+        let mut x = self.embedding(&self.tokens, &newest)?;
         let Some(ngrams) = &self.config.ngrams else {
             return Ok(x);
         };
         for (&length, table) in ngrams.lengths.iter().zip(&self.ngrams) {
             let (mut slots, mut known) = (Vec::new(), Vec::new());
-            for at in 0..chunks.len() {
+            for at in 0..tokens.len() {
                 let enough = at % positions >= length;
                 let newest_first =
-                    (0..length).map(|back| if enough { chunks[at - 1 - back] } else { 0 });
+                    (0..length).map(|back| if enough { tokens[at - 1 - back] } else { 0 });
                 slots.push(exact::ngram_slot(newest_first, ngrams.slots) as u32);
                 known.push(f32::from(u8::from(enough)));
             }
-            let slots = Tensor::from_vec(slots, chunks.len(), device)?;
-            let known = Tensor::from_vec(known, (chunks.len(), 1), device)?;
-            let rows = stored_embedding(table)?.index_select(&slots, 0)?;
-            x = (x + rows.broadcast_mul(&known)?)?;
+            let slots = Tensor::from_vec(slots, tokens.len(), device)?;
+            let known = Tensor::from_vec(known, (tokens.len(), 1), device)?;
+            x = (x + self.embedding(table, &slots)?.broadcast_mul(&known)?)?;
         }
         Ok(x)
     }
+
+    /// What positions see of each other.
+    fn seen(&self, n: usize) -> Result<Seen> {
+        let (device, config) = (self.tokens.device(), &self.config);
+        let (buckets, most) = (config.relative_attention_num_buckets, config.relative_attention_max_distance);
+        let ahead = |at: usize| (at % n) as i64 - (at / n) as i64;
+        let bucket = |at| exact::bucket(ahead(at), false, buckets, most) as u32;
+        let window = config.window as i64;
+        let mask = |at| if (1 - window..=0).contains(&ahead(at)) { 0.0 } else { NEVER };
+        Ok(Seen {
+            buckets: Tensor::from_vec((0..n * n).map(bucket).collect::<Vec<_>>(), n * n, device)?,
+            mask: Tensor::from_vec((0..n * n).map(mask).collect::<Vec<_>>(), (n, n), device)?,
+        })
+    }
+}
+
+/// What positions of a sequence see of each other, query by query.
+struct Seen {
+    /// The bucket of every distance.
+    buckets: Tensor,
+    /// queries x keys: 0 where the query sees the key, else very low.
+    mask: Tensor,
 }
 
 /// Very low, but not so low that differences are lost.
 const NEVER: f32 = -1e9;
-
-fn bucket_table(config: &Config, device: &Device) -> Result<Tensor> {
-    let n = config.window as i64;
-    let buckets = config.relative_attention_num_buckets;
-    let distance = config.relative_attention_max_distance;
-    let bucket = |at: i64| exact::bucket(at % n - at / n, false, buckets, distance) as u32;
-    let table: Vec<u32> = (0..n * n).map(bucket).collect();
-    Tensor::from_vec(table, (n as usize, n as usize), device)
-}
-
-fn future_table(n: usize, device: &Device) -> Result<Tensor> {
-    let table: Vec<f32> = (0..n * n)
-        .map(|at| if at % n > at / n { NEVER } else { 0.0 })
-        .collect();
-    Tensor::from_vec(table, (n, n), device)
-}
 
 fn class_of(config: &Config) -> Vec<u32> {
     let tokens =

@@ -1,0 +1,190 @@
+//! `s2sfs train --network`.
+
+use std::io::IsTerminal;
+use std::path::{Path, PathBuf};
+
+use candle_core::Device;
+use clap::Args;
+use indicatif::{ProgressBar, ProgressStyle};
+use parking_lot::Mutex;
+
+use super::memory;
+use crate::exit::{Exit, Failure, Outcome};
+use crate::train::network::NetworkError;
+use crate::train::network::recipe::Recipe;
+use crate::train::network::session::{self, LOSS_MAX, News, Order, Report};
+
+#[derive(Debug, Args)]
+pub struct NetworkArguments {
+    /// Train a network of this configuration (TOML or JSON); the output is then a directory
+    #[arg(long, value_name = "CONFIG")]
+    network: Option<PathBuf>,
+    /// With --network: go on from the checkpoint in the output
+    #[arg(long, requires = "network")]
+    resume: bool,
+    /// With --network: use this vocabulary (the JSON of the tokenizers library) instead of training one
+    #[arg(long, value_name = "FILE", requires = "network", conflicts_with = "resume")]
+    tokenizer: Option<PathBuf>,
+    /// With --network: train for N minutes in all, whatever the configuration says
+    #[arg(long, value_name = "N", requires = "network", conflicts_with = "steps")]
+    minutes: Option<f64>,
+    /// With --network: train for N steps in all, whatever the configuration says
+    #[arg(long, value_name = "N", requires = "network")]
+    steps: Option<u64>,
+    /// With --network: where to compute: cpu or cuda:N
+    #[arg(long, value_name = "DEVICE", requires = "network", default_value = "cpu")]
+    device: String,
+    /// With --network: threads on the processor [default: one for each core]
+    #[arg(long, value_name = "N", requires = "network")]
+    threads: Option<usize>,
+}
+
+impl NetworkArguments {
+    /// The configuration file, if a network is asked for.
+    pub fn config(&self) -> Option<&Path> {
+        self.network.as_deref()
+    }
+}
+
+/// Trains a network and says what came of it.
+pub fn run(
+    arguments: &NetworkArguments,
+    config: &Path,
+    (dir, output): (&Path, &Path),
+    (seed, force): (Option<u64>, bool),
+) -> Outcome<()> {
+    memory::keep_memory();
+    check_output(arguments, output, force)?;
+    let mut recipe = Recipe::read(config).map_err(explain)?;
+    let training = &mut recipe.training;
+    training.seed = seed.unwrap_or(training.seed);
+    training.minutes = arguments.minutes.unwrap_or(training.minutes);
+    if arguments.minutes.is_some() {
+        training.steps = None;
+    }
+    training.steps = arguments.steps.or(training.steps);
+    if training.steps == Some(0) || !training.minutes.is_finite() || training.minutes <= 0.0 {
+        return Err(Failure::usage("training must take some time"));
+    }
+    let cores = || std::thread::available_parallelism().map_or(1, |n| n.get());
+    let order = Order {
+        dir: dir.to_owned(),
+        output: output.to_owned(),
+        recipe,
+        tokenizer: arguments.tokenizer.clone(),
+        resume: arguments.resume,
+        device: device(&arguments.device)?,
+        threads: arguments.threads.unwrap_or_else(cores),
+    };
+    let reporter = Reporter::new();
+    let result = session::run(&order, &|news| reporter.tell(news));
+    reporter.bar.finish_and_clear();
+    conclude(&result.map_err(explain)?, output)
+}
+
+fn check_output(arguments: &NetworkArguments, output: &Path, force: bool) -> Outcome<()> {
+    let checkpoint = output.join(session::CHECKPOINT);
+    match arguments.resume {
+        true if !checkpoint.is_file() => {
+            Err(Failure::usage(format!("there is no {} to go on from", checkpoint.display())))
+        }
+        false if !force && output.symlink_metadata().is_ok() => Err(Failure::usage(format!(
+            "{} exists: use --resume to go on, or --force to begin again",
+            output.display()
+        ))),
+        _ => Ok(()),
+    }
+}
+
+fn device(name: &str) -> Outcome<Device> {
+    if name == "cpu" {
+        return Ok(Device::Cpu);
+    }
+    let number = name.strip_prefix("cuda:").and_then(|number| number.parse().ok());
+    let number = number.ok_or_else(|| Failure::usage(format!("{name} is no device: use cpu or cuda:N")))?;
+    if !candle_core::utils::cuda_is_available() {
+        return Err(Failure::usage(format!(
+            "{name}: this program was built without CUDA (cargo build --release --features cuda)"
+        )));
+    }
+    Device::new_cuda(number).map_err(|error| Failure::failed(format!("{name}: {error}")))
+}
+
+fn explain(error: NetworkError) -> Failure {
+    let exit = match error {
+        NetworkError::Recipe(_) | NetworkError::Data(_) => Exit::Usage,
+        NetworkError::Checkpoint(_) => Exit::Damaged,
+        _ => Exit::Failed,
+    };
+    Failure::new(exit, error)
+}
+
+fn conclude(outcome: &session::Outcome, output: &Path) -> Outcome<()> {
+    eprintln!(
+        "{}: {} steps, {:.1} M tokens, {:.2} M multiply-adds per token; bits per byte of held-out data: {:.4} exact, \
+         {:.4} as trained, {:.4} without rounding; loss of quantisation {:.2} %",
+        output.display(),
+        outcome.step,
+        outcome.tokens as f64 / 1e6,
+        outcome.multiply_adds as f64 / 1e6,
+        outcome.exact,
+        outcome.rounded,
+        outcome.plain,
+        outcome.loss() * 100.0,
+    );
+    match outcome.loss() <= LOSS_MAX {
+        true => Ok(()),
+        false => Err(Failure::failed(format!(
+            "the exact network loses more than {:.0} %: train longer without a float phase",
+            LOSS_MAX * 100.0
+        ))),
+    }
+}
+
+/// Shows progress as a bar on a terminal, and as a line now and then elsewhere.
+struct Reporter {
+    bar: ProgressBar,
+    held_out: Mutex<Option<f64>>,
+    is_terminal: bool,
+}
+
+/// Steps of the bar.
+const STEPS: u64 = 10_000;
+
+impl Reporter {
+    fn new() -> Reporter {
+        let bar = ProgressBar::new(STEPS);
+        if let Ok(style) = ProgressStyle::with_template("{msg} [{bar:30}] {percent} % ETA {eta}") {
+            bar.set_style(style.progress_chars("=> "));
+        }
+        let is_terminal = std::io::stderr().is_terminal();
+        Reporter { bar, held_out: Mutex::new(None), is_terminal }
+    }
+
+    fn tell(&self, news: News) {
+        match news {
+            News::Doing(what) if self.is_terminal => self.bar.set_message(what.to_string()),
+            News::Doing(what) => eprintln!("{what}"),
+            News::Progress(report) => self.progress(&report),
+        }
+    }
+
+    fn progress(&self, report: &Report) {
+        let mut held_out = self.held_out.lock();
+        *held_out = report.held_out.or(*held_out);
+        let held_out = held_out.map_or("?".to_string(), |bits| format!("{bits:.4}"));
+        let line = format!(
+            "step {}, {:.2} M tokens, {:.0} tokens/s, {:.3} bits per byte, held-out {held_out}",
+            report.step,
+            report.tokens as f64 / 1e6,
+            report.tokens_per_second,
+            report.training,
+        );
+        if self.is_terminal {
+            self.bar.set_position((report.done * STEPS as f64) as u64);
+            self.bar.set_message(line);
+        } else if report.held_out.is_some() {
+            eprintln!("{line}, {:.1} %", report.done * 100.0);
+        }
+    }
+}

@@ -1,0 +1,178 @@
+//! A training run on disk: everything that is needed to go on as if it had never stopped.
+//!
+//! One safetensors file: the parameters and what the optimisers remember as tensors, the rest as JSON in
+//! its metadata. It is written beside its place, synced and renamed, so a crash leaves the old or the new one.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::Write;
+use std::path::Path;
+
+use candle_core::{Device, Tensor};
+use safetensors::tensor::TensorView;
+use safetensors::{Dtype, SafeTensors};
+use serde::{Deserialize, Serialize};
+
+use super::NetworkError;
+use super::data::Position;
+use super::recipe::Recipe;
+
+const VERSION: u32 = 1;
+/// The name of the JSON in the metadata.
+const STATE: &str = "s2sfs";
+
+/// All of a run but its tensors.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct State {
+    pub version: u32,
+    pub recipe: Recipe,
+    /// The tokenizer in the JSON of its library.
+    pub tokenizer: String,
+    /// Hash of the training data.
+    pub data: String,
+    pub position: Position,
+    pub step: u64,
+    pub tokens: u64,
+    /// Seconds of training until now.
+    pub seconds: f64,
+    /// Hash of the values of all tensors.
+    tensors: String,
+}
+
+impl State {
+    /// The state of a run that has not begun.
+    pub fn new(recipe: Recipe, tokenizer: String, data: String, position: Position) -> State {
+        State {
+            version: VERSION,
+            recipe,
+            tokenizer,
+            data,
+            position,
+            step: 0,
+            tokens: 0,
+            seconds: 0.0,
+            tensors: String::new(),
+        }
+    }
+}
+
+fn refuse(what: impl std::fmt::Display) -> NetworkError {
+    NetworkError::Checkpoint(what.to_string())
+}
+
+fn hash_of<'a>(tensors: impl Iterator<Item = (&'a str, &'a [u8])>) -> String {
+    let mut hasher = blake3::Hasher::new();
+    for (name, bytes) in tensors {
+        hasher.update(name.as_bytes());
+        hasher.update(&(bytes.len() as u64).to_le_bytes());
+        hasher.update(bytes);
+    }
+    hasher.finalize().to_hex().to_string()
+}
+
+/// Writes a file so that there is the old or the whole new one, whatever happens.
+///
+/// # Errors
+/// If the disk refuses.
+pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<(), NetworkError> {
+    let partial = path.with_extension("partial");
+    let write = || {
+        let mut file = File::create(&partial)?;
+        file.write_all(bytes)?;
+        file.sync_all()?;
+        std::fs::rename(&partial, path)?;
+        match path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+            Some(parent) => File::open(parent)?.sync_all(),
+            None => File::open(".")?.sync_all(),
+        }
+    };
+    write().map_err(|source| NetworkError::File { path: path.display().to_string(), source })
+}
+
+/// Writes a checkpoint.
+///
+/// # Errors
+/// If a tensor cannot be read from its device, or the disk refuses.
+pub fn save(path: &Path, mut state: State, tensors: &[(String, Tensor)]) -> Result<(), NetworkError> {
+    let mut data = Vec::with_capacity(tensors.len());
+    for (name, tensor) in tensors {
+        let values = tensor.flatten_all()?.to_vec1::<f32>()?;
+        let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+        data.push((name.as_str(), tensor.dims().to_vec(), bytes));
+    }
+    data.sort();
+    state.tensors = hash_of(data.iter().map(|(name, _, bytes)| (*name, bytes.as_slice())));
+    let views = data.iter().map(|(name, shape, bytes)| {
+        let view = TensorView::new(Dtype::F32, shape.clone(), bytes);
+        view.map(|view| (*name, view))
+    });
+    let views = views.collect::<Result<Vec<_>, _>>().map_err(refuse)?;
+    let json = serde_json::to_string(&state).map_err(refuse)?;
+    let metadata = HashMap::from([(STATE.to_string(), json)]);
+    let bytes = safetensors::serialize(views, Some(metadata)).map_err(refuse)?;
+    write_whole(path, &bytes)
+}
+
+/// A checkpoint that was read: its state, and its tensors by name.
+#[derive(Debug)]
+pub struct Checkpoint {
+    pub state: State,
+    tensors: HashMap<String, Tensor>,
+}
+
+impl Checkpoint {
+    /// Reads a checkpoint.
+    ///
+    /// # Errors
+    /// If there is none, it is damaged, or of another version.
+    pub fn read(path: &Path, device: &Device) -> Result<Checkpoint, NetworkError> {
+        let bytes = std::fs::read(path)
+            .map_err(|source| NetworkError::File { path: path.display().to_string(), source })?;
+        Checkpoint::from_bytes(&bytes, device)
+            .map_err(|error| refuse(format!("{}: {error}", path.display())))
+    }
+
+    fn from_bytes(bytes: &[u8], device: &Device) -> Result<Checkpoint, String> {
+        let damaged = |what: &dyn std::fmt::Display| format!("it is damaged: {what}");
+        let (_, header) = SafeTensors::read_metadata(bytes).map_err(|e| damaged(&e))?;
+        let json = header.metadata().as_ref().and_then(|metadata| metadata.get(STATE));
+        let json = json.ok_or("it is no checkpoint of s2sfs")?;
+        let state: State = serde_json::from_str(json).map_err(|e| damaged(&e))?;
+        if state.version != VERSION {
+            return Err(format!("it has version {}, this program reads {VERSION}", state.version));
+        }
+        let file = SafeTensors::deserialize(bytes).map_err(|e| damaged(&e))?;
+        let mut views = file.tensors();
+        views.sort_by(|a, b| a.0.cmp(&b.0));
+        if hash_of(views.iter().map(|(name, view)| (name.as_str(), view.data()))) != state.tensors {
+            return Err(damaged(&"its values do not match their checksum"));
+        }
+        let mut tensors = HashMap::new();
+        for (name, view) in views {
+            if view.dtype() != Dtype::F32 {
+                return Err(damaged(&format!("{name} is of type {:?}", view.dtype())));
+            }
+            let words = view.data().as_chunks::<4>().0;
+            let values: Vec<f32> = words.iter().map(|&word| f32::from_le_bytes(word)).collect();
+            let tensor = Tensor::from_vec(values, view.shape(), device).map_err(|e| damaged(&e))?;
+            tensors.insert(name, tensor);
+        }
+        Ok(Checkpoint { state, tensors })
+    }
+
+    /// Takes the tensor of this name, which must have the shape of `like`.
+    ///
+    /// # Errors
+    /// If there is none.
+    pub fn take(&mut self, name: &str, like: &Tensor) -> Result<Tensor, NetworkError> {
+        match self.tensors.remove(name) {
+            Some(tensor) if tensor.shape() == like.shape() => Ok(tensor),
+            Some(tensor) => Err(refuse(format!(
+                "{name} has the shape {:?} instead of {:?}",
+                tensor.dims(),
+                like.dims()
+            ))),
+            None => Err(refuse(format!("{name} is missing"))),
+        }
+    }
+}

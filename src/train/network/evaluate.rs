@@ -1,0 +1,93 @@
+//! What held-out data costs.
+
+use candle_core::{Device, Tensor};
+
+use super::NetworkError;
+use super::export::LOGIT_UNIT;
+use super::float::FloatNetwork;
+use super::fused::{self, Fused};
+use super::optimiser::derived;
+use crate::model::network::{Engine, Memory, Network, Sequence};
+
+/// Computes costs and gradients on a device.
+#[derive(Debug)]
+pub enum Computer {
+    /// On the processor, by hand.
+    Fused(Fused),
+    /// With candle, on any device.
+    Candle,
+}
+
+/// Tokens that candle computes at once when it only measures.
+const CANDLE_TOKENS: usize = 1 << 15;
+
+impl Computer {
+    /// The fastest one for a network on this device.
+    pub fn new(network: &FloatNetwork, device: &Device, threads: usize) -> Computer {
+        match device.is_cpu() && fused::supports(&network.config) {
+            true => Computer::Fused(Fused::new(threads)),
+            false => Computer::Candle,
+        }
+    }
+
+    /// Mean cost of a token in nats and its gradients, in the order of [`FloatNetwork::parameters`].
+    pub fn gradients(
+        &mut self,
+        network: &FloatNetwork,
+        sequences: &[&[u16]],
+    ) -> Result<(f64, Vec<Tensor>), NetworkError> {
+        match self {
+            Computer::Fused(fused) => Ok(fused.gradients(network, sequences)?),
+            Computer::Candle => {
+                let loss = network.loss(sequences)?;
+                let gradients = derived(&loss, &network.parameters())?;
+                Ok((f64::from(loss.to_scalar::<f32>()?), gradients))
+            }
+        }
+    }
+
+    /// Total cost in nats.
+    pub fn cost(&mut self, network: &FloatNetwork, sequences: &[&[u16]]) -> Result<f64, NetworkError> {
+        if let Computer::Fused(fused) = self {
+            return Ok(fused.cost(network, sequences)?);
+        }
+        let longest = sequences.iter().map(|s| s.len()).max().unwrap_or(1);
+        let mut total = 0f64;
+        for part in sequences.chunks((CANDLE_TOKENS / longest.max(1)).max(1)) {
+            let tokens: usize = part.iter().map(|s| s.len()).sum();
+            total += f64::from(network.loss(part)?.to_scalar::<f32>()?) * tokens as f64;
+        }
+        Ok(total)
+    }
+}
+
+/// Total cost in nats by the logits of an exact network.
+///
+/// # Errors
+/// If a token is not of the vocabulary, or the device fails.
+pub fn exact_cost(engine: &dyn Engine, network: &Network, sequences: &[&[u16]]) -> Result<f64, NetworkError> {
+    let config = network.config();
+    let memory = Memory::default();
+    let asked: Vec<Sequence> = sequences.iter().map(|tokens| Sequence { tokens, memory: &memory }).collect();
+    let rows = engine.hidden(&asked)?;
+    let mut cost = 0f64;
+    for (rows, tokens) in rows.iter().zip(sequences) {
+        let classes = engine.class_logits(rows)?;
+        let by_token = rows.chunks_exact(config.d_model).zip(classes.chunks_exact(config.classes.len()));
+        for ((row, classes), &token) in by_token.zip(*tokens) {
+            let class = config.classes.partition_point(|&first| first <= token) - 1;
+            let members = engine.token_logits(row, class)?;
+            let member = usize::from(token - config.classes[class]);
+            cost += nats(classes, class) + nats(&members, member);
+        }
+    }
+    Ok(cost)
+}
+
+/// Cost of choosing `chosen` by exact logits.
+fn nats(logits: &[i32], chosen: usize) -> f64 {
+    let of = |logit: i32| f64::from(logit) / LOGIT_UNIT;
+    let most = logits.iter().copied().max().map_or(0.0, of);
+    let total: f64 = logits.iter().map(|&logit| (of(logit) - most).exp()).sum();
+    total.ln() + most - of(logits[chosen])
+}

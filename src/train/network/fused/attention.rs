@@ -1,0 +1,269 @@
+//! Banded attention of one layer over sequences, a head and a block of queries at a time.
+
+use std::ops::Range;
+
+use super::pack;
+use super::product::{Left, Output, PANEL, Panels, Rows, product, unpack};
+use super::rows::{UNIT, dot, softmax, softmax_back};
+
+/// Queries that are computed together.
+const BLOCK: usize = 64;
+
+/// Sizes and parameters of an attention.
+#[derive(Debug)]
+pub struct Heads {
+    pub heads: usize,
+    pub d_kv: usize,
+    pub window: usize,
+    /// Scale of scores and gain of outputs, by head.
+    pub score: Vec<f32>,
+    pub gain: Vec<f32>,
+    /// Bias by head and distance, farthest first: `window` values for each head.
+    pub bias: Vec<f32>,
+}
+
+/// Memory that is used again and again.
+#[derive(Debug, Default)]
+pub struct Work {
+    scores: Vec<f32>,
+    shares: Vec<f32>,
+    packed: Vec<u32>,
+    turned: Vec<u32>,
+    queries: Vec<u32>,
+    keys: Vec<u32>,
+    values: Vec<u32>,
+    outputs: Vec<u32>,
+    /// Gradients of queries without the scale of scores.
+    plain: Vec<f32>,
+}
+
+/// What the way back adds up: as the fields of [`Heads`].
+#[derive(Debug)]
+pub struct HeadGradients<'a> {
+    pub score: &'a mut [f32],
+    pub bias: &'a mut [f32],
+}
+
+/// A block of queries of a sequence and the keys that they see, rounded to whole panels in front.
+struct Block {
+    queries: Range<usize>,
+    first_key: usize,
+    /// Keys, and this rounded up to pairs.
+    span: usize,
+    width: usize,
+}
+
+/// The queries of a block as a left factor of products that sum over them.
+fn transposed(data: &[u32], pairs: usize) -> Left<'_> {
+    Left::Transposed(Panels { data, depth: pairs, first: 0, pairs })
+}
+
+/// The rows of a block's queries among those of a sequence.
+fn part<'a>(data: &'a [u32], depth: usize, block: &Block) -> Panels<'a> {
+    Panels { data, depth, first: block.queries.start / 2, pairs: block.queries.len().div_ceil(2) }
+}
+
+impl Heads {
+    pub fn inner(&self) -> usize {
+        self.heads * self.d_kv
+    }
+
+    /// Pairs of a row of queries, keys and values together.
+    fn stride(&self) -> usize {
+        self.inner() * 3 / 2
+    }
+
+    fn blocks(&self, len: usize) -> impl Iterator<Item = Block> {
+        let window = self.window;
+        (0..len).step_by(BLOCK).map(move |start| {
+            let end = (start + BLOCK).min(len);
+            let first_key = (start + 1).saturating_sub(window) / PANEL * PANEL;
+            let span = end - first_key;
+            let width = span.next_multiple_of(2);
+            Block { queries: start..end, first_key, span, width }
+        })
+    }
+
+    /// The keys that a query sees, as places in its row of the block and in the bias.
+    fn band(&self, block: &Block, query: usize) -> (Range<usize>, usize) {
+        let first = (query + 1).saturating_sub(self.window);
+        let band = first - block.first_key..query + 1 - block.first_key;
+        (band, self.window - (query + 1 - first))
+    }
+
+    /// Pairs of all weights of sequences of these lengths.
+    pub fn shares_len(&self, lens: &[usize]) -> usize {
+        let of = |&len| self.blocks(len).map(|b| b.queries.len() * b.width / 2).sum::<usize>();
+        self.heads * lens.iter().map(of).sum::<usize>()
+    }
+
+    /// Weighted values in their exact unit of sequences one behind the other; `qkv` are packed rows of queries, keys
+    /// and values. Keeps the weights for the way back.
+    pub fn forward(&self, qkv: &[u32], lens: &[usize], work: &mut Work, shares: &mut [u32], out: &mut [f32]) {
+        let (mut row, mut kept) = (0, 0);
+        for &len in lens {
+            let qkv = &qkv[row * self.stride()..][..len * self.stride()];
+            let out = &mut out[row * self.inner()..][..len * self.inner()];
+            for head in 0..self.heads {
+                kept += self.forward_head(qkv, head, work, &mut shares[kept..], out);
+            }
+            row += len;
+        }
+    }
+
+    fn forward_head(&self, qkv: &[u32], head: usize, work: &mut Work, shares: &mut [u32], out: &mut [f32]) -> usize {
+        let (stride, half, inner) = (self.stride(), self.d_kv / 2, self.inner());
+        let (own, len) = (head * half, qkv.len() / stride);
+        pack::transpose_into(qkv, stride, inner / 2 + own, half, &mut work.keys);
+        pack::interleave_into(qkv, stride, inner + own, half, &mut work.values);
+        let bias = &self.bias[head * self.window..][..self.window];
+        let mut kept = 0;
+        for block in self.blocks(len) {
+            self.scores(&block, &qkv[own..], stride, &work.keys, &mut work.scores);
+            let rows = work.scores.chunks_exact_mut(block.width);
+            for (row, query) in rows.zip(block.queries.clone()) {
+                let (band, far) = self.band(&block, query);
+                row[band.end..].fill(0.0);
+                row[..band.start].fill(0.0);
+                softmax(&mut row[band], self.score[head] / (UNIT * UNIT), &bias[far..]);
+            }
+            let pairs = block.width / 2;
+            let packed = &mut shares[kept..][..block.queries.len() * pairs];
+            pack::rows_into(&work.scores, block.width, packed);
+            kept += packed.len();
+            let left = Left::Rows(Rows { data: packed, stride: pairs, pairs });
+            let right = Panels { data: &work.values, depth: len.div_ceil(2), first: block.first_key / 2, pairs };
+            let out = Output {
+                data: &mut out[block.queries.start * inner + head * self.d_kv..],
+                stride: inner,
+                rows: block.queries.len(),
+                columns: self.d_kv,
+                add: false,
+            };
+            product(left, right, out);
+        }
+        kept
+    }
+
+    /// Products of the rows of a block, `stride` pairs apart from `rows` on, with all its keys in panels.
+    fn scores(&self, block: &Block, rows: &[u32], stride: usize, keys: &[u32], out: &mut Vec<f32>) {
+        let pairs = self.d_kv / 2;
+        let left = Left::Rows(Rows { data: &rows[block.queries.start * stride..], stride, pairs });
+        let data = &keys[block.first_key * pairs..];
+        let right = Panels { data, depth: pairs, first: 0, pairs };
+        out.clear();
+        out.resize(block.queries.len() * block.width, 0.0);
+        let out = Output { data: out, stride: block.width, rows: block.queries.len(), columns: block.span, add: false };
+        product(left, right, out);
+    }
+
+    /// From gradients of the outputs in 1.0, before the gain and packed with it, to those of queries, keys and values
+    /// in 1.0, which are added to `dqkv`. 
+    pub fn back(
+        &self,
+        qkv: &[u32],
+        lens: &[usize],
+        shares: &[u32],
+        douts: &[u32],
+        work: &mut Work,
+        dqkv: &mut [f32],
+        gradients: &mut HeadGradients,
+    ) {
+        let (mut row, mut kept) = (0, 0);
+        for &len in lens {
+            let qkv = &qkv[row * self.stride()..][..len * self.stride()];
+            let douts = &douts[row * self.inner() / 2..][..len * self.inner() / 2];
+            let dqkv = &mut dqkv[row * 3 * self.inner()..][..len * 3 * self.inner()];
+            for head in 0..self.heads {
+                kept += self.back_head(qkv, head, &shares[kept..], douts, work, dqkv, gradients);
+            }
+            row += len;
+        }
+    }
+
+    fn back_head(
+        &self,
+        qkv: &[u32],
+        head: usize,
+        shares: &[u32],
+        douts: &[u32],
+        work: &mut Work,
+        dqkv: &mut [f32],
+        gradients: &mut HeadGradients,
+    ) -> usize {
+        let (stride, half, inner) = (self.stride(), self.d_kv / 2, self.inner());
+        let (own, len) = (head * half, qkv.len() / stride);
+        let depth = len.div_ceil(2);
+        pack::interleave_into(qkv, stride, own, half, &mut work.queries);
+        pack::interleave_into(qkv, stride, inner / 2 + own, half, &mut work.keys);
+        pack::transpose_into(qkv, stride, inner + own, half, &mut work.values);
+        pack::interleave_into(douts, inner / 2, own, half, &mut work.outputs);
+        let scale = self.score[head] / UNIT;
+        let mut kept = 0;
+        for block in self.blocks(len) {
+            let (rows, pairs) = (block.queries.len(), block.width / 2);
+            let packed = &shares[kept..][..rows * pairs];
+            kept += packed.len();
+            self.scores(&block, &douts[own..], inner / 2, &work.values, &mut work.scores);
+            self.softmax_back(&block, head, packed, work, gradients.bias);
+            let own_pairs = rows.div_ceil(2);
+            let keys_output = |data: &mut [f32], left: Left, right: Panels, column: usize| {
+                let data = &mut data[block.first_key * 3 * inner + column + head * self.d_kv..];
+                product(left, right, Output { data, stride: 3 * inner, rows: block.span, columns: self.d_kv, add: true });
+            };
+            pack::interleave_into(packed, pairs, 0, pairs, &mut work.turned);
+            keys_output(dqkv, transposed(&work.turned, own_pairs), part(&work.outputs, depth, &block), 2 * inner);
+            work.packed.clear();
+            work.packed.resize(rows * pairs, 0);
+            pack::rows_into(&work.scores, block.width, &mut work.packed);
+            pack::interleave_into(&work.packed, pairs, 0, pairs, &mut work.turned);
+            keys_output(dqkv, transposed(&work.turned, own_pairs), part(&work.queries, depth, &block), inner);
+            work.plain.clear();
+            work.plain.resize(rows * self.d_kv, 0.0);
+            let left = Left::Rows(Rows { data: &work.packed, stride: pairs, pairs });
+            let right = Panels { data: &work.keys, depth, first: block.first_key / 2, pairs };
+            let out = Output { data: &mut work.plain, stride: self.d_kv, rows, columns: self.d_kv, add: false };
+            product(left, right, out);
+            gradients.score[head] += self.query_gradients(&block, &qkv[own..], &work.plain, head, dqkv);
+        }
+        // products took keys and queries in their exact unit and left the scale of scores out
+        for row in dqkv.chunks_exact_mut(3 * inner) {
+            let from = inner + head * self.d_kv;
+            row[from..from + self.d_kv].iter_mut().for_each(|value| *value *= scale);
+        }
+        kept
+    }
+
+    /// From gradients of weights to those of scores, in `work.scores`, with nothing outside the band.
+    fn softmax_back(&self, block: &Block, head: usize, packed: &[u32], work: &mut Work, bias: &mut [f32]) {
+        let bias = &mut bias[head * self.window..][..self.window];
+        work.shares.clear();
+        work.shares.extend(packed.iter().flat_map(|&pair| <[f32; 2]>::from(unpack(pair))));
+        let rows = work.scores.chunks_exact_mut(block.width).zip(work.shares.chunks_exact(block.width));
+        for ((row, shares), query) in rows.zip(block.queries.clone()) {
+            let (band, far) = self.band(block, query);
+            row[band.end..].fill(0.0);
+            row[..band.start].fill(0.0);
+            softmax_back(&shares[band.clone()], 1.0 / UNIT, &mut row[band], &mut bias[far..]);
+        }
+    }
+
+    /// Scales and stores the gradients of a block's queries; returns that of the scale of scores.
+    fn query_gradients(&self, block: &Block, queries: &[u32], plain: &[f32], head: usize, dqkv: &mut [f32]) -> f32 {
+        let (stride, inner) = (self.stride(), self.inner());
+        let mut total = 0.0;
+        let mut query = vec![0f32; self.d_kv];
+        for (plain, at) in plain.chunks_exact(self.d_kv).zip(block.queries.clone()) {
+            let packed = &queries[at * stride..][..self.d_kv / 2];
+            for (two, &pair) in query.as_chunks_mut::<2>().0.iter_mut().zip(packed) {
+                *two = unpack(pair).into();
+            }
+            total += dot(&query, plain);
+            let out = &mut dqkv[at * 3 * inner + head * self.d_kv..][..self.d_kv];
+            for (out, &plain) in out.iter_mut().zip(plain) {
+                *out = plain * self.score[head] / UNIT;
+            }
+        }
+        total / (UNIT * UNIT)
+    }
+}

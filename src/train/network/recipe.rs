@@ -1,0 +1,241 @@
+//! What to train and how: the configuration file of `s2sfs train --network`.
+
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use super::NetworkError;
+use crate::model::network::{Config, FeedForward, Ngrams};
+
+/// A whole configuration file.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Recipe {
+    pub network: Shape,
+    pub training: Training,
+}
+
+/// The shape of the network.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Shape {
+    pub d_model: usize,
+    pub layers: usize,
+    pub heads: usize,
+    /// Dimension of a head; without it `d_model / heads`.
+    pub d_kv: Option<usize>,
+    pub d_ff: usize,
+    pub feed_forward: FeedForward,
+    /// Tokens that a position sees, itself included.
+    pub window: usize,
+    /// Tokens of the vocabulary.
+    pub vocabulary: usize,
+    /// Most tokens of a class of the output head.
+    pub class_tokens: usize,
+    pub buckets: usize,
+    pub max_distance: usize,
+    /// Hashed n-gram embeddings, if any.
+    pub ngrams: Option<Ngrams>,
+}
+
+impl Default for Shape {
+    fn default() -> Shape {
+        Shape {
+            d_model: 256,
+            layers: 2,
+            heads: 4,
+            d_kv: None,
+            d_ff: 1024,
+            feed_forward: FeedForward::SquaredRelu,
+            window: 128,
+            vocabulary: 4096,
+            class_tokens: 64,
+            buckets: 32,
+            max_distance: 128,
+            ngrams: None,
+        }
+    }
+}
+
+/// How it is trained.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Training {
+    /// Tokens of a step.
+    pub batch_tokens: usize,
+    /// Most tokens of a sequence.
+    pub sequence: usize,
+    /// How long: this many steps, or this many minutes if `steps` is not given.
+    pub steps: Option<u64>,
+    pub minutes: f64,
+    /// Learning rates of Muon, for the matrices of the layers, and of AdamW, for the rest.
+    pub matrix_rate: f64,
+    pub rate: f64,
+    /// Steps in which the rates rise from nothing.
+    pub warm_up: u64,
+    /// Share of training after which the rates fall, and the share of them that is left at the end.
+    pub decay_from: f64,
+    pub last_rate: f64,
+    /// Share of training before anything is rounded.
+    pub float_phase: f64,
+    /// How many times more often a rare kind of file may be read than the most common one.
+    pub balance: f64,
+    pub seed: u64,
+    /// Steps between looks at held-out data, and the tokens of it.
+    pub evaluate_steps: u64,
+    pub held_out_tokens: usize,
+    /// Minutes between checkpoints.
+    pub checkpoint_minutes: f64,
+}
+
+impl Default for Training {
+    fn default() -> Training {
+        Training {
+            batch_tokens: 8192,
+            sequence: 256,
+            steps: None,
+            minutes: 60.0,
+            matrix_rate: 0.02,
+            rate: 0.01,
+            warm_up: 50,
+            decay_from: 0.4,
+            last_rate: 0.02,
+            float_phase: 0.0,
+            balance: 4.0,
+            seed: 1,
+            evaluate_steps: 200,
+            held_out_tokens: 1 << 16,
+            checkpoint_minutes: 5.0,
+        }
+    }
+}
+
+impl Recipe {
+    /// Reads a configuration file: TOML, or JSON if its name ends so.
+    ///
+    /// # Errors
+    /// If it cannot be read, has unknown fields or impossible values.
+    pub fn read(path: &Path) -> Result<Recipe, NetworkError> {
+        let refuse = |why: String| NetworkError::Recipe(format!("{}: {why}", path.display()));
+        let text = std::fs::read_to_string(path).map_err(|e| refuse(e.to_string()))?;
+        let recipe: Recipe = match path.extension().is_some_and(|e| e == "json") {
+            true => serde_json::from_str(&text).map_err(|e| refuse(e.to_string()))?,
+            false => toml::from_str(&text).map_err(|e| refuse(e.to_string()))?,
+        };
+        recipe.check().map_err(refuse)?;
+        Ok(recipe)
+    }
+
+    /// What is wrong with it, if anything.
+    fn check(&self) -> Result<(), String> {
+        let (shape, training) = (&self.network, &self.training);
+        let share = |value: f64| (0.0..=1.0).contains(&value);
+        let positive = |value: f64| value.is_finite() && value > 0.0;
+        for (sound, what) in [
+            (shape.heads > 0 && (shape.d_kv.is_some() || shape.d_model >= shape.heads), "heads"),
+            ((257..=65_536).contains(&shape.vocabulary), "vocabulary"),
+            (shape.class_tokens > 0, "class_tokens"),
+            (training.batch_tokens > 0, "batch_tokens"),
+            ((2..=1 << 16).contains(&training.sequence), "sequence"),
+            (training.steps != Some(0), "steps"),
+            (positive(training.minutes), "minutes"),
+            (positive(training.matrix_rate), "matrix_rate"),
+            (positive(training.rate), "rate"),
+            (share(training.decay_from), "decay_from"),
+            (share(training.last_rate), "last_rate"),
+            (share(training.float_phase), "float_phase"),
+            (training.balance >= 1.0 && training.balance.is_finite(), "balance"),
+            (training.evaluate_steps > 0, "evaluate_steps"),
+            (training.held_out_tokens > 0, "held_out_tokens"),
+            (positive(training.checkpoint_minutes), "checkpoint_minutes"),
+        ] {
+            if !sound {
+                return Err(format!("{what} has an impossible value"));
+            }
+        }
+        self.config(shape.vocabulary, vec![0]).check().map_err(|e| e.to_string())
+    }
+
+    /// The shape of the network with a vocabulary of this size, divided into these classes.
+    pub fn config(&self, vocab_size: usize, classes: Vec<u16>) -> Config {
+        let shape = &self.network;
+        Config {
+            vocab_size,
+            latent_vocab: 0,
+            window: shape.window,
+            max_latents: 0,
+            d_model: shape.d_model,
+            d_kv: shape.d_kv.unwrap_or(shape.d_model / shape.heads.max(1)),
+            d_ff: shape.d_ff,
+            num_heads: shape.heads,
+            num_layers: 0,
+            num_decoder_layers: shape.layers,
+            relative_attention_num_buckets: shape.buckets,
+            relative_attention_max_distance: shape.max_distance,
+            feed_forward: shape.feed_forward,
+            ngrams: shape.ngrams.clone(),
+            classes,
+        }
+    }
+
+    /// True if a run with `other` can go on with this one: they differ in nothing but how long and how often.
+    pub fn continues(&self, other: &Recipe) -> bool {
+        let what = |recipe: &Recipe| {
+            let defaults = Training::default();
+            let training = Training {
+                steps: None,
+                minutes: defaults.minutes,
+                evaluate_steps: defaults.evaluate_steps,
+                held_out_tokens: defaults.held_out_tokens,
+                checkpoint_minutes: defaults.checkpoint_minutes,
+                ..recipe.training.clone()
+            };
+            (recipe.network.clone(), training)
+        };
+        what(self) == what(other)
+    }
+}
+
+impl Training {
+    /// The share of the learning rates in force at `step`, when a share `done` of training is over.
+    pub fn rate_at(&self, step: u64, done: f64) -> f64 {
+        let rising = (step + 1) as f64 / self.warm_up.max(1) as f64;
+        let left = (1.0 - done) / (1.0 - self.decay_from).max(1e-9);
+        rising.min(1.0) * left.clamp(self.last_rate, 1.0)
+    }
+}
+
+/// Multiply-adds of one step of a network: what a token costs, given that a class of average size is evaluated.
+pub fn multiply_adds(config: &Config) -> usize {
+    let (d, inner) = (config.d_model, config.inner());
+    let layer = 4 * d * inner + 2 * d * config.d_ff + 2 * config.window * inner;
+    let members = config.vocab_size / config.classes.len().max(1);
+    config.num_decoder_layers * layer + d * (config.classes.len() + members)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rates_rise_stay_and_fall() {
+        let training = Training::default();
+        assert!(training.rate_at(0, 0.0) < 0.05);
+        assert_eq!(training.rate_at(60, 0.3), 1.0);
+        assert!((training.rate_at(600, 0.7) - 0.5).abs() < 1e-9);
+        assert_eq!(training.rate_at(900, 1.0), 0.02);
+    }
+
+    #[test]
+    fn the_shipped_recipes_are_sound_and_as_small_as_they_should_be() {
+        for (name, most) in [("net-small", 2_000_000), ("net-base", 13_000_000)] {
+            let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("models").join(name);
+            let recipe = Recipe::read(&path.with_extension("toml")).unwrap();
+            let size = recipe.network.vocabulary;
+            let classes = (0..size).step_by(recipe.network.class_tokens / 2);
+            let classes = classes.map(|first| first as u16).collect();
+            let cost = multiply_adds(&recipe.config(size, classes));
+            assert!((most / 2..=most).contains(&cost), "{name}: {cost}");
+        }
+    }
+}

@@ -1,0 +1,83 @@
+//! The gradients that are written out by hand are those that candle derives.
+
+use candle_core::{Device, Tensor};
+use s2sfs::model::network::{Config, FeedForward, Ngrams};
+use s2sfs::train::corpus::Random;
+use s2sfs::train::network::float::FloatNetwork;
+use s2sfs::train::network::fused::Fused;
+
+fn config(feed_forward: FeedForward) -> Config {
+    Config {
+        vocab_size: 61,
+        latent_vocab: 0,
+        window: 40,
+        max_latents: 0,
+        d_model: 48,
+        d_kv: 10,
+        d_ff: 97,
+        num_heads: 3,
+        num_layers: 0,
+        num_decoder_layers: 2,
+        relative_attention_num_buckets: 8,
+        relative_attention_max_distance: 16,
+        feed_forward,
+        ngrams: Some(Ngrams {
+            slots: 64,
+            lengths: vec![2, 3],
+        }),
+        classes: vec![0, 10, 31],
+    }
+}
+
+/// Moves every parameter a little, so that none is at a special value.
+fn shaken(network: &FloatNetwork, random: &mut Random) {
+    for parameter in network.parameters() {
+        let count = parameter.var.elem_count();
+        let noise = |_| random.below(2001) as f32 / 1000.0 - 1.0;
+        let noise: Vec<f32> = (0..count).map(noise).collect();
+        let noise = Tensor::from_vec(noise, parameter.var.shape(), &Device::Cpu).unwrap();
+        let moved = (parameter.var.as_tensor() + (noise * 0.05).unwrap()).unwrap();
+        parameter.var.set(&moved).unwrap();
+    }
+}
+
+fn norm(tensor: &Tensor) -> f32 {
+    tensor.sqr().unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap().sqrt()
+}
+
+#[test]
+fn gradients_by_hand_are_those_of_candle() {
+    for (feed_forward, rounded) in [
+        (FeedForward::SquaredRelu, true),
+        (FeedForward::SquaredRelu, false),
+        (FeedForward::Relu, true),
+    ] {
+        let mut random = Random(3);
+        let config = config(feed_forward);
+        let mut network = FloatNetwork::new(config.clone(), &mut random, &Device::Cpu).unwrap();
+        network.rounded = rounded;
+        shaken(&network, &mut random);
+        let lens = [150, 7, 64, 1, 90, 800, 300];
+        let sequences: Vec<Vec<u16>> = lens
+            .iter()
+            .map(|&len| (0..len).map(|_| random.below(config.vocab_size) as u16).collect())
+            .collect();
+        let sequences: Vec<&[u16]> = sequences.iter().map(Vec::as_slice).collect();
+        let loss = network.loss(&sequences).unwrap();
+        let expected = loss.backward().unwrap();
+        let loss = f64::from(loss.to_scalar::<f32>().unwrap());
+        let mut fused = Fused::new(2);
+        let (cost, gradients) = fused.gradients(&network, &sequences).unwrap();
+        assert!((cost / loss - 1.0).abs() < 2e-3, "{cost} instead of {loss}");
+        for (parameter, gradient) in network.parameters().iter().zip(&gradients) {
+            let expected = expected.get(parameter.var.as_tensor()).unwrap();
+            let error = norm(&(expected - gradient).unwrap()) / norm(expected);
+            println!("{feed_forward:?} {rounded} {}: {error}", parameter.name);
+            assert!(error < 0.05, "{}: {error}", parameter.name);
+        }
+        let (_, again) = Fused::new(1).gradients(&network, &sequences).unwrap();
+        for (one, two) in gradients.iter().zip(&again) {
+            assert_eq!(norm(&(one - two).unwrap()), 0.0, "depends on the number of threads");
+        }
+    }
+}
