@@ -52,11 +52,16 @@ pub fn run(arguments: &MeasureArguments) -> Outcome<()> {
 }
 
 fn explain(error: PublishedError) -> Failure {
-    let exit = match error {
+    Failure::new(exit_of(&error), error)
+}
+
+/// How a command ends that cannot use a published model.
+pub fn exit_of(error: &PublishedError) -> Exit {
+    match error {
         PublishedError::Read { .. } | PublishedError::Device(_) => Exit::Failed,
+        PublishedError::Mismatch(_) => Exit::Usage,
         _ => Exit::Damaged,
-    };
-    Failure::new(exit, error)
+    }
 }
 
 fn figures(measured: &Measured, name: &str) -> String {

@@ -8,9 +8,10 @@ use candle_core::{D, Device, Result as CandleResult, Tensor, Var};
 use candle_nn::loss::cross_entropy;
 use candle_nn::ops::softmax;
 
-use super::tensors::{bias_name, feed_forward_names};
+use super::tensors::{EMBEDDING, HEAD, bias_name, feed_forward_names};
 use super::{Activation, Checkpoint, Config, PublishedError, Result};
 use crate::model::network::exact;
+use crate::train::network::float::Parameter;
 
 /// Very low, but not so low that differences are lost.
 const NEVER: f32 = -1e9;
@@ -123,17 +124,47 @@ impl Loader<'_> {
     }
 }
 
-impl Attention {
-    fn matrices(&self) -> [Var; 4] {
-        [&self.query, &self.key, &self.value, &self.output].map(Var::clone)
-    }
+/// Collects parameters under their published names.
+#[derive(Default)]
+struct Collector {
+    all: Vec<Parameter>,
 }
 
-impl Stack {
-    fn attentions(&self) -> impl Iterator<Item = &Attention> {
-        self.layers
-            .iter()
-            .flat_map(|layer| std::iter::once(&layer.attention).chain(&layer.cross))
+impl Collector {
+    fn add(&mut self, name: String, var: &Var, is_matrix: bool) {
+        self.all.push(Parameter {
+            is_embedding: name == EMBEDDING,
+            name,
+            var: var.clone(),
+            is_matrix,
+        });
+    }
+
+    fn attention(&mut self, block: &str, name: &str, attention: &Attention) {
+        self.add(format!("{block}.layer_norm.weight"), &attention.norm, false);
+        for (matrix, var) in [
+            ("q", &attention.query),
+            ("k", &attention.key),
+            ("v", &attention.value),
+            ("o", &attention.output),
+        ] {
+            self.add(format!("{block}.{name}.{matrix}.weight"), var, true);
+        }
+    }
+
+    fn layer(&mut self, block: &str, layer: &Layer, activation: Activation) {
+        self.attention(&format!("{block}.0"), "SelfAttention", &layer.attention);
+        let mut last = 1;
+        if let Some(cross) = &layer.cross {
+            self.attention(&format!("{block}.1"), "EncDecAttention", cross);
+            last = 2;
+        }
+        let block = format!("{block}.{last}");
+        self.add(format!("{block}.layer_norm.weight"), &layer.norm, false);
+        let matrices = layer.up.iter().chain([&layer.down]);
+        for (name, var) in feed_forward_names(activation).iter().zip(matrices) {
+            self.add(format!("{block}.DenseReluDense.{name}.weight"), var, true);
+        }
     }
 }
 
@@ -165,29 +196,26 @@ impl FloatT5 {
         })
     }
 
-    /// The matrices of the layers, which Muon trains.
-    pub fn matrices(&self) -> Vec<Var> {
-        let mut vars = Vec::new();
-        for stack in [&self.encoder, &self.decoder] {
-            vars.extend(stack.attentions().flat_map(Attention::matrices));
-            for layer in &stack.layers {
-                vars.extend(layer.up.iter().cloned());
-                vars.push(layer.down.clone());
+    /// All parameters under their published names, for [`crate::train::network::optimiser::Optimiser`].
+    pub fn parameters(&self) -> Vec<Parameter> {
+        let mut collector = Collector::default();
+        collector.add(EMBEDDING.into(), &self.tokens, false);
+        if let Some(head) = &self.head {
+            collector.add(HEAD.into(), head, false);
+        }
+        for (name, stack) in [("encoder", &self.encoder), ("decoder", &self.decoder)] {
+            collector.add(bias_name(name), &stack.bias, false);
+            collector.add(
+                format!("{name}.final_layer_norm.weight"),
+                &stack.norm,
+                false,
+            );
+            for (index, layer) in stack.layers.iter().enumerate() {
+                let block = format!("{name}.block.{index}.layer");
+                collector.layer(&block, layer, self.config.activation);
             }
         }
-        vars
-    }
-
-    /// All other parameters.
-    pub fn others(&self) -> Vec<Var> {
-        let mut vars = vec![self.tokens.clone()];
-        vars.extend(self.head.clone());
-        for stack in [&self.encoder, &self.decoder] {
-            vars.extend([stack.bias.clone(), stack.norm.clone()]);
-            vars.extend(stack.attentions().map(|attention| attention.norm.clone()));
-            vars.extend(stack.layers.iter().map(|layer| layer.norm.clone()));
-        }
-        vars
+        collector.all
     }
 
     /// What the encoder makes of inputs that all have `positions` pieces: batch x pieces x `d_model`.
