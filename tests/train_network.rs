@@ -55,10 +55,15 @@ fn train(network: &FloatNetwork, computer: &mut Computer, sequences: &[&[u16]], 
     let mut optimiser = Optimiser::new(network.parameters(), 2).unwrap();
     let mut random = Random(2);
     for step in 0..steps {
-        let batch: Vec<&[u16]> = (0..16).map(|_| sequences[random.below(sequences.len())]).collect();
+        let batch: Vec<&[u16]> = (0..16)
+            .map(|_| sequences[random.below(sequences.len())])
+            .collect();
         let (_, gradients) = computer.gradients(network, &batch).unwrap();
         let rate = 1.0 - f64::from(step) / f64::from(steps);
-        let rates = Rates { matrices: 0.02 * rate, others: 0.01 * rate };
+        let rates = Rates {
+            matrices: 0.02 * rate,
+            others: 0.01 * rate,
+        };
         optimiser.step(&gradients, rates).unwrap();
     }
 }
@@ -78,14 +83,25 @@ fn a_network_learns_and_its_exact_form_costs_at_most_one_percent_more() {
             true => Computer::new(&network, &Device::Cpu, 2),
             false => Computer::Candle,
         };
-        train(&network, &mut computer, &sequences, if by_hand { 200 } else { 60 });
+        train(
+            &network,
+            &mut computer,
+            &sequences,
+            if by_hand { 200 } else { 60 },
+        );
         let float = computer.cost(&network, &sequences).unwrap();
         let uniform = (config.vocab_size as f64).ln() * data.len() as f64;
-        assert!(float < 0.7 * uniform, "{float} nats; without learning {uniform}");
+        assert!(
+            float < 0.7 * uniform,
+            "{float} nats; without learning {uniform}"
+        );
         let exact = Arc::new(export(&network).unwrap());
         let engine = Simd::new(exact.clone(), 1);
         let cost = exact_cost(&engine, &exact, &sequences).unwrap();
-        assert!((cost / float - 1.0).abs() < 0.01, "exact {cost}, float {float}");
+        assert!(
+            (cost / float - 1.0).abs() < 0.01,
+            "exact {cost}, float {float}"
+        );
     }
 }
 
@@ -139,6 +155,7 @@ fn order(bed: &Bed, output: &str, steps: u64) -> Order {
         dir: bed.path("corpus"),
         output: bed.path(output),
         recipe: recipe(steps),
+        from: None,
         tokenizer: None,
         resume: false,
         device: Device::Cpu,
@@ -153,7 +170,9 @@ fn run(order: &Order) -> Result<session::Outcome, NetworkError> {
 const FILES: [&str; 3] = ["config.json", "model.safetensors", "tokenizer.json"];
 
 fn files(order: &Order) -> Vec<Vec<u8>> {
-    FILES.map(|name| std::fs::read(order.output.join(name)).unwrap()).to_vec()
+    FILES
+        .map(|name| std::fs::read(order.output.join(name)).unwrap())
+        .to_vec()
 }
 
 #[test]
@@ -235,7 +254,11 @@ fn the_command_trains_and_goes_on_and_says_what_is_wrong() {
     let output = train(&["--resume", "--steps", "10"]);
     assert!(output.status.success(), "{}", text(&output));
     assert!(text(&output).contains("10 steps"), "{}", text(&output));
-    assert_refused(&train(&["--force", "--device", "gpu"]), exit::USAGE, "cuda:N");
+    assert_refused(
+        &train(&["--force", "--device", "gpu"]),
+        exit::USAGE,
+        "cuda:N",
+    );
     std::fs::write(&config, "[network]\nlayres = 3\n").unwrap();
     assert_refused(&train(&["--force"]), exit::USAGE, "layres");
 }

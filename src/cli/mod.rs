@@ -6,6 +6,7 @@ mod compress;
 mod container;
 mod info;
 mod man;
+mod measure;
 mod memory;
 mod models;
 mod mount;
@@ -66,6 +67,8 @@ enum Command {
     Compress(compress::CompressArguments),
     /// Decompress a file that `compress` made
     Decompress(compress::DecompressArguments),
+    /// Measure what plain files would cost, coded by a published model alone
+    Measure(measure::MeasureArguments),
     /// Measure ratio and speed of the codecs on plain files
     Bench(bench::BenchArguments),
     /// Measure whole stores, mounted, against mksquashfs (see `make bench`)
@@ -111,6 +114,7 @@ fn run(arguments: &[OsString]) -> Outcome<()> {
         Command::Train(arguments) => train::run(&arguments),
         Command::Compress(arguments) => compress::compress(&arguments),
         Command::Decompress(arguments) => compress::decompress(&arguments),
+        Command::Measure(arguments) => measure::run(&arguments),
         Command::Bench(arguments) => bench::run(&arguments),
         Command::BenchStore(arguments) => suite::run(&arguments),
         Command::BenchModels(arguments) => models::run(&arguments),

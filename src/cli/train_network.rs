@@ -8,7 +8,7 @@ use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use parking_lot::Mutex;
 
-use super::memory;
+use super::{measure, memory};
 use crate::exit::{Exit, Failure, Outcome};
 use crate::train::network::NetworkError;
 use crate::train::network::recipe::Recipe;
@@ -30,6 +30,14 @@ pub struct NetworkArguments {
         conflicts_with = "resume"
     )]
     tokenizer: Option<PathBuf>,
+    /// With --network: start from the published T5 in this directory instead of from nothing
+    #[arg(
+        long,
+        value_name = "DIR",
+        requires = "network",
+        conflicts_with = "resume"
+    )]
+    from: Option<PathBuf>,
     /// With --network: train for N minutes in all, whatever the configuration says
     #[arg(long, value_name = "N", requires = "network", conflicts_with = "steps")]
     minutes: Option<f64>,
@@ -82,6 +90,7 @@ pub fn run(
         output: output.to_owned(),
         recipe,
         tokenizer: arguments.tokenizer.clone(),
+        from: arguments.from.clone(),
         resume: arguments.resume,
         device: device(&arguments.device)?,
         threads: arguments.threads.unwrap_or_else(cores),
@@ -128,6 +137,7 @@ fn explain(error: NetworkError) -> Failure {
     let exit = match error {
         NetworkError::Recipe(_) | NetworkError::Data(_) => Exit::Usage,
         NetworkError::Checkpoint(_) => Exit::Damaged,
+        NetworkError::Published(ref error) => measure::exit_of(error),
         _ => Exit::Failed,
     };
     Failure::new(exit, error)
@@ -183,6 +193,7 @@ impl Reporter {
         match news {
             News::Doing(what) if self.is_terminal => self.bar.set_message(what.to_string()),
             News::Doing(what) => eprintln!("{what}"),
+            News::Note(line) => self.bar.suspend(|| eprintln!("{line}")),
             News::Progress(report) => self.progress(&report),
         }
     }

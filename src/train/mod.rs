@@ -7,6 +7,7 @@ pub mod corpus;
 pub mod mixing;
 pub mod network;
 pub mod params;
+pub mod published;
 pub mod tables;
 
 use std::path::Path;

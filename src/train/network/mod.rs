@@ -15,6 +15,7 @@ pub mod session;
 
 use thiserror::Error;
 
+use super::published::PublishedError;
 use crate::model::ModelError;
 
 /// What can go wrong in training a network.
@@ -35,6 +36,8 @@ pub enum NetworkError {
     Diverged(u64),
     #[error(transparent)]
     Model(#[from] ModelError),
+    #[error(transparent)]
+    Published(#[from] PublishedError),
     #[error("device: {0}")]
     Device(#[from] candle_core::Error),
 }

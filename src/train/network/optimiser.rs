@@ -260,7 +260,7 @@ mod tests {
     fn parameters() -> Result<Vec<Parameter>> {
         let new = |shape: &[usize], is_matrix| {
             let var = Var::zeros(shape, DType::F32, &Device::Cpu)?;
-            Ok(Parameter {
+            Ok::<_, candle_core::Error>(Parameter {
                 name: format!("{shape:?}"),
                 var,
                 is_matrix,

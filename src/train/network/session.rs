@@ -14,12 +14,12 @@ use super::export::export;
 use super::float::FloatNetwork;
 use super::optimiser::{Optimiser, Rates};
 use super::recipe::{Recipe, multiply_adds};
-use crate::model::network::Network;
 use crate::model::network::simd::Simd;
+use crate::model::network::{Config, Network};
 use crate::model::tokenizer::Tokenizer;
 use crate::model::vocabulary::Vocabulary;
 use crate::train::corpus::{Corpus, Piece, Random};
-use crate::train::{self, VOCABULARY_BYTES};
+use crate::train::{self, VOCABULARY_BYTES, published};
 
 /// The checkpoint in the directory of the output.
 pub const CHECKPOINT: &str = "checkpoint.safetensors";
@@ -35,6 +35,8 @@ pub struct Order {
     pub recipe: Recipe,
     /// A vocabulary to use instead of training one.
     pub tokenizer: Option<PathBuf>,
+    /// The directory of a published T5 to start from instead of from nothing.
+    pub from: Option<PathBuf>,
     pub resume: bool,
     pub device: Device,
     pub threads: usize,
@@ -58,6 +60,8 @@ pub struct Report {
 #[derive(Debug)]
 pub enum News<'a> {
     Doing(&'a str),
+    /// Something to know about the result.
+    Note(&'a str),
     Progress(Report),
 }
 
@@ -155,7 +159,7 @@ pub fn run(order: &Order, tell: &dyn Fn(News)) -> Result<Outcome, NetworkError> 
         (&corpus, &tokenizer, &vocabulary, &widths),
         &parts,
         data,
-        &mut random,
+        (&mut random, tell),
     )?;
     if let Some(checkpoint) = &mut checkpoint {
         run.restore(checkpoint)?;
@@ -234,7 +238,7 @@ fn start<'a>(
     (corpus, tokenizer, vocabulary, widths): Language<'a>,
     parts: &train::Parts,
     data: String,
-    random: &mut Random,
+    (random, tell): (&mut Random, &dyn Fn(News)),
 ) -> Result<Run<'a>, NetworkError> {
     let recipe = &order.recipe;
     let training = &recipe.training;
@@ -250,7 +254,10 @@ fn start<'a>(
         bytes: bytes_of(&sequences, widths),
         sequences,
     };
-    let network = FloatNetwork::new(config, random, &order.device)?;
+    let network = match &order.from {
+        Some(from) => begin(from, config, vocabulary, (random, &order.device), tell)?,
+        None => FloatNetwork::new(config, random, &order.device)?,
+    };
     let source = source(&parts.tables);
     let json =
         String::from_utf8(tokenizer.to_json()?).map_err(|e| NetworkError::Data(e.to_string()))?;
@@ -264,6 +271,28 @@ fn start<'a>(
         held_out,
         network,
     })
+}
+
+/// A network that starts from the published weights in `from`; says what it has of them.
+fn begin(
+    from: &Path,
+    config: Config,
+    vocabulary: &Vocabulary,
+    (random, device): (&mut Random, &Device),
+    tell: &dyn Fn(News),
+) -> Result<FloatNetwork, NetworkError> {
+    tell(News::Doing("reading published weights"));
+    let tokens: Vec<&[u8]> = (0..vocabulary.len())
+        .map(|id| vocabulary.token(id as u16))
+        .collect();
+    let start = published::start(from, config, &tokens, random, device)?;
+    for line in &start.taken {
+        tell(News::Note(&format!("taken: {line}")));
+    }
+    for line in &start.left {
+        tell(News::Note(&format!("not taken: {line}")));
+    }
+    Ok(start.network)
 }
 
 impl Run<'_> {
