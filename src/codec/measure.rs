@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use crate::model::Costs;
 use crate::model::tokens::Counts;
 
+use super::engines::Engines;
 use super::payload::AnchorRange;
 use super::{AnchorSource, CodecError, Codecs, Result, model_codec, network_codec};
 
@@ -46,7 +47,7 @@ impl Codecs {
     ) -> Result<Measured> {
         let model = self.encoding_model();
         let model = model.ok_or_else(|| CodecError::BadModel("there is none".into()))?;
-        let engine = self.engine_of(&model);
+        let engines = self.engines.of(&model);
         let anchor = anchor.filter(|_| model.has_history()).map(|source| {
             let range = source.start..source.start + source.bytes.len() as u32;
             let block = source.block;
@@ -57,7 +58,7 @@ impl Codecs {
         let snapshot = used.map(|(_, snapshot)| snapshot);
 
         let begun = Instant::now();
-        let encoded = model_codec::encode(&model, engine.as_ref(), raw, group, used)?;
+        let encoded = model_codec::encode(&model, engines.as_ref(), raw, group, used)?;
         let encoding = begun.elapsed();
         let begun = Instant::now();
         let decoded = self.decode_all(&encoded.payload, snapshot)?;
@@ -72,16 +73,16 @@ impl Codecs {
             decoding,
             ..Measured::default()
         };
-        let Some(engine) = engine else {
+        let Some(Engines { evaluator, .. }) = engines else {
             return Ok(measured);
         };
         let (cuts, tokens): (Vec<_>, Vec<_>) =
             network_codec::cut(&model, raw, group)?.into_iter().unzip();
-        let predicted = network_codec::predict(engine.as_ref(), tokens)?;
+        let predicted = network_codec::predict(&evaluator, tokens)?;
         for (cut, predicted) in cuts.iter().zip(&predicted) {
             let state = || model_codec::start_state(&model, cut.len, snapshot);
-            let (engine, costs) = (engine.as_ref(), &mut measured.costs);
-            let counts = network_codec::code(&model, engine, predicted, cut.len, state, costs)?;
+            let (heads, costs) = (&*evaluator.cpu, &mut measured.costs);
+            let counts = network_codec::code(&model, heads, predicted, cut.len, state, costs)?;
             measured.counts += counts;
         }
         Ok(measured)

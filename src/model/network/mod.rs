@@ -58,8 +58,8 @@ pub struct Memory {
     pub len: usize,
 }
 
-/// Most tokens of a sequence.
-pub const SEQUENCE_MAX: usize = 1 << 20;
+/// Most tokens of a sequence: more than an extent can have.
+pub const SEQUENCE_MAX: usize = 1 << 21;
 
 /// A sequence for the teacher-forced path, of up to [`SEQUENCE_MAX`] tokens. Each position sees itself
 /// and the `window - 1` positions before it.
