@@ -4,7 +4,7 @@ use super::change::{codec_index, share_of};
 use super::counters::Totals;
 use super::keys;
 use super::{Result, Volume, VolumeError};
-use crate::codec::{CodecId, Codecs};
+use crate::codec::CodecId;
 use crate::control::{
     CacheStatus, CodecUsage, ExtentInfo, FileInfo, IoStatus, SettleStatus, Status, ratio,
 };
