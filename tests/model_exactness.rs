@@ -24,7 +24,7 @@ impl BitCoder for Witness {
     }
 }
 
-fn probabilities(mut predictor: Predictor, bytes: &[u8]) -> Vec<u16> {
+fn probabilities(mut predictor: Predictor<&Model>, bytes: &[u8]) -> Vec<u16> {
     let mut witness = Witness::default();
     for &byte in bytes {
         predictor.byte(&mut witness, byte);

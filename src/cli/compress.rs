@@ -21,7 +21,7 @@ pub struct CompressArguments {
     /// File to compress
     file: PathBuf,
     /// Where to write [default: FILE.s2s]
-    #[arg(short, long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE")]
     output: Option<PathBuf>,
     /// Replace an existing output
     #[arg(short, long)]
@@ -36,7 +36,7 @@ pub struct DecompressArguments {
     /// File that `compress` made
     file: PathBuf,
     /// Where to write [default: FILE without .s2s]
-    #[arg(short, long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE")]
     output: Option<PathBuf>,
     /// Replace an existing output
     #[arg(short, long)]
