@@ -5,8 +5,8 @@
 //! here are leaves: none is held while a block is read or decoded, except the per-anchor lock that
 //! keeps a state from being made twice, under which only its anchor's groups are decoded.
 
-mod error;
 mod arrival;
+mod error;
 mod flight;
 mod workers;
 
@@ -22,8 +22,8 @@ use parking_lot::{Condvar, Mutex};
 use std::collections::{HashMap, VecDeque};
 use std::num::NonZeroUsize;
 use std::ops::Range;
-use std::sync::{Arc, Weak};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Weak};
 use std::thread::JoinHandle;
 
 /// Parsed block headers that are kept.

@@ -2,8 +2,8 @@
 
 use super::arrival::{Arrival, panicked};
 use super::flight::{Flight, GroupKey};
-use super::{Ahead, AnchorKey, Cache, CacheError, Key, MAX_WAITING, Result, Source, Value};
 use super::group_parts;
+use super::{Ahead, AnchorKey, Cache, CacheError, Key, MAX_WAITING, Result, Source, Value};
 use crate::codec::{Layout, Snapshot};
 use crate::store::BlockId;
 use std::panic::{AssertUnwindSafe, catch_unwind};

@@ -142,10 +142,7 @@ impl<'a, K: Sink> Lockstep<'a, K> {
     }
 
     /// Rows of the network for the streams that are chosen.
-    fn rows(
-        &mut self,
-        chosen: impl Fn(&K) -> bool,
-    ) -> std::result::Result<Vec<i8>, ModelError> {
+    fn rows(&mut self, chosen: impl Fn(&K) -> bool) -> std::result::Result<Vec<i8>, ModelError> {
         for member in &mut self.members {
             member.steps = chosen(&member.stream.sink);
         }
@@ -210,7 +207,9 @@ impl<K: Sink + Send> Lockstep<'_, K> {
         let rows = self.rows(chosen)?;
         let heads = self.heads;
         let mut moved = self.moved(&rows);
-        moved.par_iter_mut().for_each(|(m, row)| m.advance(heads, row));
+        moved
+            .par_iter_mut()
+            .for_each(|(m, row)| m.advance(heads, row));
         Ok(self.leave())
     }
 }

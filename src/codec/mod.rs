@@ -32,8 +32,8 @@ use std::sync::Arc;
 use lru::LruCache;
 use parking_lot::Mutex;
 
-use crate::model::{Model, ModelHash};
 use crate::model::predictor::State;
+use crate::model::{Model, ModelHash};
 use engines::{EngineTable, Engines};
 use lockstep::Stream;
 use network_codec::GroupDecoder;

@@ -51,7 +51,10 @@ fn cut(model: &Model, raw: &[u8], group: usize) -> Result<Vec<Cut>> {
 }
 
 pub(super) fn start_state(model: &Model, len: usize, snapshot: Option<&Snapshot>) -> State {
-    snapshot.map_or_else(|| model.fresh(len), |snapshot| State::clone(&snapshot.state))
+    snapshot.map_or_else(
+        || model.fresh(len),
+        |snapshot| State::clone(&snapshot.state),
+    )
 }
 
 /// Codes the groups of an extent, all starting from the anchor if there is one.
@@ -180,11 +183,7 @@ pub(super) struct Sample<'a> {
 }
 
 impl<'a> Sample<'a> {
-    pub fn new(
-        model: &Model,
-        engines: Option<&'a Engines>,
-        bytes: &'a [u8],
-    ) -> Result<Sample<'a>> {
+    pub fn new(model: &Model, engines: Option<&'a Engines>, bytes: &'a [u8]) -> Result<Sample<'a>> {
         let predicted = engines.map(|engines| {
             let found = network_codec::predict_bytes(model, &engines.evaluator, bytes);
             found.map(|predicted| (engines, predicted))

@@ -3,11 +3,11 @@
 
 use std::sync::Arc;
 
+use crate::model::Model;
 use crate::model::network::Engine;
 use crate::model::predictor::{BitCoder, State};
 use crate::model::tokenizer::CHUNK_TOKENS;
 use crate::model::tokens::{Counts, Position, Tokens};
-use crate::model::Model;
 
 use super::engines::Evaluator;
 use super::model_codec::{Cut, SPAN, model_error, span_check, start_state};
