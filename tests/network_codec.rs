@@ -1,6 +1,8 @@
 //! With a network among the experts, whatever is encoded comes back: by every engine, in every company, and
 //! from every way of leaving experts out.
 
+#[path = "common/network_model.rs"]
+mod network_model;
 #[path = "common/network.rs"]
 mod networks;
 #[path = "common/random.rs"]
@@ -60,8 +62,8 @@ fn network() -> (Network, Tokenizer) {
 
 fn base() -> Arc<Model> {
     static BASE: OnceLock<Arc<Model>> = OnceLock::new();
-    BASE.get_or_init(|| Arc::new(Model::from_bytes(Codecs::embedded_model().1).unwrap()))
-        .clone()
+    let read = || Arc::new(Model::from_bytes(network_model::base_file()).unwrap());
+    BASE.get_or_init(read).clone()
 }
 
 fn train(base: Option<&Model>) -> Model {
@@ -106,7 +108,7 @@ fn plain_codecs() -> &'static Codecs {
 /// Codecs whose network is evaluated by an engine of our choice.
 fn codecs_on(engine: impl Engine + 'static) -> Codecs {
     let codecs = Codecs::with_model(file()).unwrap();
-    codecs.set_engine(Arc::new(engine));
+    codecs.set_engine("test", Arc::new(engine));
     codecs
 }
 

@@ -22,7 +22,7 @@ const GROUP: usize = 1024;
 
 fn model_file() -> &'static [u8] {
     static FILE: OnceLock<Vec<u8>> = OnceLock::new();
-    FILE.get_or_init(|| network_model::file(false, 1))
+    FILE.get_or_init(|| network_model::file(1))
 }
 
 fn codecs(threads: usize) -> Codecs {

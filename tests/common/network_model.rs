@@ -41,18 +41,21 @@ pub fn network(seed: u64) -> (Arc<Network>, Tokenizer) {
     (Arc::new(network), tokenizer)
 }
 
-/// The file of a model with such a network, on top of the default model's tables or without tables.
-pub fn file(tables: bool, seed: u64) -> Vec<u8> {
+/// The file of the default model.
+pub fn base_file() -> &'static [u8] {
     let name = Codecs::with_default_model().unwrap().encoding_model_name();
-    let base = Codecs::embedded_file(&name.unwrap()).unwrap();
-    let base = Model::from_bytes(base).unwrap();
+    Codecs::embedded_file(&name.unwrap()).unwrap()
+}
+
+/// The file of a model with such a network and without tables, untrained.
+pub fn file(seed: u64) -> Vec<u8> {
     let (network, tokenizer) = network(seed);
     let parts = NetworkParts {
         name: "tiny".into(),
         tokenizer,
         network,
-        adaptation: base.fresh(0).adaptation,
+        adaptation: Model::from_bytes(base_file()).unwrap().fresh(0).adaptation,
     };
-    let model = Model::with_network(tables.then_some(&base), parts).unwrap();
+    let model = Model::with_network(None, parts).unwrap();
     model.to_bytes().unwrap()
 }
