@@ -14,7 +14,7 @@ use std::sync::{Arc, OnceLock};
 use candle_core::Device;
 use proptest::prelude::*;
 use random::{Random, noise};
-use s2sfs::codec::{AnchorSource, CodecError, CodecId, Codecs, EncodeOptions, Layout, Policy};
+use s2sfs::codec::{AnchorSource, CodecError, CodecId, Codecs, Layout};
 use s2sfs::model::matcher::LENGTH_BUCKETS;
 use s2sfs::model::network::reference::Reference;
 use s2sfs::model::network::simd::{Kernel, Simd};
@@ -112,13 +112,10 @@ fn codecs_on(engine: impl Engine + 'static) -> Codecs {
     codecs
 }
 
-/// Groups of at most `group` bytes; the smallest codec wins.
+/// Groups of at most `group` bytes, with the network even where it does not pay.
 fn encode(codecs: &Codecs, raw: &[u8], group: u32, anchor: Option<&AnchorSource>) -> Vec<u8> {
-    let options = EncodeOptions {
-        policy: Policy::Ratio,
-        group: Some(group),
-    };
-    let encoded = codecs.encode(raw, &options, anchor).unwrap();
+    let encoded = codecs.encode_by_model(raw, group as usize, anchor);
+    let (encoded, _) = encoded.unwrap();
     assert_eq!(encoded.codec, CodecId::Model);
     encoded.payload
 }
