@@ -557,6 +557,18 @@ mod tests {
     }
 
     #[test]
+    fn a_model_is_named_or_a_file() {
+        for name in Codecs::embedded_names() {
+            let settings = parse(&format!("model={name}")).unwrap();
+            assert_eq!(settings.model, ModelChoice::Embedded(name.into()));
+        }
+        let settings = parse("model=./default,device=cuda").unwrap();
+        assert_eq!(settings.model, ModelChoice::File("./default".into()));
+        assert_eq!(settings.device, Device::Cuda(0));
+        assert!(parse("device=gpu").unwrap_err().contains("cuda:N"));
+    }
+
+    #[test]
     fn every_option_of_the_table_is_accepted_and_only_with_or_without_its_value() {
         for spec in OPTIONS {
             let sample = match spec.name {
@@ -565,6 +577,7 @@ mod tests {
                 "policy" => "fast",
                 "extent" => "64K",
                 "group" => "4K",
+                "device" => "cuda:1",
                 "settle_after" => "1m",
                 _ => "/tmp/file",
             };

@@ -24,7 +24,7 @@ use super::{CodecError, Result};
 /// Streams of a lane on the processor: more gain little speed and take memory.
 const LANE_SLOTS: usize = 8;
 /// Streams on a device.
-const DEVICE_SLOTS: usize = 512;
+const DEVICE_SLOTS: usize = 256;
 
 /// How often the lanes of the processor ask whether the device still works.
 const CHECK_DEVICE: Duration = Duration::from_secs(1);
