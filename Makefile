@@ -67,8 +67,8 @@ neon: ## Run the tests of the network's NEON kernels under emulation: make neon 
 gpu-test: ## Compare the network on all CUDA devices with the processor (needs nvcc)
 	$(CARGO) test --release --locked --features cuda --test network_cuda -- --nocapture
 
-bench-network: ## Measure the speed of the network's kernels
-	$(CARGO) test --release --locked --test network_speed -- --ignored --nocapture
+bench-network: ## Measure the speed of the network's kernels and of coding with it
+	$(CARGO) test --release --locked --test network_speed --test network_codec_speed -- --ignored --nocapture
 
 MUTATIONS ?= 10000
 SEED ?= 0

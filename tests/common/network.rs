@@ -96,6 +96,7 @@ fn range(name: &str, extreme: bool) -> (i64, i64) {
             (1, 258)
         }
         ("scale", false) => (2000, 32_768),
+        ("scale", true) => (0, 1 << 22),
         _ => (0, 1 << 20),
     }
 }

@@ -45,11 +45,13 @@ fn linear(var: &Var, input_unit: f64, output_unit: f64) -> Result<Linear> {
     let unit = output_unit / input_unit * f64::from(1u32 << exact::SCALE_BITS);
     for row in values.chunks_exact(columns) {
         let largest = row.iter().fold(0f64, |most, value| most.max(value.abs()));
-        let step = (largest / f64::from(exact::ACT_MAX)).max(1e-8);
+        // a row that its scale cannot reach loses its largest weights
+        let most = f64::from(exact::PRODUCT_SCALE_MAX) / unit;
+        let step = (largest / f64::from(exact::ACT_MAX)).clamp(1e-8, most);
         linear
             .weight
             .extend(row.iter().map(|value| byte(value / step)));
-        linear.scale.push(integer(step * unit, 0, exact::SCALE_MAX));
+        linear.scale.push(integer(step * unit, 0, exact::PRODUCT_SCALE_MAX));
     }
     Ok(linear)
 }

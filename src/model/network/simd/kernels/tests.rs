@@ -17,7 +17,7 @@ fn bytes(len: usize) -> impl Strategy<Value = Vec<i8>> {
 /// A matrix and some rows of inputs.
 fn product() -> impl Strategy<Value = (Linear, Vec<i8>)> {
     (1usize..40, 1usize..300, 0usize..20).prop_flat_map(|(rows, columns, count)| {
-        let scales = prop::collection::vec(0..=exact::SCALE_MAX, rows);
+        let scales = prop::collection::vec(0..=exact::PRODUCT_SCALE_MAX, rows);
         (bytes(rows * columns), scales, bytes(count * columns)).prop_map(
             move |(weight, scale, inputs)| {
                 let linear = Linear {
