@@ -161,7 +161,9 @@ pub fn network_of_one_sign(random: &mut Random, config: Config) -> Network {
                         _ if name == "tokens.scale" => (1, 258),
                         _ => (1 << 18, 1 << 20),
                     };
-                    *values = (0..len).map(|_| random.within(least, most) as i32).collect();
+                    *values = (0..len)
+                        .map(|_| random.within(least, most) as i32)
+                        .collect();
                 }
             }
             Ok(())
