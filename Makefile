@@ -65,7 +65,7 @@ neon: ## Run the tests of the network's NEON kernels under emulation: make neon 
 	@CARGO="$(CARGO)" scripts/neon.sh $(if $(filter command line,$(origin CASES)),$(CASES),20)
 
 gpu-test: ## Compare the network on all CUDA devices with the processor (needs nvcc)
-	$(CARGO) test --release --locked --features cuda --test network_cuda -- --nocapture
+	$(CARGO) test --release --locked --features cuda --test network_cuda --test train_network -- --nocapture
 
 bench-network: ## Measure the speed of the network's kernels
 	$(CARGO) test --release --locked --test network_speed -- --ignored --nocapture
