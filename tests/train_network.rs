@@ -9,7 +9,7 @@ mod decoder;
 use std::path::Path;
 use std::sync::Arc;
 
-use candle_core::Device;
+use candle_core::{Device, Tensor, Var};
 use cli::{Bed, assert_refused, exit, s2sfs, text};
 use decoder::decoder;
 use s2sfs::model::network::simd::Simd;
@@ -83,6 +83,76 @@ fn a_network_learns_and_its_exact_form_costs_at_most_one_percent_more() {
             "exact {cost}, float {float}"
         );
     }
+}
+
+/// Multiplies columns of a parameter by these factors in turn.
+fn by_columns(var: &Var, factors: &[f32]) {
+    let columns = *var.dims().last().unwrap();
+    let factors: Vec<f32> = factors.iter().copied().cycle().take(columns).collect();
+    let factors = Tensor::from_vec(factors, columns, &Device::Cpu).unwrap();
+    let moved = var.as_tensor().broadcast_mul(&factors).unwrap();
+    var.set(&moved).unwrap();
+}
+
+/// Changes a network so that it computes the same in floats, but with weights that no scale of the exact network holds in
+/// the units of training, and with negative gains.
+fn outgrow(network: &FloatNetwork) {
+    for layer in &network.layers {
+        let attention = &layer.attention;
+        let signs = [1.0, -1.0, -1.0];
+        for var in [
+            &attention.norm,
+            &attention.query,
+            &attention.key,
+            &attention.value,
+        ] {
+            by_columns(var, &signs);
+        }
+        for var in [&layer.norm, &layer.up] {
+            by_columns(var, &signs);
+        }
+        for var in [&attention.output, &layer.down] {
+            by_columns(var, &[16.0]);
+        }
+        // negative scores with keys that are turned, negative gains with outputs that are
+        for var in [
+            &attention.score,
+            &attention.gain,
+            &attention.key,
+            &attention.output,
+        ] {
+            by_columns(var, &[-1.0]);
+        }
+    }
+    for var in network.ngrams.iter().chain([&network.tokens]) {
+        by_columns(var, &[16.0]);
+    }
+    by_columns(&network.norm, &[-0.25, 0.25]);
+    for head in [&network.class_head, &network.token_head] {
+        by_columns(head, &[-4.0, 4.0]);
+    }
+}
+
+#[test]
+fn weights_that_outgrow_the_units_of_training_are_exported_in_others() {
+    let config = decoder(FeedForward::SquaredRelu);
+    let data = tokens(config.vocab_size);
+    let sequences: Vec<&[u16]> = data.chunks(2 * config.window).collect();
+    let mut network = FloatNetwork::new(config, &mut Random(1), &Device::Cpu).unwrap();
+    let mut computer = Computer::new(&network, &Device::Cpu, 2);
+    train(&network, &mut computer, &sequences, 100);
+    network.rounded = false;
+    let before = computer.cost(&network, &sequences).unwrap();
+    outgrow(&network);
+    let float = computer.cost(&network, &sequences).unwrap();
+    assert!((float / before - 1.0).abs() < 2e-3, "{before} {float}");
+    let exact = Arc::new(export(&network).unwrap());
+    let engine = Simd::new(exact.clone(), 1);
+    let cost = exact_cost(&engine, &exact, &sequences).unwrap();
+    assert!(
+        (cost / float - 1.0).abs() < 0.01,
+        "exact {cost}, float {float}"
+    );
 }
 
 /// Where there is a GPU and the feature `cuda`, candle trains there.

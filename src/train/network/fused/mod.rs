@@ -349,7 +349,8 @@ fn with_prepared<T>(network: &FloatNetwork, work: impl FnOnce(&Prepared) -> T) -
     let embeddings = embeddings.map(|var| {
         let values = of(var);
         let largest = rows::largest(values);
-        (values, stored_scale(largest) as f32 / RESIDUAL_UNIT as f32)
+        let scale = stored_scale(largest, RESIDUAL_UNIT);
+        (values, scale as f32 / RESIDUAL_UNIT as f32)
     });
     let prepared = Prepared {
         config,
