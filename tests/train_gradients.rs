@@ -46,7 +46,8 @@ fn gradients_by_hand_are_those_of_candle() {
         let mut network = FloatNetwork::new(config.clone(), &mut random, &Device::Cpu).unwrap();
         network.rounded = rounded;
         shaken(&network, &mut random);
-        let lens = [150, 7, 64, 1, 90, 800, 300];
+        // more than one shard, more than one block of queries, and sequences within one pair
+        let lens = [150, 7, 64, 1, 90, 330, 200, 150, 170, 160];
         let sequences: Vec<Vec<u16>> = lens
             .iter()
             .map(|&len| {

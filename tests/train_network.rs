@@ -324,7 +324,8 @@ fn a_network_that_loses_more_than_one_percent_is_not_written() {
     let mut order = order(&bed, "out", 30);
     // such rates without any rounding make weights that 8 bits do not hold
     order.recipe.training.float_phase = 1.0;
-    order.recipe.training.rate = 0.3;
+    order.recipe.training.matrix_rate = 2.0;
+    order.recipe.training.rate = 0.05;
     let error = run(&order).unwrap_err();
     let NetworkError::Lossy(outcome) = &error else {
         panic!("{error}");
@@ -362,7 +363,7 @@ fn the_command_trains_and_goes_on_and_says_what_is_wrong() {
     assert!(text(&output).contains("10 steps"), "{}", text(&output));
     let output = train(&["--resume", "--steps", "12", "--seed", "2"]);
     assert_refused(&output, exit::USAGE, "another configuration");
-    let output = train(&["--resume", "--minutes", "-1"]);
+    let output = train(&["--resume", "--minutes=-1"]);
     assert_refused(&output, exit::USAGE, "minutes must be more than 0");
     assert_refused(
         &train(&["--force", "--device", "gpu"]),
