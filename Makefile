@@ -64,8 +64,13 @@ exactness: ## Compare random networks on every engine, kernel and path: make exa
 neon: ## Run the tests of the network's NEON kernels under emulation: make neon [CASES=20]
 	@CARGO="$(CARGO)" scripts/neon.sh $(if $(filter command line,$(origin CASES)),$(CASES),20)
 
+# A build of its own: its programs do not start without NVIDIA's driver.
 gpu-test: ## Compare the network on all CUDA devices with the processor (needs nvcc)
-	$(CARGO) test --release --locked --features cuda --test network_cuda -- --nocapture
+	@command -v nvcc >/dev/null || { echo "make gpu-test needs nvcc, the CUDA compiler: install NVIDIA's CUDA toolkit" \
+		"(12 or 13) and put its bin directory in PATH" >&2; exit 2; }
+	@command -v nvidia-smi >/dev/null || { echo "make gpu-test needs a GPU and NVIDIA's driver: nvidia-smi is not" \
+		"there, so the network was NOT tested on a GPU" >&2; exit 2; }
+	CARGO_TARGET_DIR=target/cuda $(CARGO) test --release --locked --features cuda --test network_cuda --test train_network -- --nocapture
 
 bench-network: ## Measure the speed of the network's kernels and of coding with it
 	$(CARGO) test --release --locked --test network_speed --test network_codec_speed -- --ignored --nocapture

@@ -5,7 +5,8 @@ use s2sfs::model::predictor::{BitCoder, Predictor};
 use s2sfs::model::{Model, ModelError};
 
 fn file() -> &'static [u8] {
-    Codecs::embedded_model().1
+    let name = Codecs::with_default_model().unwrap().encoding_model_name();
+    Codecs::embedded_file(&name.unwrap()).unwrap()
 }
 
 fn model() -> &'static Model {

@@ -1,6 +1,8 @@
 //! With a network among the experts, whatever is encoded comes back: by every engine, in every company, and
 //! from every way of leaving experts out.
 
+#[path = "common/network_model.rs"]
+mod network_model;
 #[path = "common/network.rs"]
 mod networks;
 #[path = "common/random.rs"]
@@ -12,7 +14,7 @@ use std::sync::{Arc, OnceLock};
 use candle_core::Device;
 use proptest::prelude::*;
 use random::{Random, noise};
-use s2sfs::codec::{AnchorSource, CodecError, CodecId, Codecs, EncodeOptions, Layout, Policy};
+use s2sfs::codec::{AnchorSource, CodecError, CodecId, Codecs, Layout};
 use s2sfs::model::matcher::LENGTH_BUCKETS;
 use s2sfs::model::network::reference::Reference;
 use s2sfs::model::network::simd::{Kernel, Simd};
@@ -60,8 +62,8 @@ fn network() -> (Network, Tokenizer) {
 
 fn base() -> Arc<Model> {
     static BASE: OnceLock<Arc<Model>> = OnceLock::new();
-    BASE.get_or_init(|| Arc::new(Model::from_bytes(Codecs::embedded_model().1).unwrap()))
-        .clone()
+    let read = || Arc::new(Model::from_bytes(network_model::base_file()).unwrap());
+    BASE.get_or_init(read).clone()
 }
 
 fn train(base: Option<&Model>) -> Model {
@@ -106,17 +108,14 @@ fn plain_codecs() -> &'static Codecs {
 /// Codecs whose network is evaluated by an engine of our choice.
 fn codecs_on(engine: impl Engine + 'static) -> Codecs {
     let codecs = Codecs::with_model(file()).unwrap();
-    codecs.set_engine(Arc::new(engine));
+    codecs.set_engine("test", Arc::new(engine));
     codecs
 }
 
-/// Groups of at most `group` bytes; the smallest codec wins.
+/// Groups of at most `group` bytes, with the network even where it does not pay.
 fn encode(codecs: &Codecs, raw: &[u8], group: u32, anchor: Option<&AnchorSource>) -> Vec<u8> {
-    let options = EncodeOptions {
-        policy: Policy::Ratio,
-        group: Some(group),
-    };
-    let encoded = codecs.encode(raw, &options, anchor).unwrap();
+    let encoded = codecs.encode_by_model(raw, group as usize, anchor);
+    let (encoded, _) = encoded.unwrap();
     assert_eq!(encoded.codec, CodecId::Model);
     encoded.payload
 }

@@ -4,6 +4,8 @@
 //! (its first 256 KiB). Without a model a random network of net-small's shape is measured, which costs
 //! the same and predicts nothing, on sources of the project.
 
+#[path = "common/network_model.rs"]
+mod network_model;
 #[path = "common/network.rs"]
 mod networks;
 #[path = "common/random.rs"]
@@ -61,7 +63,7 @@ fn text() -> Vec<u8> {
 }
 
 fn base() -> Model {
-    Model::from_bytes(Codecs::embedded_model().1).unwrap()
+    Model::from_bytes(network_model::base_file()).unwrap()
 }
 
 /// A model file with a random network.

@@ -26,7 +26,7 @@ pub struct CompressArguments {
     /// Replace an existing output
     #[arg(short, long)]
     force: bool,
-    /// Mount options that matter here: policy, extent, group, threads, model
+    /// Mount options that matter here: policy, extent, group, threads, model, device
     #[arg(short = 'o', value_name = "OPTIONS")]
     options: Vec<String>,
 }
@@ -41,7 +41,7 @@ pub struct DecompressArguments {
     /// Replace an existing output
     #[arg(short, long)]
     force: bool,
-    /// Mount options that matter here: threads, model
+    /// Mount options that matter here: threads, model, device
     #[arg(short = 'o', value_name = "OPTIONS")]
     options: Vec<String>,
 }

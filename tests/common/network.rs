@@ -132,6 +132,47 @@ pub fn string(random: &mut Random, len: usize, below: usize) -> Vec<u16> {
         .collect()
 }
 
+/// A small shape without encoder and n-grams.
+pub fn config_without_encoder() -> Config {
+    Config {
+        latent_vocab: 0,
+        max_latents: 0,
+        num_layers: 0,
+        ngrams: None,
+        classes: vec![0],
+        ..full_config()
+    }
+}
+
+/// All weights 127, so that no term of a sum makes up for another; the scales bring sums of products back
+/// into the range of activations, and all keys have the same score.
+pub fn network_of_one_sign(random: &mut Random, config: Config) -> Network {
+    let mut weights = Weights::shaped(&config);
+    weights
+        .visit(&config, &mut |name, shape, values| {
+            let len = shape.iter().product();
+            match values {
+                Values::Bytes(values) => *values = vec![127; len],
+                Values::Numbers(values) => {
+                    let (least, most) = match name.rsplit('.').next() {
+                        Some("norm") => (8191, 8191),
+                        Some("bias") => (0, 0),
+                        Some("gain") => (200, 256),
+                        Some("score") => (0, 1 << 20),
+                        _ if name == "tokens.scale" => (1, 258),
+                        _ => (1 << 18, 1 << 20),
+                    };
+                    *values = (0..len)
+                        .map(|_| random.within(least, most) as i32)
+                        .collect();
+                }
+            }
+            Ok(())
+        })
+        .unwrap();
+    Network::new(config, weights).unwrap()
+}
+
 /// The shape of net-small.
 pub fn net_small() -> Config {
     Config {

@@ -10,6 +10,8 @@ const INNER_MAX: usize = 1 << 16;
 /// Largest dimension of one head: 127 * 127 * 512 < 2^24, so a score is exact in single precision.
 const HEAD_DIM_MAX: usize = 512;
 const LAYERS_MAX: usize = 64;
+/// Most heads of all layers together: bounds the tables of biases, which are not in the file.
+const HEADS_MAX: usize = 1024;
 /// Tokens are coded in 16 bits.
 const VOCAB_MAX: usize = 1 << 16;
 const NGRAM_SLOTS_MAX: usize = 1 << 24;
@@ -28,6 +30,7 @@ pub enum FeedForward {
 
 /// Hashed n-gram embeddings: look-ups that are added to the embedding of a token.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Ngrams {
     /// Rows of each table: a power of two.
     pub slots: usize,
@@ -37,6 +40,7 @@ pub struct Ngrams {
 
 /// The shape of a network, `config.json` beside its weights.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Config {
     /// Tokens of the decoder.
     pub vocab_size: usize,
@@ -96,6 +100,9 @@ impl Config {
         let no_encoder = (self.max_latents, self.latent_vocab, self.num_layers) == (0, 0, 0);
         if !encoder && !no_encoder {
             return refuse("the encoder's sizes do not fit each other");
+        }
+        if self.num_heads * (self.num_layers + self.num_decoder_layers) > HEADS_MAX {
+            return refuse("too many heads");
         }
         let (buckets, distance) = (
             self.relative_attention_num_buckets,

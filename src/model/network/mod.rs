@@ -2,8 +2,9 @@
 //!
 //! The encoder reads latents, the decoder predicts the tokens of a sequence one after another, from the
 //! latents and a sliding window of the tokens before. All numbers are integers (docs/exactness.md, "The
-//! network"): weights and activations have 8 bits, the residual stream has 16. [`exact`] defines every operation; an [`Engine`] computes them fast, and all engines
-//! give the same result bit for bit, whatever the batch, the path or the number of threads.
+//! network"): weights and activations have 8 bits, the residual stream has 16. [`exact`] defines every
+//! operation; an [`Engine`] computes them fast, and all engines give the same result bit for bit, whatever
+//! the batch, the path or the number of threads.
 //!
 //! Differences from T5 (Raffel et al. 2020, section 2.1): relative position biases belong to each layer
 //! instead of being shared with the first, the output head is factored into a class of tokens and a
@@ -58,8 +59,8 @@ pub struct Memory {
     pub len: usize,
 }
 
-/// Most tokens of a sequence.
-pub const SEQUENCE_MAX: usize = 1 << 20;
+/// Most tokens of a sequence: more than an extent can have.
+pub const SEQUENCE_MAX: usize = 1 << 21;
 
 /// A sequence for the teacher-forced path, of up to [`SEQUENCE_MAX`] tokens. Each position sees itself
 /// and the `window - 1` positions before it.
@@ -120,7 +121,8 @@ pub trait Batch: Send {
     /// tokens are spread over steps.
     ///
     /// # Errors
-    /// If a step does not fit its stream, in which case no stream has moved, or if the device fails.
+    /// If a step does not fit its stream, in which case no stream has moved, or if the device fails, after
+    /// which streams must be started again.
     fn step(&mut self, steps: &[Step]) -> Result<Vec<i8>, ModelError>;
 }
 

@@ -110,8 +110,6 @@ pub(super) struct Packed {
     groups: Vec<Group>,
     /// Groups of a block.
     depth: usize,
-    /// Of each block, the sum of the weights of each output.
-    sums: Vec<Lanes>,
     scales: Vec<Lanes>,
     /// Outputs, padding included.
     pub(super) outputs: usize,
@@ -124,7 +122,6 @@ impl Packed {
         let mut packed = Packed {
             groups: vec![Group([[0; GROUP]; LANES]); blocks * depth],
             depth,
-            sums: vec![[0; LANES]; blocks],
             scales: vec![[0; LANES]; blocks],
             outputs: outputs.padded(),
         };
@@ -133,7 +130,6 @@ impl Packed {
             let place = outputs.place(row);
             let (block, lane) = (place / LANES, place % LANES);
             packed.scales[block][lane] = linear.scale[row];
-            packed.sums[block][lane] = weights.iter().map(|&w| i32::from(w)).sum();
             for (column, &weight) in weights.iter().enumerate() {
                 let at = inputs.place(column);
                 packed.groups[block * depth + at / GROUP].0[lane][at % GROUP] = weight;
@@ -142,25 +138,14 @@ impl Packed {
         packed
     }
 
-    pub(super) fn block(&self, block: usize) -> Block<'_> {
-        Block {
-            groups: &self.groups[block * self.depth..(block + 1) * self.depth],
-            sums: &self.sums[block],
-        }
+    /// The weights of [`LANES`] outputs.
+    pub(super) fn block(&self, block: usize) -> &[Group] {
+        &self.groups[block * self.depth..(block + 1) * self.depth]
     }
 
     pub(super) fn scale(&self, block: usize) -> &Lanes {
         &self.scales[block]
     }
-}
-
-/// Some outputs of a matrix.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Block<'a> {
-    pub(super) groups: &'a [Group],
-    /// The sum of the weights of each output, for instructions that need an offset.
-    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
-    pub(super) sums: &'a Lanes,
 }
 
 /// Keys and values of the positions that a stream remembers, by heads.
@@ -171,8 +156,6 @@ pub(super) struct Block<'a> {
 pub(super) struct KeyValues {
     /// heads x blocks of positions x groups of dimensions.
     keys: Vec<Group>,
-    /// Sums of the keys: heads x blocks of positions.
-    sums: Vec<Lanes>,
     /// heads x blocks of dimensions x groups of positions.
     values: Vec<Group>,
     heads: Parts,
@@ -188,7 +171,6 @@ impl KeyValues {
         let groups = heads.padded() / GROUP * (room / LANES);
         KeyValues {
             keys: vec![Group([[0; GROUP]; LANES]); groups],
-            sums: vec![[0; LANES]; heads.count * room / LANES],
             values: vec![Group([[0; GROUP]; LANES]); groups],
             heads,
             room,
@@ -213,12 +195,9 @@ impl KeyValues {
             let quads = head * width / GROUP..(head + 1) * width / GROUP;
             let row = head * self.room / LANES + block;
             let keys = &mut self.keys[row * width / GROUP..(row + 1) * width / GROUP];
-            let mut sum = 0;
             for (group, quad) in keys.iter_mut().zip(&key[quads.clone()]) {
                 group.0[lane] = *quad;
-                sum += quad.iter().map(|&k| i32::from(k)).sum::<i32>();
             }
-            self.sums[row][lane] = sum;
             for (index, lanes) in value[quads].as_flattened().chunks_exact(LANES).enumerate() {
                 let row = head * width / LANES + index;
                 let values = &mut self.values[row * self.room / GROUP + group];
@@ -242,7 +221,6 @@ impl KeyValues {
             self.room / LANES * (width / GROUP),
             drop * (width / GROUP),
         );
-        shift(&mut self.sums, self.room / LANES, drop);
         shift(&mut self.values, self.room / GROUP, drop * (LANES / GROUP));
         self.len -= drop * LANES;
     }
@@ -253,7 +231,6 @@ impl KeyValues {
         let depth = width / GROUP;
         Head {
             keys: &self.keys[head * keys * depth..(head + 1) * keys * depth],
-            sums: &self.sums[head * keys..(head + 1) * keys],
             values: &self.values
                 [head * width / LANES * values..(head + 1) * width / LANES * values],
             depth,
@@ -273,7 +250,6 @@ fn shift<T: Copy>(items: &mut [T], part: usize, by: usize) {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Head<'a> {
     keys: &'a [Group],
-    sums: &'a [Lanes],
     values: &'a [Group],
     /// Groups of dimensions.
     depth: usize,
@@ -283,11 +259,8 @@ pub(super) struct Head<'a> {
 
 impl<'a> Head<'a> {
     /// The keys of [`LANES`] positions.
-    pub(super) fn keys(&self, block: usize) -> Block<'a> {
-        Block {
-            groups: &self.keys[block * self.depth..(block + 1) * self.depth],
-            sums: &self.sums[block],
-        }
+    pub(super) fn keys(&self, block: usize) -> &'a [Group] {
+        &self.keys[block * self.depth..(block + 1) * self.depth]
     }
 
     /// [`LANES`] dimensions of the values of some groups of positions.

@@ -3,7 +3,7 @@
 use std::arch::x86_64::*;
 use std::ops::Range;
 
-use super::super::layout::{Activations, Block, Group, LANES, Lanes, Packed, Quad};
+use super::super::layout::{Activations, Group, LANES, Lanes, Packed, Quad};
 use super::shared::{self, Attend, Norm, Output};
 use super::{Products, build, cut, word};
 
@@ -25,11 +25,11 @@ impl Products for Avx2 {
     /// magnitudes of the weights, and the inputs with the signs of the products: 2 * 127 * 127 = 32258.
     #[inline]
     #[target_feature(enable = "avx2")]
-    unsafe fn signed<const N: usize>(block: Block, inputs: [&[Quad]; N]) -> [Lanes; N] {
-        let inputs = cut(inputs, block.groups.len());
+    unsafe fn signed<const N: usize>(groups: &[Group], inputs: [&[Quad]; N]) -> [Lanes; N] {
+        let inputs = cut(inputs, groups.len());
         let ones = _mm256_set1_epi16(1);
         let mut sums = [[_mm256_setzero_si256(); 2]; N];
-        for (at, group) in block.groups.iter().enumerate() {
+        for (at, group) in groups.iter().enumerate() {
             let weights = halves(group);
             let magnitudes = [_mm256_abs_epi8(weights[0]), _mm256_abs_epi8(weights[1])];
             for (sums, row) in sums.iter_mut().zip(inputs) {

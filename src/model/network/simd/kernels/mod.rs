@@ -16,7 +16,7 @@ mod shared;
 
 pub(super) use shared::{Attend, Norm, Output};
 
-use super::layout::{Activations, Block, Group, Lanes, Packed, Quad};
+use super::layout::{Activations, Group, Lanes, Packed, Quad};
 use std::ops::Range;
 
 /// Sums of products of one block with several rows of inputs.
@@ -29,7 +29,7 @@ trait Products {
     ///
     /// # Safety
     /// The processor must have the instructions.
-    unsafe fn signed<const N: usize>(block: Block, inputs: [&[Quad]; N]) -> [Lanes; N];
+    unsafe fn signed<const N: usize>(groups: &[Group], inputs: [&[Quad]; N]) -> [Lanes; N];
 
     /// The same for inputs that are not negative.
     ///

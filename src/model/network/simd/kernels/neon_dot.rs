@@ -4,7 +4,7 @@ use std::arch::aarch64::*;
 use std::arch::{asm, is_aarch64_feature_detected};
 use std::ops::Range;
 
-use super::super::layout::{Activations, Block, Group, LANES, Lanes, Packed, Quad};
+use super::super::layout::{Activations, Group, Lanes, Packed, Quad};
 use super::neon::{REGISTERS, quarters, store};
 use super::shared::{self, Attend, Norm, Output};
 use super::{Products, build, cut, word};
@@ -25,10 +25,10 @@ impl Products for NeonDot {
 
     #[inline]
     #[target_feature(enable = "neon,dotprod")]
-    unsafe fn signed<const N: usize>(block: Block, inputs: [&[Quad]; N]) -> [Lanes; N] {
-        let inputs = cut(inputs, block.groups.len());
+    unsafe fn signed<const N: usize>(groups: &[Group], inputs: [&[Quad]; N]) -> [Lanes; N] {
+        let inputs = cut(inputs, groups.len());
         let mut sums = [[vdupq_n_s32(0); REGISTERS]; N];
-        for (at, group) in block.groups.iter().enumerate() {
+        for (at, group) in groups.iter().enumerate() {
             let weights = quarters(group);
             for (sums, row) in sums.iter_mut().zip(inputs) {
                 let input = vreinterpretq_s8_s32(vdupq_n_s32(word(row[at])));
@@ -44,16 +44,8 @@ impl Products for NeonDot {
     #[inline]
     #[target_feature(enable = "neon,dotprod")]
     unsafe fn unsigned<const N: usize>(groups: &[Group], inputs: [&[Quad]; N]) -> [Lanes; N] {
-        // SAFETY: as above; the sums of weights are for those who need them.
-        unsafe {
-            Self::signed(
-                Block {
-                    groups,
-                    sums: &[0; LANES],
-                },
-                inputs,
-            )
-        }
+        // SAFETY: as above.
+        unsafe { Self::signed(groups, inputs) }
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::super::layout::{Activations, Block, Group, LANES, Lanes, Packed, Quad};
+use super::super::layout::{Activations, Group, LANES, Lanes, Packed, Quad};
 use super::shared::{self, Attend, Norm, Output};
 use super::{Products, build, cut};
 
@@ -14,8 +14,8 @@ impl Products for Scalar {
     const ROWS: usize = 4;
 
     #[inline]
-    unsafe fn signed<const N: usize>(block: Block, inputs: [&[Quad]; N]) -> [Lanes; N] {
-        products(block.groups, inputs)
+    unsafe fn signed<const N: usize>(groups: &[Group], inputs: [&[Quad]; N]) -> [Lanes; N] {
+        products(groups, inputs)
     }
 
     #[inline]
