@@ -194,7 +194,7 @@ impl Config {
         }
         let buckets = self.relative_attention_num_buckets;
         if !(4..=1 << 12).contains(&buckets)
-            || buckets % 4 != 0
+            || !buckets.is_multiple_of(4)
             || self.relative_attention_max_distance <= buckets / 2
         {
             return Err(wrong(format!(
