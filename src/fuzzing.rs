@@ -7,7 +7,7 @@ use std::sync::{Arc, OnceLock};
 
 use crate::codec::{AnchorSource, Codecs, EncodeOptions, MAX_RAW_LEN, Policy};
 use crate::control::protocol::{Reply, Request};
-use crate::model;
+use crate::model::{self, Model};
 use crate::store::fuzz as store;
 use crate::volume::fuzz as volume;
 
@@ -68,16 +68,46 @@ struct Tiny {
     codecs: Codecs,
 }
 
-/// Codecs with a small model.
-fn tiny() -> &'static Tiny {
-    static TINY: OnceLock<Tiny> = OnceLock::new();
-    TINY.get_or_init(|| {
-        let file = model::fuzz::tiny_model().to_bytes().expect("a model file");
+impl Tiny {
+    fn new(model: &Model, base: Option<&[u8]>) -> Tiny {
+        let file = model.to_bytes().expect("a model file");
         let mut name = [0; 8];
         name.copy_from_slice(&model::hash_of(&file)[..8]);
-        let codecs = Codecs::with_model(&file).expect("a good model");
+        let codecs = Codecs::with_model_and_base(&file, base).expect("a good model");
         Tiny { file, name, codecs }
+    }
+}
+
+/// Codecs with a small model: with tables, with tables and a network, with a network alone.
+struct Tinies {
+    kinds: [Tiny; 3],
+    /// The model with tables, as it is read from its file.
+    base: Arc<Model>,
+}
+
+fn tinies() -> &'static Tinies {
+    static TINIES: OnceLock<Tinies> = OnceLock::new();
+    TINIES.get_or_init(|| {
+        let tables = Tiny::new(&model::fuzz::tiny_model(), None);
+        let base = Arc::new(Model::from_bytes(&tables.file).expect("a good model"));
+        let both = model::fuzz::tiny_network_model(Some(&base));
+        let both = Tiny::new(&both, Some(&tables.file));
+        let alone = Tiny::new(&model::fuzz::tiny_network_model(None), None);
+        let kinds = [tables, both, alone];
+        Tinies { kinds, base }
     })
+}
+
+/// Codecs with a small model that has tables.
+fn tiny() -> &'static Tiny {
+    &tinies().kinds[0]
+}
+
+/// One of the three, and the rest of the input.
+fn pick_tiny(data: &[u8]) -> Option<(&'static Tiny, &[u8])> {
+    let (pick, rest) = data.split_first()?;
+    let kinds = &tinies().kinds;
+    Some((&kinds[usize::from(*pick) % kinds.len()], rest))
 }
 
 /// Payloads of any codec: as they are, and the bytes themselves encoded and decoded.
@@ -115,8 +145,7 @@ fn decode(codecs: &Codecs, payload: &[u8], anchor: Option<&[u8]>) {
 
 /// Payloads of the model codec, behind a header that names the model: groups, checksums, anchors.
 pub fn model_payload(data: &[u8]) {
-    let Tiny { name, codecs, .. } = tiny();
-    let [long, len, rest @ ..] = data else {
+    let Some((Tiny { name, codecs, .. }, [long, len, rest @ ..])) = pick_tiny(data) else {
         return;
     };
     let raw_len = usize::from(*long) * 8 + usize::from(*len);
@@ -151,7 +180,9 @@ fn round_trip(codecs: &Codecs, raw: &[u8], pick: u8) {
 }
 
 pub fn model_file(data: &[u8]) {
-    model::fuzz::model_file(&tiny().file, data);
+    if let Some((tiny, data)) = pick_tiny(data) {
+        model::fuzz::model_file(&tiny.file, &tinies().base, data);
+    }
 }
 
 pub fn tokenizer(data: &[u8]) {
@@ -195,7 +226,16 @@ pub fn control(data: &[u8]) {
 
 /// Inputs that a target accepts, to start from. Made here, so that they follow the format.
 pub fn seeds(target: &str) -> Vec<Vec<u8>> {
-    let Tiny { file, codecs, .. } = tiny();
+    let kinds = &tinies().kinds;
+    let codecs = &tiny().codecs;
+    // one of each kind of model
+    let each = |seeds: &dyn Fn(&Tiny) -> Vec<Vec<u8>>| -> Vec<Vec<u8>> {
+        let seeds = |(pick, tiny)| -> Vec<Vec<u8>> {
+            let picked = |seed: Vec<u8>| [&[pick as u8][..], &seed].concat();
+            seeds(tiny).into_iter().map(picked).collect()
+        };
+        kinds.iter().enumerate().flat_map(seeds).collect()
+    };
     let text = b"the quick brown fox jumps over the lazy dog; ".repeat(9);
     match target {
         "volume" => volume::seeds(),
@@ -208,8 +248,8 @@ pub fn seeds(target: &str) -> Vec<Vec<u8>> {
                 codecs.encode_fast(b"abc").payload,
             ]
         }
-        "model_payload" => vec![[&[0, 40, 0, 1, 1, 0x12, 0x34][..], &text].concat()],
-        "model_file" => model::fuzz::model_seeds(file),
+        "model_payload" => each(&|_| vec![[&[0, 40, 0, 1, 1, 0x12, 0x34][..], &text].concat()]),
+        "model_file" => each(&|tiny| model::fuzz::model_seeds(&tiny.file)),
         "tokenizer" => model::fuzz::tokenizer_seeds(),
         "dictionary" => vec![[&[100, 0][..], &text].concat()],
         "control" => [

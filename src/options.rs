@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::codec::Policy;
+use crate::codec::{Codecs, Device, Policy};
 
 /// One mount option as the user sees it.
 #[derive(Debug, Clone, Copy)]
@@ -71,9 +71,18 @@ pub const OPTIONS: &[OptionSpec] = &[
     ),
     spec(
         "model",
-        Some("FILE"),
-        "the built-in model",
-        "Model that new blocks are encoded with. The store keeps a copy.",
+        Some("NAME|FILE"),
+        "default",
+        "Model that new blocks are encoded with: one that the program carries, or a file. The store \
+         keeps a copy.",
+    ),
+    spec(
+        "device",
+        Some("auto|cpu|cuda:N"),
+        "auto",
+        "What evaluates the network of a model that has one: the processor, or the CUDA device of this \
+         number. With auto all CUDA devices there are, otherwise the processor, which also goes on when a \
+         device fails.",
     ),
     spec(
         "segment",
@@ -219,6 +228,20 @@ pub struct KernelFlags {
     pub dirsync: bool,
 }
 
+/// The model that new blocks are encoded with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ModelChoice {
+    /// One that the program carries, by its name.
+    Embedded(String),
+    File(PathBuf),
+}
+
+impl Default for ModelChoice {
+    fn default() -> ModelChoice {
+        ModelChoice::Embedded("default".into())
+    }
+}
+
 /// All options of one mount, parsed and checked.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Settings {
@@ -229,7 +252,9 @@ pub struct Settings {
     pub extent: u32,
     /// Upper bound of the group size; None lets the chooser decide.
     pub group: Option<u32>,
-    pub model: Option<PathBuf>,
+    pub model: ModelChoice,
+    /// Where the networks of models are evaluated.
+    pub device: Device,
     /// Bytes after which the log begins another file.
     pub segment_bytes: u64,
     /// None: settle only when asked.
@@ -249,7 +274,8 @@ impl Default for Settings {
             policy: Policy::default(),
             extent: 128 << 10,
             group: None,
-            model: None,
+            model: ModelChoice::default(),
+            device: Device::Auto,
             segment_bytes: 64 << 20,
             settle_after: Some(Duration::from_secs(5)),
             read_only: false,
@@ -305,7 +331,8 @@ impl Settings {
             "extent" => self.extent = power_of_two(value, 4 << 10, 1 << 20)?,
             "group" if value == "auto" => self.group = None,
             "group" => self.group = Some(power_of_two(value, 512, 1 << 20)?),
-            "model" => self.model = Some(path(value)?),
+            "model" => self.model = model(value)?,
+            "device" => self.device = device(value)?,
             "segment" => self.segment_bytes = size(value, 64 << 10, 1 << 30)?,
             "settle_after" => self.settle_after = time(value)?,
             "log" => self.log = Some(path(value)?),
@@ -415,6 +442,17 @@ pub fn parse_size(text: &str) -> Option<u64> {
     digits.parse::<u64>().ok()?.checked_mul(1u64 << shift)
 }
 
+fn model(text: &str) -> Result<ModelChoice, Reject> {
+    match Codecs::embedded_names().any(|name| name == text) {
+        true => Ok(ModelChoice::Embedded(text.to_owned())),
+        false => Ok(ModelChoice::File(path(text)?)),
+    }
+}
+
+fn device(text: &str) -> Result<Device, Reject> {
+    Device::parse(text).map_or_else(|| reject("expected auto, cpu or cuda:N"), Ok)
+}
+
 fn size(text: &str, least: u64, most: u64) -> Result<u64, Reject> {
     match parse_size(text) {
         Some(bytes) if (least..=most).contains(&bytes) => Ok(bytes),
@@ -519,6 +557,18 @@ mod tests {
     }
 
     #[test]
+    fn a_model_is_named_or_a_file() {
+        for name in Codecs::embedded_names() {
+            let settings = parse(&format!("model={name}")).unwrap();
+            assert_eq!(settings.model, ModelChoice::Embedded(name.into()));
+        }
+        let settings = parse("model=./default,device=cuda").unwrap();
+        assert_eq!(settings.model, ModelChoice::File("./default".into()));
+        assert_eq!(settings.device, Device::Cuda(0));
+        assert!(parse("device=gpu").unwrap_err().contains("cuda:N"));
+    }
+
+    #[test]
     fn every_option_of_the_table_is_accepted_and_only_with_or_without_its_value() {
         for spec in OPTIONS {
             let sample = match spec.name {
@@ -527,6 +577,7 @@ mod tests {
                 "policy" => "fast",
                 "extent" => "64K",
                 "group" => "4K",
+                "device" => "cuda:1",
                 "settle_after" => "1m",
                 _ => "/tmp/file",
             };

@@ -356,7 +356,7 @@ fn a_damaged_model_is_named_with_the_files_that_need_it_and_nothing_is_given_up_
             "flipped" => bytes[file.len() / 2] ^= 1,
             "cut" => bytes.truncate(file.len() / 2),
             "missing" => drop(image.remove(&path)),
-            _ => *bytes = Codecs::embedded_model().1.to_vec(),
+            _ => *bytes = default_model().to_vec(),
         }
         let codecs = Codecs::without_model();
         let there = image.get(&path).cloned();
@@ -835,4 +835,9 @@ fn mutate(image: &mut Image, random: &mut Random) -> String {
         }
     };
     format!("{path}: {what}")
+}
+
+fn default_model() -> &'static [u8] {
+    let name = Codecs::with_default_model().unwrap().encoding_model_name();
+    Codecs::embedded_file(&name.unwrap()).unwrap()
 }

@@ -5,7 +5,8 @@ use s2sfs::model::predictor::{BitCoder, Predictor};
 use s2sfs::model::{Model, ModelError};
 
 fn file() -> &'static [u8] {
-    Codecs::embedded_model().1
+    let name = Codecs::with_default_model().unwrap().encoding_model_name();
+    Codecs::embedded_file(&name.unwrap()).unwrap()
 }
 
 fn model() -> &'static Model {
@@ -24,7 +25,7 @@ impl BitCoder for Witness {
     }
 }
 
-fn probabilities(mut predictor: Predictor, bytes: &[u8]) -> Vec<u16> {
+fn probabilities(mut predictor: Predictor<&Model>, bytes: &[u8]) -> Vec<u16> {
     let mut witness = Witness::default();
     for &byte in bytes {
         predictor.byte(&mut witness, byte);

@@ -128,7 +128,7 @@ fn measuring_finds_the_cost_that_plain_numbers_have() {
     std::fs::write(&files[1], b"").unwrap();
     let output = command(dir.path(), &files);
     let text = String::from_utf8(output.stdout).unwrap();
-    let expected = format!("{:.3}", expected / data.len() as f64);
+    let expected = expected / data.len() as f64;
     let rows: Vec<Vec<&str>> = text
         .lines()
         .map(|line| line.split_whitespace().collect())
@@ -136,7 +136,8 @@ fn measuring_finds_the_cost_that_plain_numbers_have() {
     assert_eq!(rows.len(), 4, "{text}");
     for row in [1, 3] {
         assert_eq!(rows[row][..3], ["2226", "2226", "0"], "{text}");
-        assert_eq!(&rows[row][3][..expected.len()], expected, "{text}");
+        let printed: f64 = rows[row][3].parse().unwrap();
+        assert!((printed / expected - 1.0).abs() < 2.0 * CLOSE, "{text}");
     }
     assert_eq!(rows[2][..4], ["0", "0", "0", "0.0000"], "{text}");
 }
@@ -200,7 +201,7 @@ fn a_configuration_that_is_not_that_of_a_t5_is_refused() {
     let missing = complaint("t5", |dir, _, _| {
         std::fs::remove_file(dir.join("config.json")).unwrap();
     });
-    assert_says(&missing, &["config.json", "No such file"]);
+    assert_says(&missing, &["config.json is missing", "copy it from"]);
     for (more, words) in [
         (json!({"d_model": null}), "invalid type"),
         (json!({"d_model": 0}), "d_model is 0"),
@@ -243,7 +244,14 @@ fn a_tokenizer_that_does_not_fit_is_refused() {
     let missing = complaint("t5", |dir, _, _| {
         std::fs::remove_file(dir.join("tokenizer.json")).unwrap();
     });
-    assert_says(&missing, &["tokenizer.json", "No such file"]);
+    assert_says(&missing, &["tokenizer.json is missing", "copy it from"]);
+    let other = complaint("t5", |dir, _, _| {
+        std::fs::rename(dir.join("tokenizer.json"), dir.join("spiece.model")).unwrap();
+    });
+    assert_says(
+        &other,
+        &["tokenizer.json is missing", "from spiece.model by"],
+    );
     let cut = complaint("t5", |dir, _, _| {
         let json = serde_json::to_vec(&tokenizer()).unwrap();
         std::fs::write(dir.join("tokenizer.json"), &json[..json.len() / 2]).unwrap();
@@ -279,11 +287,14 @@ fn weights_that_are_missing_cut_or_of_another_shape_are_refused() {
     let missing = complaint("t5", |dir, _, _| {
         std::fs::remove_file(dir.join(whole)).unwrap()
     });
-    assert_says(&missing, &[whole, "No such file"]);
+    assert_says(&missing, &[whole, "is missing", "copy it from"]);
     let pickled = complaint("t5", |dir, _, _| {
         std::fs::rename(dir.join(whole), dir.join("pytorch_model.bin")).unwrap();
     });
-    assert_says(&pickled, &[whole, "pytorch_model.bin must be converted"]);
+    assert_says(
+        &pickled,
+        &[whole, "from pytorch_model.bin by save_pretrained"],
+    );
 
     let full = {
         let (dir, _) = saved(&config("t5"), 13);
@@ -293,7 +304,7 @@ fn weights_that_are_missing_cut_or_of_another_shape_are_refused() {
         let cut = complaint("t5", |dir, _, _| {
             std::fs::write(dir.join(whole), &full[..len]).unwrap()
         });
-        assert_says(&cut, &[whole, "truncated or damaged"]);
+        assert_says(&cut, &[whole, "truncated or damaged, copy it again"]);
     }
 
     let names: Vec<String> = tensors(&config("flan-t5"), 13).into_keys().collect();
@@ -335,10 +346,10 @@ fn weights_that_are_missing_cut_or_of_another_shape_are_refused() {
     let file = dir.path().join("file");
     std::fs::write(&file, "text").unwrap();
     let output = command(dir.path(), &[file]);
-    assert_eq!(output.status.code(), Some(1));
+    assert_eq!(output.status.code(), Some(2));
     assert_says(
         &String::from_utf8_lossy(&output.stderr),
-        &["config.json", "No such file"],
+        &["config.json is missing"],
     );
 }
 
@@ -700,7 +711,7 @@ fn the_command_trains_from_a_checkpoint() {
     };
     assert_says(
         &train(&dir.path().join("none")),
-        &["none/config.json", "No such file"],
+        &["none/config.json is missing"],
     );
     let said = train(dir.path());
     assert_says(

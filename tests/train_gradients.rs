@@ -1,33 +1,14 @@
 //! The gradients that are written out by hand are those that candle derives.
 
+#[path = "common/decoder.rs"]
+mod decoder;
+
 use candle_core::{Device, Tensor};
-use s2sfs::model::network::{Config, FeedForward, Ngrams};
+use decoder::decoder;
+use s2sfs::model::network::FeedForward;
 use s2sfs::train::corpus::Random;
 use s2sfs::train::network::float::FloatNetwork;
 use s2sfs::train::network::fused::Fused;
-
-fn config(feed_forward: FeedForward) -> Config {
-    Config {
-        vocab_size: 61,
-        latent_vocab: 0,
-        window: 40,
-        max_latents: 0,
-        d_model: 48,
-        d_kv: 10,
-        d_ff: 97,
-        num_heads: 3,
-        num_layers: 0,
-        num_decoder_layers: 2,
-        relative_attention_num_buckets: 8,
-        relative_attention_max_distance: 16,
-        feed_forward,
-        ngrams: Some(Ngrams {
-            slots: 64,
-            lengths: vec![2, 3],
-        }),
-        classes: vec![0, 10, 31],
-    }
-}
 
 /// Moves every parameter a little, so that none is at a special value.
 fn shaken(network: &FloatNetwork, random: &mut Random) {
@@ -58,13 +39,15 @@ fn gradients_by_hand_are_those_of_candle() {
         (FeedForward::SquaredRelu, true),
         (FeedForward::SquaredRelu, false),
         (FeedForward::Relu, true),
+        (FeedForward::Relu, false),
     ] {
         let mut random = Random(3);
-        let config = config(feed_forward);
+        let config = decoder(feed_forward);
         let mut network = FloatNetwork::new(config.clone(), &mut random, &Device::Cpu).unwrap();
         network.rounded = rounded;
         shaken(&network, &mut random);
-        let lens = [150, 7, 64, 1, 90, 800, 300];
+        // more than one shard, more than one block of queries, and sequences within one pair
+        let lens = [150, 7, 64, 1, 90, 330, 200, 150, 170, 160];
         let sequences: Vec<Vec<u16>> = lens
             .iter()
             .map(|&len| {

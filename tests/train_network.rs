@@ -3,46 +3,26 @@
 #[path = "common/cli.rs"]
 #[allow(dead_code)]
 mod cli;
+#[path = "common/decoder.rs"]
+mod decoder;
 
 use std::path::Path;
 use std::sync::Arc;
 
-use candle_core::Device;
+use candle_core::{Device, Tensor, Var};
 use cli::{Bed, assert_refused, exit, s2sfs, text};
+use decoder::decoder;
 use s2sfs::model::network::simd::Simd;
-use s2sfs::model::network::{Config, FeedForward, Network, Ngrams};
+use s2sfs::model::network::{FeedForward, Network};
 use s2sfs::train::corpus::Random;
 use s2sfs::train::network::NetworkError;
+use s2sfs::train::network::checkpoint::Checkpoint;
 use s2sfs::train::network::evaluate::{Computer, exact_cost};
 use s2sfs::train::network::export::export;
 use s2sfs::train::network::float::FloatNetwork;
 use s2sfs::train::network::optimiser::{Optimiser, Rates};
 use s2sfs::train::network::recipe::{Recipe, Shape, Training};
 use s2sfs::train::network::session::{self, CHECKPOINT, News, Order};
-
-/// A small decoder.
-fn config(feed_forward: FeedForward) -> Config {
-    Config {
-        vocab_size: 60,
-        latent_vocab: 0,
-        window: 16,
-        max_latents: 0,
-        d_model: 48,
-        d_kv: 16,
-        d_ff: 96,
-        num_heads: 3,
-        num_layers: 0,
-        num_decoder_layers: 2,
-        relative_attention_num_buckets: 8,
-        relative_attention_max_distance: 16,
-        feed_forward,
-        ngrams: Some(Ngrams {
-            slots: 64,
-            lengths: vec![2, 3],
-        }),
-        classes: vec![0, 10, 31],
-    }
-}
 
 /// Text as tokens: the letters of this file's own source, folded to the vocabulary.
 fn tokens(below: usize) -> Vec<u16> {
@@ -75,7 +55,7 @@ fn a_network_learns_and_its_exact_form_costs_at_most_one_percent_more() {
         (FeedForward::SquaredRelu, true),
         (FeedForward::SquaredRelu, false),
     ] {
-        let config = config(feed_forward);
+        let config = decoder(feed_forward);
         let data = tokens(config.vocab_size);
         let sequences: Vec<&[u16]> = data.chunks(2 * config.window).collect();
         let network = FloatNetwork::new(config.clone(), &mut Random(1), &Device::Cpu).unwrap();
@@ -103,6 +83,101 @@ fn a_network_learns_and_its_exact_form_costs_at_most_one_percent_more() {
             "exact {cost}, float {float}"
         );
     }
+}
+
+/// Multiplies columns of a parameter by these factors in turn.
+fn by_columns(var: &Var, factors: &[f32]) {
+    let columns = *var.dims().last().unwrap();
+    let factors: Vec<f32> = factors.iter().copied().cycle().take(columns).collect();
+    let factors = Tensor::from_vec(factors, columns, &Device::Cpu).unwrap();
+    let moved = var.as_tensor().broadcast_mul(&factors).unwrap();
+    var.set(&moved).unwrap();
+}
+
+/// Changes a network so that it computes the same in floats, but with weights that no scale of the exact network holds in
+/// the units of training, and with negative gains.
+fn outgrow(network: &FloatNetwork) {
+    for layer in &network.layers {
+        let attention = &layer.attention;
+        let signs = [1.0, -1.0, -1.0];
+        for var in [
+            &attention.norm,
+            &attention.query,
+            &attention.key,
+            &attention.value,
+        ] {
+            by_columns(var, &signs);
+        }
+        for var in [&layer.norm, &layer.up] {
+            by_columns(var, &signs);
+        }
+        for var in [&attention.output, &layer.down] {
+            by_columns(var, &[16.0]);
+        }
+        // negative scores with keys that are turned, negative gains with outputs that are
+        for var in [
+            &attention.score,
+            &attention.gain,
+            &attention.key,
+            &attention.output,
+        ] {
+            by_columns(var, &[-1.0]);
+        }
+    }
+    for var in network.ngrams.iter().chain([&network.tokens]) {
+        by_columns(var, &[16.0]);
+    }
+    by_columns(&network.norm, &[-0.25, 0.25]);
+    for head in [&network.class_head, &network.token_head] {
+        by_columns(head, &[-4.0, 4.0]);
+    }
+}
+
+#[test]
+fn weights_that_outgrow_the_units_of_training_are_exported_in_others() {
+    let config = decoder(FeedForward::SquaredRelu);
+    let data = tokens(config.vocab_size);
+    let sequences: Vec<&[u16]> = data.chunks(2 * config.window).collect();
+    let mut network = FloatNetwork::new(config, &mut Random(1), &Device::Cpu).unwrap();
+    let mut computer = Computer::new(&network, &Device::Cpu, 2);
+    train(&network, &mut computer, &sequences, 100);
+    network.rounded = false;
+    let before = computer.cost(&network, &sequences).unwrap();
+    outgrow(&network);
+    let float = computer.cost(&network, &sequences).unwrap();
+    assert!((float / before - 1.0).abs() < 2e-3, "{before} {float}");
+    let exact = Arc::new(export(&network).unwrap());
+    let engine = Simd::new(exact.clone(), 1);
+    let cost = exact_cost(&engine, &exact, &sequences).unwrap();
+    assert!(
+        (cost / float - 1.0).abs() < 0.01,
+        "exact {cost}, float {float}"
+    );
+}
+
+/// Where there is a GPU and the feature `cuda`, candle trains there.
+#[test]
+fn training_by_hand_and_by_candle_go_the_same_way() {
+    let config = decoder(FeedForward::SquaredRelu);
+    let data = tokens(config.vocab_size);
+    let sequences: Vec<&[u16]> = data.chunks(2 * config.window).collect();
+    let device = Device::cuda_if_available(0).unwrap();
+    let by_hand = Computer::new(
+        &FloatNetwork::new(config.clone(), &mut Random(1), &Device::Cpu).unwrap(),
+        &Device::Cpu,
+        2,
+    );
+    assert!(matches!(by_hand, Computer::Fused(_)));
+    let ways = [(Device::Cpu, by_hand), (device, Computer::Candle)];
+    let [one, two] = ways.map(|(device, mut computer)| {
+        let network = FloatNetwork::new(config.clone(), &mut Random(1), &device).unwrap();
+        let before = computer.cost(&network, &sequences).unwrap();
+        train(&network, &mut computer, &sequences, 25);
+        (before, computer.cost(&network, &sequences).unwrap())
+    });
+    assert!((one.0 / two.0 - 1.0).abs() < 1e-4, "{one:?} {two:?}");
+    assert!(one.1 < 0.8 * one.0, "{one:?}");
+    assert!((one.1 / two.1 - 1.0).abs() < 0.01, "{one:?} {two:?}");
 }
 
 /// A directory of training files: the project's own text, in two kinds.
@@ -205,28 +280,60 @@ fn a_checkpoint_that_is_damaged_or_does_not_fit_is_refused() {
     run(&order).unwrap();
     order.resume = true;
     let refused = |order: &Order, why: &str| {
-        let error = run(order).unwrap_err();
-        assert!(matches!(error, NetworkError::Checkpoint(_)), "{error}");
-        assert!(error.to_string().contains(why), "{error}");
+        let error = run(order).unwrap_err().to_string();
+        let checkpoint = order.output.join(CHECKPOINT).display().to_string();
+        assert!(
+            error.contains(why) && error.contains(&checkpoint),
+            "{error}"
+        );
     };
     let mut other = order.clone();
     other.recipe.network.d_ff = 128;
     refused(&other, "another configuration");
     let extra = order.dir.join("text/extra");
     std::fs::write(&extra, "one more file").unwrap();
-    refused(&order, "other training data");
+    refused(&order, "another set of training data");
     std::fs::remove_file(&extra).unwrap();
+    // the same files in the same order, but one of another kind
+    let places = ["text/benchmarks.md", "code/zz"].map(|name| order.dir.join(name));
+    std::fs::rename(&places[0], &places[1]).unwrap();
+    refused(&order, "another set of training data");
+    std::fs::rename(&places[1], &places[0]).unwrap();
     let path = order.output.join(CHECKPOINT);
     let good = std::fs::read(&path).unwrap();
-    let mut damaged = good.clone();
-    let place = good.len() - 1000;
-    damaged[place] ^= 1;
-    for bad in [&damaged[..], &good[..good.len() / 2], b""] {
+    let in_values = good.len() - 1000;
+    let in_state = good.windows(8).position(|word| word == b"\"tokens\\");
+    let in_state = in_state.unwrap() + "\"tokens\\\":".len();
+    let [values, state] = [in_values, in_state].map(|place| {
+        let mut damaged = good.clone();
+        damaged[place] ^= 1;
+        damaged
+    });
+    for bad in [&values[..], &state, &good[..good.len() / 2], b""] {
         std::fs::write(&path, bad).unwrap();
         refused(&order, "damaged");
     }
     std::fs::write(&path, &good).unwrap();
     run(&order).unwrap();
+}
+
+#[test]
+fn a_network_that_loses_more_than_one_percent_is_not_written() {
+    let bed = Bed::new();
+    make_corpus(&bed.path("corpus"));
+    let mut order = order(&bed, "out", 30);
+    // such rates without any rounding make weights that 8 bits do not hold
+    order.recipe.training.float_phase = 1.0;
+    order.recipe.training.matrix_rate = 2.0;
+    order.recipe.training.rate = 0.05;
+    let error = run(&order).unwrap_err();
+    let NetworkError::Lossy(outcome) = &error else {
+        panic!("{error}");
+    };
+    assert!(outcome.loss() > session::LOSS_MAX, "{outcome}");
+    assert!(error.to_string().contains("more than 1 %"), "{error}");
+    assert!(FILES.iter().all(|name| !order.output.join(name).exists()));
+    Checkpoint::read(&order.output.join(CHECKPOINT), &Device::Cpu).unwrap();
 }
 
 #[test]
@@ -254,11 +361,33 @@ fn the_command_trains_and_goes_on_and_says_what_is_wrong() {
     let output = train(&["--resume", "--steps", "10"]);
     assert!(output.status.success(), "{}", text(&output));
     assert!(text(&output).contains("10 steps"), "{}", text(&output));
+    let output = train(&["--resume", "--steps", "12", "--seed", "2"]);
+    assert_refused(&output, exit::USAGE, "another configuration");
+    let output = train(&["--resume", "--minutes=-1"]);
+    assert_refused(&output, exit::USAGE, "minutes must be more than 0");
     assert_refused(
         &train(&["--force", "--device", "gpu"]),
         exit::USAGE,
         "cuda:N",
     );
+    let tokenizer = bed.path("tokenizer.json");
+    std::fs::write(&tokenizer, "{}").unwrap();
+    let name = tokenizer.display().to_string();
+    assert_refused(
+        &train(&["--force", "--tokenizer", &name]),
+        exit::DAMAGED,
+        &name,
+    );
+    assert!(
+        FILES.iter().all(|file| out.join(file).exists()),
+        "nothing is taken away before training begins"
+    );
+    std::fs::remove_dir_all(dir.join("code")).unwrap();
+    std::fs::remove_dir_all(dir.join("text")).unwrap();
+    std::fs::create_dir_all(&dir).unwrap();
+    assert_refused(&train(&["--force"]), exit::USAGE, "0 bytes");
+    std::fs::write(dir.join("one"), vec![b'a'; 100_000]).unwrap();
+    assert_refused(&train(&["--force"]), exit::USAGE, "too few files");
     std::fs::write(&config, "[network]\nlayres = 3\n").unwrap();
     assert_refused(&train(&["--force"]), exit::USAGE, "layres");
 }

@@ -5,6 +5,7 @@
 //! here are leaves: none is held while a block is read or decoded, except the per-anchor lock that
 //! keeps a state from being made twice, under which only its anchor's groups are decoded.
 
+mod arrival;
 mod error;
 mod flight;
 mod workers;
@@ -21,14 +22,16 @@ use parking_lot::{Condvar, Mutex};
 use std::collections::{HashMap, VecDeque};
 use std::num::NonZeroUsize;
 use std::ops::Range;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Weak};
 use std::thread::JoinHandle;
 
 /// Parsed block headers that are kept.
 const LAYOUTS: NonZeroUsize = NonZeroUsize::new(4096).unwrap();
 /// Read-ahead requests that wait; older ones are dropped.
 const MAX_AHEAD: usize = 64;
+/// While so many groups wait to be decoded in lanes, no read-ahead joins them.
+const MAX_WAITING: usize = 64;
 
 type Result<T> = std::result::Result<T, CacheError>;
 
@@ -38,13 +41,14 @@ enum Key {
     Anchor(AnchorKey),
 }
 
-/// The state after some bytes of a block, for one codec.
+/// The state after some bytes of a block, for one codec and model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 struct AnchorKey {
     block: BlockId,
     start: u32,
     end: u32,
     codec: CodecId,
+    model: Option<[u8; 8]>,
 }
 
 #[derive(Debug, Clone)]
@@ -111,6 +115,8 @@ enum Source {
 
 /// See the module.
 pub struct Cache {
+    /// For those who bring bytes later.
+    me: Weak<Cache>,
     store: Arc<Store>,
     codecs: Arc<Codecs>,
     limit: u64,
@@ -125,7 +131,8 @@ pub struct Cache {
 impl Cache {
     /// A cache over the blocks of `store` that takes at most `limit` bytes.
     pub fn new(store: Arc<Store>, codecs: Arc<Codecs>, limit: u64, threads: usize) -> Arc<Cache> {
-        let cache = Arc::new(Cache {
+        let cache = Arc::new_cyclic(|me| Cache {
+            me: me.clone(),
             store,
             codecs,
             limit,

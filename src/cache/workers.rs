@@ -1,13 +1,14 @@
 //! What the decoding threads do.
 
+use super::arrival::{Arrival, panicked};
 use super::flight::{Flight, GroupKey};
-use super::{Ahead, AnchorKey, Cache, CacheError, Key, Result, Source, Value, group_parts};
+use super::group_parts;
+use super::{Ahead, AnchorKey, Cache, CacheError, Key, MAX_WAITING, Result, Source, Value};
 use crate::codec::{Layout, Snapshot};
 use crate::store::BlockId;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Weak};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// How often an idle thread checks whether anybody still holds the cache.
 const IDLE: Duration = Duration::from_secs(1);
@@ -44,11 +45,14 @@ impl Cache {
         if let Some(flight) = inner.wanted.pop_front() {
             return Job::Decode(flight);
         }
-        if let Some(flight) = inner.idle.pop_front() {
-            return Job::Decode(flight);
-        }
-        if let Some(ahead) = inner.ahead.pop_front() {
-            return Job::Ahead(ahead);
+        let ahead = !inner.idle.is_empty() || !inner.ahead.is_empty();
+        if ahead && self.codecs.waiting() < MAX_WAITING {
+            if let Some(flight) = inner.idle.pop_front() {
+                return Job::Decode(flight);
+            }
+            if let Some(ahead) = inner.ahead.pop_front() {
+                return Job::Ahead(ahead);
+            }
         }
         self.work.wait_for(&mut inner, IDLE);
         Job::Nothing
@@ -70,61 +74,29 @@ impl Cache {
         }
     }
 
-    /// Decodes a claimed flight to its end.
-    pub(super) fn decode(&self, flight: &Flight) {
+    /// Decodes a claimed flight, or has it decoded; its end may come after this has returned.
+    pub(super) fn decode(&self, flight: &Arc<Flight>) {
         let key = flight.key;
-        let expected = flight
-            .layout
-            .groups
-            .get(key.group as usize)
-            .map_or(0, |range| range.len());
-        let begun = Instant::now();
-        // A decoder that panics must not leave readers waiting.
-        let attempt = AssertUnwindSafe(|| self.decode_into(flight, expected));
-        let result = catch_unwind(attempt).unwrap_or_else(|_| {
-            Err(CacheError::Damaged {
-                block: key.block,
-                why: "the decoder panicked".into(),
-            })
+        let arrival = Arrival::new(self, flight);
+        let attempt = AssertUnwindSafe(|| {
+            let payload = self.payload(key.block)?;
+            let snapshot = self.snapshot_for(key.block, &flight.layout)?;
+            Ok((payload, snapshot))
         });
-        self.meter
-            .decode_nanos
-            .fetch_add(begun.elapsed().as_nanos() as u64, Relaxed);
-        if let Ok(bytes) = flight.finish(result, expected) {
-            self.meter
-                .decoded_bytes
-                .fetch_add(bytes.len() as u64, Relaxed);
-            self.insert(Key::Group(key), Value::Bytes(bytes));
-        }
-        self.inner.lock().flights.remove(&key);
-    }
-
-    fn decode_into(&self, flight: &Flight, expected: usize) -> Result<()> {
-        let block = flight.key.block;
-        let payload = self.payload(block)?;
-        let snapshot = self.snapshot_for(block, &flight.layout)?;
-        let mut given_up = false;
-        self.codecs
-            .decode_group(
-                &payload,
-                &flight.layout,
-                flight.key.group as usize,
-                snapshot.as_deref(),
-                &mut |piece| {
-                    flight.deliver(piece);
-                    given_up = flight.delivered() < expected && self.should_give_up(flight);
-                    !given_up
-                },
-            )
-            .map_err(|e| CacheError::codec(block, e))?;
-        match given_up {
-            true => Err(CacheError::Abandoned { block }),
-            false => Ok(()),
+        // A decoder that panics must not leave readers waiting.
+        match catch_unwind(attempt).unwrap_or_else(|_| Err(panicked(key.block))) {
+            Ok((payload, snapshot)) => {
+                let (layout, group) = (&flight.layout, key.group as usize);
+                let receiver = Box::new(arrival);
+                self.codecs
+                    .decode_for(payload, layout, group, snapshot, receiver);
+            }
+            Err(error) => arrival.finish(Err(error)),
         }
     }
 
     /// A decoding that nobody waits for makes way for one that a reader waits for.
-    fn should_give_up(&self, flight: &Flight) -> bool {
+    pub(super) fn should_give_up(&self, flight: &Flight) -> bool {
         if flight.is_wanted() {
             return false;
         }
@@ -146,6 +118,7 @@ impl Cache {
             start: anchor.range.start,
             end: anchor.range.end,
             codec: layout.codec,
+            model: layout.model,
         };
         if let Some(snapshot) = self.cached_snapshot(key) {
             return Ok(Some(snapshot));

@@ -21,12 +21,12 @@ pub struct CompressArguments {
     /// File to compress
     file: PathBuf,
     /// Where to write [default: FILE.s2s]
-    #[arg(short, long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE")]
     output: Option<PathBuf>,
     /// Replace an existing output
     #[arg(short, long)]
     force: bool,
-    /// Mount options that matter here: policy, extent, group, threads, model
+    /// Mount options that matter here: policy, extent, group, threads, model, device
     #[arg(short = 'o', value_name = "OPTIONS")]
     options: Vec<String>,
 }
@@ -36,12 +36,12 @@ pub struct DecompressArguments {
     /// File that `compress` made
     file: PathBuf,
     /// Where to write [default: FILE without .s2s]
-    #[arg(short, long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE")]
     output: Option<PathBuf>,
     /// Replace an existing output
     #[arg(short, long)]
     force: bool,
-    /// Mount options that matter here: threads, model
+    /// Mount options that matter here: threads, model, device
     #[arg(short = 'o', value_name = "OPTIONS")]
     options: Vec<String>,
 }

@@ -59,7 +59,7 @@ fn explain(error: PublishedError) -> Failure {
 pub fn exit_of(error: &PublishedError) -> Exit {
     match error {
         PublishedError::Read { .. } | PublishedError::Device(_) => Exit::Failed,
-        PublishedError::Mismatch(_) => Exit::Usage,
+        PublishedError::Mismatch(_) | PublishedError::Missing { .. } => Exit::Usage,
         _ => Exit::Damaged,
     }
 }

@@ -163,4 +163,19 @@ mod tests {
     fn the_definition_of_the_commands_is_sound() {
         super::definition().debug_assert();
     }
+
+    // clap looks for this in debug builds only
+    #[test]
+    fn no_two_options_of_a_command_share_a_letter() {
+        for command in super::definition().get_subcommands() {
+            let mut letters: Vec<char> = command
+                .get_arguments()
+                .filter_map(|a| a.get_short())
+                .collect();
+            let count = letters.len();
+            letters.sort_unstable();
+            letters.dedup();
+            assert_eq!(letters.len(), count, "{}", command.get_name());
+        }
+    }
 }

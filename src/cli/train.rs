@@ -137,11 +137,15 @@ fn options(arguments: &TrainArguments) -> TrainOptions {
 }
 
 fn explain(error: TrainError) -> Failure {
-    let exit = match error {
+    Failure::new(exit_of(&error), error)
+}
+
+/// How a command ends whose training failed.
+pub fn exit_of(error: &TrainError) -> Exit {
+    match error {
         TrainError::TooLittle { .. } => Exit::Usage,
         _ => Exit::Failed,
-    };
-    Failure::new(exit, error)
+    }
 }
 
 /// Writes the model so that there is either a whole file or none.

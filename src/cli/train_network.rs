@@ -8,11 +8,11 @@ use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use parking_lot::Mutex;
 
-use super::{measure, memory};
+use super::{measure, memory, train};
 use crate::exit::{Exit, Failure, Outcome};
 use crate::train::network::NetworkError;
 use crate::train::network::recipe::Recipe;
-use crate::train::network::session::{self, LOSS_MAX, News, Order, Report};
+use crate::train::network::session::{self, News, Order, Report};
 
 #[derive(Debug, Args)]
 pub struct NetworkArguments {
@@ -81,9 +81,6 @@ pub fn run(
         training.steps = None;
     }
     training.steps = arguments.steps.or(training.steps);
-    if training.steps == Some(0) || !training.minutes.is_finite() || training.minutes <= 0.0 {
-        return Err(Failure::usage("training must take some time"));
-    }
     let cores = || std::thread::available_parallelism().map_or(1, |n| n.get());
     let order = Order {
         dir: dir.to_owned(),
@@ -98,7 +95,8 @@ pub fn run(
     let reporter = Reporter::new();
     let result = session::run(&order, &|news| reporter.tell(news));
     reporter.bar.finish_and_clear();
-    conclude(&result.map_err(explain)?, output)
+    eprintln!("{}: {}", output.display(), result.map_err(explain)?);
+    Ok(())
 }
 
 fn check_output(arguments: &NetworkArguments, output: &Path, force: bool) -> Outcome<()> {
@@ -134,35 +132,15 @@ fn device(name: &str) -> Outcome<Device> {
 }
 
 fn explain(error: NetworkError) -> Failure {
-    let exit = match error {
-        NetworkError::Recipe(_) | NetworkError::Data(_) => Exit::Usage,
-        NetworkError::Checkpoint(_) => Exit::Damaged,
-        NetworkError::Published(ref error) => measure::exit_of(error),
+    use NetworkError::{Checkpoint, Corpus, Data, OtherRun, Published, Recipe, Tokenizer};
+    let exit = match &error {
+        Recipe(_) | Data { .. } | OtherRun { .. } => Exit::Usage,
+        Checkpoint { .. } | Tokenizer { .. } => Exit::Damaged,
+        Corpus(error) => train::exit_of(error),
+        Published(error) => measure::exit_of(error),
         _ => Exit::Failed,
     };
     Failure::new(exit, error)
-}
-
-fn conclude(outcome: &session::Outcome, output: &Path) -> Outcome<()> {
-    eprintln!(
-        "{}: {} steps, {:.1} M tokens, {:.2} M multiply-adds per token; bits per byte of held-out data: {:.4} exact, \
-         {:.4} as trained, {:.4} without rounding; loss of quantisation {:.2} %",
-        output.display(),
-        outcome.step,
-        outcome.tokens as f64 / 1e6,
-        outcome.multiply_adds as f64 / 1e6,
-        outcome.exact,
-        outcome.rounded,
-        outcome.plain,
-        outcome.loss() * 100.0,
-    );
-    match outcome.loss() <= LOSS_MAX {
-        true => Ok(()),
-        false => Err(Failure::failed(format!(
-            "the exact network loses more than {:.0} %: train longer without a float phase",
-            LOSS_MAX * 100.0
-        ))),
-    }
 }
 
 /// Shows progress as a bar on a terminal, and as a line now and then elsewhere.

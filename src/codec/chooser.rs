@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::model::Model;
 
-use super::engines::SharedEngine;
+use super::engines::Engines;
 use super::model_codec::Sample;
 use super::payload::AnchorRange;
 use super::{
@@ -17,12 +17,14 @@ const BALANCED_GROUP: u32 = 16 << 10;
 const RATIO_GROUP: u32 = u32::MAX;
 /// Most bytes of an anchor: they lie in the first group of the anchor's block.
 pub const ANCHOR_BYTES: usize = 14 << 10;
-/// Bytes coded on trial to see whether an anchor pays.
+/// Bytes coded on trial to see whether an anchor, or the network of the model, pays.
 const SAMPLE: usize = 8 << 10;
 /// An anchor must save this share of the size, because reading gets slower.
 const ANCHOR_GAIN: f64 = 0.03;
 /// The model must beat zstd by this share under the balanced policy, because reading gets slower.
 const MODEL_GAIN: f64 = 0.02;
+/// The network must save this share of what the model's base needs under the balanced policy, likewise.
+const NETWORK_GAIN: f64 = 0.03;
 
 /// A fast level of zstd, and the least share of its size that the strongest level is hoped to reach.
 const ZSTD_TRIAL_LEVEL: i32 = 3;
@@ -43,14 +45,13 @@ pub(super) fn encode(
         .encoding_model()
         .filter(|_| options.policy != Policy::Fast);
     let modelled = match &model {
-        Some(model) => encode_with(codecs, model, raw, options, anchor)?,
+        Some(model) => {
+            let model = paying_model(codecs, model, raw, options)?;
+            encode_with(codecs, &model, raw, options, anchor)?
+        }
         None => None,
     };
-    let gain = if options.policy == Policy::Ratio {
-        0.0
-    } else {
-        MODEL_GAIN
-    };
+    let gain = demanded(options, MODEL_GAIN);
     // what zstd must not exceed to be chosen instead of the model
     let limit = modelled
         .as_ref()
@@ -68,6 +69,37 @@ pub(super) fn encode(
         .unwrap_or(best))
 }
 
+/// The share of the size that a slower codec must save under a policy.
+fn demanded(options: &EncodeOptions, gain: f64) -> f64 {
+    match options.policy {
+        Policy::Ratio => 0.0,
+        Policy::Balanced | Policy::Fast => gain,
+    }
+}
+
+/// The model itself, or its base if a sample of the extent hardly gets smaller by the network.
+fn paying_model(
+    codecs: &Codecs,
+    model: &Arc<Model>,
+    raw: &[u8],
+    options: &EncodeOptions,
+) -> Result<Arc<Model>> {
+    let (Some(engines), Some(base)) = (codecs.engines.of(model), codecs.base_of(model)) else {
+        return Ok(model.clone());
+    };
+    let sample = sample_of(raw);
+    let with = Sample::new(model, Some(&engines), sample)?.cost(model, None)?;
+    let without = Sample::new(&base, None, sample)?.cost(&base, None)?;
+    let pays = with < without * (1.0 - demanded(options, NETWORK_GAIN));
+    Ok(if pays { model.clone() } else { base })
+}
+
+/// The bytes in the middle.
+fn sample_of(raw: &[u8]) -> &[u8] {
+    let start = raw.len().saturating_sub(SAMPLE) / 2;
+    &raw[start..(start + SAMPLE).min(raw.len())]
+}
+
 /// Encodes with the model, from the anchor if that pays; None if it did not decode to the same.
 fn encode_with(
     codecs: &Codecs,
@@ -76,15 +108,15 @@ fn encode_with(
     options: &EncodeOptions,
     anchor: Option<&AnchorSource>,
 ) -> Result<Option<Encoded>> {
-    let engine = codecs.engine_of(model);
+    let engines = codecs.engines.of(model);
     let anchor = match anchor.filter(|_| model.has_history()) {
-        Some(source) => paying_anchor(codecs, model, engine.as_ref(), raw, source)?,
+        Some(source) => paying_anchor(codecs, model, engines.as_ref(), raw, source)?,
         None => None,
     };
     let used = anchor
         .as_ref()
         .map(|(range, snapshot)| (range, snapshot.as_ref()));
-    let coded = model_codec::encode(model, engine.as_ref(), raw, group_bytes(options), used)?;
+    let coded = model_codec::encode(model, engines.as_ref(), raw, group_bytes(options), used)?;
     let exact = is_exact(codecs, &coded, raw, used.map(|(_, snapshot)| snapshot));
     Ok(exact.then_some(coded))
 }
@@ -142,7 +174,7 @@ fn is_incompressible(raw: &[u8]) -> bool {
 fn paying_anchor(
     codecs: &Codecs,
     model: &Arc<Model>,
-    engine: Option<&SharedEngine>,
+    engines: Option<&Engines>,
     raw: &[u8],
     source: &AnchorSource,
 ) -> Result<Option<(AnchorRange, Arc<Snapshot>)>> {
@@ -156,9 +188,7 @@ fn paying_anchor(
         range: source.start..end,
     };
     let snapshot = codecs.encoding_snapshot(model, bytes);
-    let start = raw.len().saturating_sub(SAMPLE) / 2;
-    let sample = &raw[start..(start + SAMPLE).min(raw.len())];
-    let sample = Sample::new(model, engine, sample)?;
+    let sample = Sample::new(model, engines, sample_of(raw))?;
     let fresh = sample.cost(model, None)?;
     let anchored = sample.cost(model, Some(&snapshot))?;
     Ok((anchored < fresh * (1.0 - ANCHOR_GAIN)).then_some((range, snapshot)))

@@ -11,4 +11,6 @@ pub enum CodecError {
     BadModel(String),
     #[error("block needs its anchor, block {0}")]
     NeedsAnchor(u64),
+    #[error("decoding was stopped")]
+    Stopped,
 }

@@ -1,13 +1,16 @@
 //! What a model costs and how fast it is, without choosing: for comparing models at equal groups and
 //! anchors.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::model::Costs;
 use crate::model::tokens::Counts;
+use crate::model::{Costs, Model};
 
+use super::engines::Engines;
 use super::payload::AnchorRange;
-use super::{AnchorSource, CodecError, Codecs, Result, model_codec, network_codec};
+use super::{AnchorSource, CodecError, Codecs, Encoded, Result, Snapshot};
+use super::{model_codec, network_codec};
 
 /// What coding some extents took.
 #[derive(Debug, Clone, Copy, Default)]
@@ -34,7 +37,35 @@ impl std::ops::AddAssign for Measured {
 
 impl Codecs {
     /// Encodes an extent with the encoding model in groups of at most `group` bytes, all from the anchor if
-    /// there is one, decodes it and compares.
+    /// there is one, whatever else would be smaller. Gives the state after the anchor, too.
+    ///
+    /// # Errors
+    /// If there is no encoding model.
+    pub fn encode_by_model(
+        &self,
+        raw: &[u8],
+        group: usize,
+        anchor: Option<&AnchorSource>,
+    ) -> Result<(Encoded, Option<Arc<Snapshot>>)> {
+        let model = self.encoder()?;
+        let engines = self.engines.of(&model);
+        let anchor = anchor.filter(|_| model.has_history()).map(|source| {
+            let range = source.start..source.start + source.bytes.len() as u32;
+            let block = source.block;
+            let snapshot = self.encoding_snapshot(&model, &source.bytes);
+            (AnchorRange { block, range }, snapshot)
+        });
+        let used = anchor.as_ref().map(|(range, s)| (range, s.as_ref()));
+        let encoded = model_codec::encode(&model, engines.as_ref(), raw, group, used)?;
+        Ok((encoded, anchor.map(|(_, snapshot)| snapshot)))
+    }
+
+    fn encoder(&self) -> Result<Arc<Model>> {
+        let none = || CodecError::BadModel("there is none".into());
+        self.encoding_model().ok_or_else(none)
+    }
+
+    /// As [`Codecs::encode_by_model`], and decodes it and compares.
     ///
     /// # Errors
     /// If there is no encoding model, or it does not decode what it encoded.
@@ -44,23 +75,11 @@ impl Codecs {
         group: usize,
         anchor: Option<&AnchorSource>,
     ) -> Result<Measured> {
-        let model = self.encoding_model();
-        let model = model.ok_or_else(|| CodecError::BadModel("there is none".into()))?;
-        let engine = self.engine_of(&model);
-        let anchor = anchor.filter(|_| model.has_history()).map(|source| {
-            let range = source.start..source.start + source.bytes.len() as u32;
-            let block = source.block;
-            let snapshot = self.encoding_snapshot(&model, &source.bytes);
-            (AnchorRange { block, range }, snapshot)
-        });
-        let used = anchor.as_ref().map(|(range, s)| (range, s.as_ref()));
-        let snapshot = used.map(|(_, snapshot)| snapshot);
-
         let begun = Instant::now();
-        let encoded = model_codec::encode(&model, engine.as_ref(), raw, group, used)?;
+        let (encoded, snapshot) = self.encode_by_model(raw, group, anchor)?;
         let encoding = begun.elapsed();
         let begun = Instant::now();
-        let decoded = self.decode_all(&encoded.payload, snapshot)?;
+        let decoded = self.decode_all(&encoded.payload, snapshot.as_deref())?;
         let decoding = begun.elapsed();
         if decoded != raw {
             return Err(CodecError::Damaged("it decodes to other bytes".into()));
@@ -72,16 +91,17 @@ impl Codecs {
             decoding,
             ..Measured::default()
         };
-        let Some(engine) = engine else {
+        let model = self.encoder()?;
+        let Some(Engines { evaluator, .. }) = self.engines.of(&model) else {
             return Ok(measured);
         };
         let (cuts, tokens): (Vec<_>, Vec<_>) =
             network_codec::cut(&model, raw, group)?.into_iter().unzip();
-        let predicted = network_codec::predict(engine.as_ref(), tokens)?;
+        let predicted = network_codec::predict(&evaluator, tokens)?;
         for (cut, predicted) in cuts.iter().zip(&predicted) {
-            let state = || model_codec::start_state(&model, cut.len, snapshot);
-            let (engine, costs) = (engine.as_ref(), &mut measured.costs);
-            let counts = network_codec::code(&model, engine, predicted, cut.len, state, costs)?;
+            let state = || model_codec::start_state(&model, cut.len, snapshot.as_deref());
+            let (heads, costs) = (&*evaluator.cpu, &mut measured.costs);
+            let counts = network_codec::code(&model, heads, predicted, cut.len, state, costs)?;
             measured.counts += counts;
         }
         Ok(measured)

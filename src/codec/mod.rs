@@ -7,6 +7,9 @@ mod chooser;
 mod engines;
 mod error;
 mod fast;
+mod gather;
+mod lanes;
+mod lockstep;
 mod measure;
 mod model_codec;
 mod network_codec;
@@ -16,8 +19,9 @@ mod registry;
 mod zstd_codec;
 
 pub use chooser::ANCHOR_BYTES;
-pub use engines::SharedEngine;
+pub use engines::{Device, SharedEngine};
 pub use error::CodecError;
+pub use lanes::Receiver;
 pub use measure::Measured;
 pub use payload::{AnchorRange, Layout};
 pub use registry::{ModelSource, file_name};
@@ -28,10 +32,11 @@ use std::sync::Arc;
 use lru::LruCache;
 use parking_lot::Mutex;
 
-use crate::model::Model;
 use crate::model::predictor::State;
-use engines::Engines;
-use network_codec::{Flow, GroupDecoder};
+use crate::model::{Model, ModelHash};
+use engines::{EngineTable, Engines};
+use lockstep::Stream;
+use network_codec::GroupDecoder;
 use registry::Registry;
 
 /// Result of every operation of this layer.
@@ -108,13 +113,20 @@ pub struct Encoded {
     pub anchor: Option<u64>,
 }
 
-/// State of a model's adaptive experts after an anchor; shared by all groups that start there.
-#[derive(Debug)]
+/// State of a model's adaptive experts after an anchor; shared by all groups that start there. Cheap to
+/// clone.
+#[derive(Debug, Clone)]
 pub struct Snapshot {
-    state: State,
+    state: Arc<State>,
 }
 
 impl Snapshot {
+    fn after(model: &Model, anchor: &[u8]) -> Snapshot {
+        Snapshot {
+            state: Arc::new(model.after(anchor)),
+        }
+    }
+
     /// Memory that the snapshot takes, for cache accounting.
     pub fn bytes(&self) -> usize {
         self.state.size()
@@ -130,11 +142,11 @@ const LOCKSTEP: usize = 16;
 #[derive(Debug)]
 pub struct Codecs {
     registry: Registry,
-    engines: Engines,
+    engines: EngineTable,
     /// The model that encodes; None leaves raw and zstd.
     encoder: Option<[u8; 8]>,
-    /// By the hash of the anchor's bytes: block ids alone are only unique within one store.
-    snapshots: Mutex<LruCache<u128, Arc<Snapshot>>>,
+    /// By model and the hash of the anchor's bytes: block ids alone are only unique within one store.
+    snapshots: Mutex<LruCache<(ModelHash, u128), Arc<Snapshot>>>,
 }
 
 impl Codecs {
@@ -142,7 +154,7 @@ impl Codecs {
         let snapshots = Mutex::new(LruCache::new(ENCODING_SNAPSHOTS));
         Codecs {
             registry: Registry::default(),
-            engines: Engines::default(),
+            engines: EngineTable::new(),
             encoder,
             snapshots,
         }
@@ -150,7 +162,22 @@ impl Codecs {
 
     /// Codecs that encode with the model embedded in the program. It is loaded when first needed.
     pub fn with_default_model() -> Result<Codecs> {
-        Ok(Codecs::new(Some(registry::embedded())))
+        Codecs::with_embedded("default")
+    }
+
+    /// Codecs that encode with an embedded model, one of [`Codecs::embedded_names`].
+    ///
+    /// # Errors
+    /// If there is none of this name.
+    pub fn with_embedded(name: &str) -> Result<Codecs> {
+        let none = || CodecError::BadModel(format!("no model of the program is called {name}"));
+        let model = registry::embedded_named(name).ok_or_else(none)?;
+        Ok(Codecs::new(Some(model)))
+    }
+
+    /// The names of the embedded models.
+    pub fn embedded_names() -> impl Iterator<Item = &'static str> {
+        registry::embedded_names()
     }
 
     /// Codecs that encode without a model. They still decode whatever their models allow.
@@ -175,16 +202,25 @@ impl Codecs {
         Ok(codecs)
     }
 
-    /// Evaluates the network of the model that encodes with this engine; does nothing without a network.
-    pub fn set_engine(&self, engine: SharedEngine) {
-        if let Some(model) = self.encoding_model().filter(|m| m.network().is_some()) {
-            self.engines.set(&model.hash, engine);
+    /// Evaluates the networks of models on this device, and, where that is the processor, decodes with them on
+    /// so many threads. Otherwise it is the processor, and one thread.
+    pub fn on(mut self, device: Device, threads: usize) -> Codecs {
+        self.engines.device = device;
+        self.engines.threads = threads;
+        self
+    }
+
+    /// Uses this engine as the device of the network of the model that encodes; does nothing without a network.
+    pub fn set_engine(&self, name: &str, engine: SharedEngine) {
+        if let Some(model) = self.encoding_model() {
+            self.engines.set(&model, name, engine);
         }
     }
 
-    /// The engine of a model's network, if it has one.
-    fn engine_of(&self, model: &Model) -> Option<SharedEngine> {
-        self.engines.of(model)
+    /// The model whose tables a model uses, if it has a network beside them.
+    fn base_of(&self, model: &Model) -> Option<Arc<Model>> {
+        let base = registry::short(&model.base()?);
+        self.registry.get(&base).ok()
     }
 
     /// The file name of the model that the model in `file` needs as its base, if any.
@@ -197,9 +233,9 @@ impl Codecs {
         self.registry.set_source(source);
     }
 
-    /// The file name and contents of the embedded model, which every store gets a copy of.
-    pub fn embedded_model() -> (String, &'static [u8]) {
-        (file_name(&registry::embedded()), registry::embedded_file())
+    /// The contents of an embedded model by the name that its file has in a store.
+    pub fn embedded_file(file_name: &str) -> Option<&'static [u8]> {
+        registry::embedded_file(&registry::parse_name(file_name)?)
     }
 
     /// What is missing for decoding with the model of this name: nothing, the model itself, or its base.
@@ -225,9 +261,15 @@ impl Codecs {
         self.encoder.as_ref().map(file_name)
     }
 
-    /// What evaluates the model on this machine, for status pages.
-    pub fn engine() -> &'static str {
-        crate::model::predictor::engine()
+    /// What evaluates the model that encodes on this machine, for status pages.
+    pub fn engine(&self) -> String {
+        let tables = crate::model::predictor::engine();
+        let model = self.encoder.as_ref().and_then(|m| self.registry.loaded(m));
+        let device = model.and_then(|model| self.engines.device_name(&model));
+        match device {
+            Some(device) => format!("{tables}, {device}"),
+            None => tables.to_owned(),
+        }
     }
 
     /// Loads the model that encodes, so that the first reads need not wait for it.
@@ -244,13 +286,11 @@ impl Codecs {
 
     /// The state after an anchor, remembered for the next extents of the same file.
     fn encoding_snapshot(&self, model: &Model, bytes: &[u8]) -> Arc<Snapshot> {
-        let key = xxhash_rust::xxh3::xxh3_128(bytes);
+        let key = (model.hash, xxhash_rust::xxh3::xxh3_128(bytes));
         if let Some(snapshot) = self.snapshots.lock().get(&key) {
             return snapshot.clone();
         }
-        let snapshot = Arc::new(Snapshot {
-            state: model.after(bytes),
-        });
+        let snapshot = Arc::new(Snapshot::after(model, bytes));
         self.snapshots.lock().put(key, snapshot.clone());
         snapshot
     }
@@ -285,9 +325,7 @@ impl Codecs {
         snapshot: Option<&Snapshot>,
         sink: &mut dyn FnMut(&[u8]) -> bool,
     ) -> Result<()> {
-        if group >= layout.groups.len() {
-            return Err(CodecError::Damaged(format!("no group {group}")));
-        }
+        check_group(layout, group, snapshot)?;
         let model = layout
             .model
             .as_ref()
@@ -306,16 +344,13 @@ impl Codecs {
             }
             CodecId::Model => {
                 let model = model.ok_or_else(|| CodecError::Damaged("no model is named".into()))?;
-                check_snapshot(layout, snapshot)?;
-                match self.engine_of(&model) {
+                match self.engines.of(&model) {
                     None => model_codec::decode(&model, payload, layout, group, snapshot, sink)?,
-                    Some(engine) => {
+                    Some(Engines { evaluator, .. }) => {
                         let decoder =
                             GroupDecoder::start(&model, payload, layout, group, snapshot)?;
-                        let sink = Box::new(sink);
-                        let flow = Ok(Flow { decoder, sink });
-                        let alone = std::iter::once(flow);
-                        network_codec::decode_together(engine.as_ref(), 1, alone)?;
+                        let alone = std::iter::once(Ok(Stream { decoder, sink }));
+                        lockstep::decode_here(&*evaluator.cpu, 1, alone)?;
                     }
                 }
             }
@@ -323,39 +358,91 @@ impl Codecs {
         Ok(())
     }
 
-    /// Decodes all groups of a payload of a model with a network, in lockstep.
+    /// Decodes one group for `receiver`. Groups of models with a network are decoded in lanes, beside each
+    /// other, after this has returned; all others on this thread.
+    pub fn decode_for(
+        &self,
+        payload: Vec<u8>,
+        layout: &Arc<Layout>,
+        group: usize,
+        snapshot: Option<Arc<Snapshot>>,
+        mut receiver: Box<dyn Receiver>,
+    ) {
+        let (model, Engines { lanes, .. }) = match self.stepping(layout) {
+            Ok(Some(found)) => found,
+            Ok(None) => {
+                let sink = &mut |piece: &[u8]| receiver.piece(piece);
+                let result = self.decode_group(&payload, layout, group, snapshot.as_deref(), sink);
+                return receiver.end(result);
+            }
+            Err(error) => return receiver.end(Err(error)),
+        };
+        if let Err(error) = check_group(layout, group, snapshot.as_deref()) {
+            return receiver.end(Err(error));
+        }
+        let layout = layout.clone();
+        let start = Box::new(move || {
+            GroupDecoder::start(&model, &payload, &layout, group, snapshot.as_deref())
+        });
+        lanes.submit(start, receiver);
+    }
+
+    /// The model and its engines if a block is decoded step by step.
+    fn stepping(&self, layout: &Layout) -> Result<Option<(Arc<Model>, Engines)>> {
+        let (CodecId::Model, Some(name)) = (layout.codec, &layout.model) else {
+            return Ok(None);
+        };
+        let model = self.registry.get(name)?;
+        let engines = self.engines.of(&model);
+        Ok(engines.map(|engines| (model, engines)))
+    }
+
+    /// Groups that wait for a lane.
+    pub fn waiting(&self) -> usize {
+        self.engines.waiting()
+    }
+
+    /// Decodes all groups of a payload of a model with a network: on the device beside everything else, on the
+    /// processor here and now.
     fn decode_lockstep(
         &self,
-        model: &Arc<Model>,
-        engine: &SharedEngine,
+        (model, engines): (&Arc<Model>, &Engines),
         payload: &[u8],
         layout: &Layout,
         snapshot: Option<&Snapshot>,
     ) -> Result<Vec<u8>> {
-        let mut groups: Vec<Vec<u8>> = vec![Vec::new(); layout.groups.len()];
-        let flows = groups.iter_mut().enumerate().map(|(group, bytes)| {
+        let count = layout.groups.len();
+        if engines.evaluator.device().is_some() {
+            let payload: Arc<[u8]> = payload.into();
+            let (layout, snapshot) = (Arc::new(layout.clone()), snapshot.cloned());
+            let start = |group: usize| -> lanes::Start {
+                let (model, payload) = (model.clone(), payload.clone());
+                let (layout, snapshot) = (layout.clone(), snapshot.clone());
+                Box::new(move || {
+                    GroupDecoder::start(&model, &payload, &layout, group, snapshot.as_ref())
+                })
+            };
+            return engines.lanes.decode((0..count).map(start));
+        }
+        let mut groups: Vec<Vec<u8>> = vec![Vec::new(); count];
+        let streams = groups.iter_mut().enumerate().map(|(group, bytes)| {
             let decoder = GroupDecoder::start(model, payload, layout, group, snapshot)?;
-            let sink = Box::new(|span: &[u8]| {
+            let sink = |span: &[u8]| {
                 bytes.extend_from_slice(span);
                 true
-            });
-            Ok(Flow { decoder, sink })
+            };
+            Ok(Stream { decoder, sink })
         });
-        network_codec::decode_together(engine.as_ref(), LOCKSTEP, flows)?;
+        lockstep::decode_here(&*engines.evaluator.cpu, LOCKSTEP, streams)?;
         Ok(groups.concat())
     }
 
     /// Decodes a whole payload. `snapshot` as for [`Codecs::decode_group`].
     pub fn decode_all(&self, payload: &[u8], snapshot: Option<&Snapshot>) -> Result<Vec<u8>> {
         let layout = self.open(payload)?;
-        if layout.codec == CodecId::Model
-            && let Some(name) = &layout.model
-        {
-            let model = self.registry.get(name)?;
-            if let Some(engine) = self.engine_of(&model) {
-                check_snapshot(&layout, snapshot)?;
-                return self.decode_lockstep(&model, &engine, payload, &layout, snapshot);
-            }
+        if let Some((model, engines)) = self.stepping(&layout)? {
+            check_snapshot(&layout, snapshot)?;
+            return self.decode_lockstep((&model, &engines), payload, &layout, snapshot);
         }
         let mut raw = Vec::with_capacity(layout.raw_len as usize);
         for group in 0..layout.groups.len() {
@@ -379,9 +466,17 @@ impl Codecs {
         let name = layout.model.as_ref();
         let name = name.ok_or_else(|| CodecError::Damaged("no model is named".into()))?;
         let model = self.registry.get(name)?;
-        Ok(Arc::new(Snapshot {
-            state: model.after(anchor_bytes),
-        }))
+        Ok(Arc::new(Snapshot::after(&model, anchor_bytes)))
+    }
+}
+
+fn check_group(layout: &Layout, group: usize, snapshot: Option<&Snapshot>) -> Result<()> {
+    if group >= layout.groups.len() {
+        return Err(CodecError::Damaged(format!("no group {group}")));
+    }
+    match layout.codec {
+        CodecId::Model => check_snapshot(layout, snapshot),
+        _ => Ok(()),
     }
 }
 

@@ -7,7 +7,7 @@
 use crate::model::predictor::{Predictor, State};
 use crate::model::{Cost, Model, ModelError};
 
-use super::engines::SharedEngine;
+use super::engines::Engines;
 use super::network_codec::{self, Predicted};
 use super::payload::{self, AnchorRange, Layout};
 use super::range_coder::{Decoder, Encoder};
@@ -51,19 +51,22 @@ fn cut(model: &Model, raw: &[u8], group: usize) -> Result<Vec<Cut>> {
 }
 
 pub(super) fn start_state(model: &Model, len: usize, snapshot: Option<&Snapshot>) -> State {
-    snapshot.map_or_else(|| model.fresh(len), |snapshot| snapshot.state.clone())
+    snapshot.map_or_else(
+        || model.fresh(len),
+        |snapshot| State::clone(&snapshot.state),
+    )
 }
 
 /// Codes the groups of an extent, all starting from the anchor if there is one.
 fn code_groups(
     model: &Model,
-    engine: Option<&SharedEngine>,
+    engines: Option<&Engines>,
     raw: &[u8],
     group: usize,
     snapshot: Option<&Snapshot>,
 ) -> Result<(Vec<Cut>, Vec<Vec<u8>>)> {
     let mut codes = Vec::new();
-    let Some(engine) = engine else {
+    let Some(Engines { evaluator, .. }) = engines else {
         let cuts = cut(model, raw, group)?;
         let mut rest = raw;
         for cut in &cuts {
@@ -80,34 +83,28 @@ fn code_groups(
     };
     let cuts = network_codec::cut(model, raw, group)?;
     let (cuts, tokens): (Vec<Cut>, Vec<Vec<u16>>) = cuts.into_iter().unzip();
-    let predicted = network_codec::predict(engine.as_ref(), tokens)?;
+    let predicted = network_codec::predict(evaluator, tokens)?;
     for (cut, predicted) in cuts.iter().zip(&predicted) {
         let mut encoder = Encoder::default();
         let state = || start_state(model, cut.len, snapshot);
-        network_codec::code(
-            model,
-            engine.as_ref(),
-            predicted,
-            cut.len,
-            state,
-            &mut encoder,
-        )?;
+        let heads = &*evaluator.cpu;
+        network_codec::code(model, heads, predicted, cut.len, state, &mut encoder)?;
         codes.push(encoder.finish());
     }
     Ok((cuts, codes))
 }
 
 /// Encodes an extent in groups of at most `group` bytes, all starting from the anchor if there is one. Models
-/// with a network need their engine.
+/// with a network need their engines.
 pub(super) fn encode(
     model: &Model,
-    engine: Option<&SharedEngine>,
+    engines: Option<&Engines>,
     raw: &[u8],
     group: usize,
     anchor: Option<(&AnchorRange, &Snapshot)>,
 ) -> Result<Encoded> {
     let snapshot = anchor.map(|(_, snapshot)| snapshot);
-    let (cuts, codes) = code_groups(model, engine, raw, group, snapshot)?;
+    let (cuts, codes) = code_groups(model, engines, raw, group, snapshot)?;
     let mut checks = Vec::new();
     let mut rest = raw;
     for cut in &cuts {
@@ -182,18 +179,14 @@ pub(super) fn decode(
 pub(super) struct Sample<'a> {
     bytes: &'a [u8],
     /// For models with a network.
-    predicted: Option<(SharedEngine, Predicted)>,
+    predicted: Option<(&'a Engines, Predicted)>,
 }
 
 impl<'a> Sample<'a> {
-    pub fn new(
-        model: &Model,
-        engine: Option<&SharedEngine>,
-        bytes: &'a [u8],
-    ) -> Result<Sample<'a>> {
-        let predicted = engine.map(|engine| {
-            let predicted = network_codec::predict_bytes(model, engine.as_ref(), bytes)?;
-            Ok((engine.clone(), predicted))
+    pub fn new(model: &Model, engines: Option<&'a Engines>, bytes: &'a [u8]) -> Result<Sample<'a>> {
+        let predicted = engines.map(|engines| {
+            let found = network_codec::predict_bytes(model, &engines.evaluator, bytes);
+            found.map(|predicted| (engines, predicted))
         });
         Ok(Sample {
             bytes,
@@ -207,8 +200,9 @@ impl<'a> Sample<'a> {
         let len = self.bytes.len();
         let state = || start_state(model, len, snapshot);
         match &self.predicted {
-            Some((engine, predicted)) => {
-                network_codec::code(model, engine.as_ref(), predicted, len, state, &mut cost)?;
+            Some((engines, predicted)) => {
+                let heads = &*engines.evaluator.cpu;
+                network_codec::code(model, heads, predicted, len, state, &mut cost)?;
             }
             None => {
                 let mut predictor = Predictor::new(model, state());

@@ -1,18 +1,23 @@
 //! Groups of a model with a network: encoding with the rows of the teacher-forced path, decoding step by
-//! step, alone or in lockstep with other groups.
+//! step.
 
 use std::sync::Arc;
 
-use crate::model::network::{Batch, Engine, Memory, Sequence, Step};
+use crate::model::Model;
+use crate::model::network::Engine;
 use crate::model::predictor::{BitCoder, State};
 use crate::model::tokenizer::CHUNK_TOKENS;
 use crate::model::tokens::{Counts, Position, Tokens};
-use crate::model::{Model, ModelError};
 
+use super::engines::Evaluator;
 use super::model_codec::{Cut, SPAN, model_error, span_check, start_state};
 use super::payload::Layout;
 use super::range_coder::Decoder;
 use super::{CodecError, Result, Snapshot};
+
+/// Tokens that a step shows the network at most, so that a group that goes on in another place does not
+/// hold up those beside it.
+const STEP_TOKENS: usize = 256;
 
 /// The tokens of some bytes and the hidden rows that predict them.
 pub(super) struct Predicted {
@@ -43,22 +48,22 @@ pub(super) fn cut(model: &Model, raw: &[u8], group: usize) -> Result<Vec<(Cut, V
 }
 
 /// The hidden rows of token strings, each a stream of its own.
-pub(super) fn predict(engine: &dyn Engine, strings: Vec<Vec<u16>>) -> Result<Vec<Predicted>> {
-    let memory = &Memory::default();
-    let sequence = |tokens| Sequence { tokens, memory };
-    let sequences: Vec<Sequence> = strings.iter().map(|tokens| sequence(tokens)).collect();
-    let rows = engine.hidden(&sequences).map_err(model_error)?;
-    Ok(strings
-        .into_iter()
-        .zip(rows)
+pub(super) fn predict(evaluator: &Evaluator, strings: Vec<Vec<u16>>) -> Result<Vec<Predicted>> {
+    let rows = evaluator.hidden(&strings).map_err(model_error)?;
+    let pairs = strings.into_iter().zip(rows);
+    Ok(pairs
         .map(|(tokens, rows)| Predicted { tokens, rows })
         .collect())
 }
 
 /// The tokens and hidden rows of bytes that are a group of their own.
-pub(super) fn predict_bytes(model: &Model, engine: &dyn Engine, bytes: &[u8]) -> Result<Predicted> {
+pub(super) fn predict_bytes(
+    model: &Model,
+    evaluator: &Evaluator,
+    bytes: &[u8],
+) -> Result<Predicted> {
     let expert = model.expert().map_err(model_error)?;
-    let mut found = predict(engine, vec![expert.merges.tokens(bytes)])?;
+    let mut found = predict(evaluator, vec![expert.merges.tokens(bytes)])?;
     found
         .pop()
         .ok_or_else(|| CodecError::Damaged("the engine made no rows".into()))
@@ -111,8 +116,9 @@ pub(super) struct GroupDecoder {
     span: Vec<u8>,
     /// Bytes that are left in the group.
     left: usize,
-    /// Tokens that the network has not seen.
-    pending: Vec<u16>,
+    /// All tokens so far, and how many of them the network has seen.
+    known: Vec<u16>,
+    seen: usize,
     group: usize,
 }
 
@@ -138,14 +144,21 @@ impl GroupDecoder {
                 .collect(),
             span: Vec::with_capacity(SPAN.min(left)),
             left,
-            pending: Vec::new(),
+            known: Vec::new(),
+            seen: 0,
             group,
         })
     }
 
     /// The tokens that the network's next step sees.
     pub fn pending(&self) -> &[u16] {
-        &self.pending
+        let unseen = &self.known[self.seen..];
+        &unseen[..unseen.len().min(STEP_TOKENS)]
+    }
+
+    /// Shows the network everything again, because it goes on in another place.
+    pub fn rewind(&mut self) {
+        self.seen = 0;
     }
 
     /// Decodes tokens as far as the network is not needed; before the first step.
@@ -170,7 +183,10 @@ impl GroupDecoder {
         row: &[i8],
         sink: &mut dyn FnMut(&[u8]) -> bool,
     ) -> Result<Progress> {
-        self.pending.clear();
+        self.seen += self.pending().len();
+        if self.seen < self.known.len() {
+            return Ok(Progress::Step);
+        }
         match self.token(engine, row, sink)? {
             Progress::Step => self.begin(engine, sink),
             Progress::Done => Ok(Progress::Done),
@@ -189,7 +205,7 @@ impl GroupDecoder {
             token: None,
         };
         let token = self.tokens.token(&mut self.decoder, engine, position);
-        self.pending.push(token.map_err(model_error)?);
+        self.known.push(token.map_err(model_error)?);
         self.left -= self.tokens.bytes().len();
         self.span.extend_from_slice(self.tokens.bytes());
         // a token has at most 255 bytes, so it completes at most one span, and the last one perhaps
@@ -210,68 +226,4 @@ impl GroupDecoder {
             _ => Progress::Step,
         })
     }
-}
-
-/// A group on its way, and who gets its bytes.
-pub(super) struct Flow<'a> {
-    pub decoder: GroupDecoder,
-    pub sink: Box<dyn FnMut(&[u8]) -> bool + 'a>,
-}
-
-/// Decodes groups in lockstep, at most `slots` at a time: the next one joins as soon as one has ended. What
-/// becomes of a group does not depend on the others, unless the device fails.
-pub(super) fn decode_together<'a>(
-    engine: &dyn Engine,
-    slots: usize,
-    flows: impl Iterator<Item = Result<Flow<'a>>>,
-) -> Result<()> {
-    let mut flows = flows.fuse();
-    let mut batch = engine.batch(slots.max(1)).map_err(model_error)?;
-    let mut running: Vec<(usize, Flow)> = Vec::new();
-    let mut free: Vec<usize> = (0..slots.max(1)).rev().collect();
-    loop {
-        while let Some(&slot) = free.last()
-            && let Some(flow) = flows.next()
-        {
-            let mut flow = flow?;
-            if flow.decoder.begin(engine, &mut *flow.sink)? == Progress::Step {
-                batch.start(slot, &Memory::default()).map_err(model_error)?;
-                running.push((slot, flow));
-                free.pop();
-            }
-        }
-        if running.is_empty() {
-            return Ok(());
-        }
-        let rows = step(&mut *batch, &running).map_err(model_error)?;
-        let width = rows.len() / running.len();
-        let mut rows = rows.chunks_exact(width.max(1));
-        let mut error = None;
-        running.retain_mut(|(slot, flow)| {
-            let row = rows.next().unwrap_or_default();
-            match flow.decoder.advance(engine, row, &mut *flow.sink) {
-                Ok(Progress::Step) => return true,
-                Ok(Progress::Done) => {}
-                Err(why) => error = error.take().or(Some(why)),
-            }
-            free.push(*slot);
-            false
-        });
-        error.map_or(Ok(()), Err)?;
-    }
-}
-
-/// One step of the network for all groups.
-fn step(
-    batch: &mut dyn Batch,
-    running: &[(usize, Flow)],
-) -> std::result::Result<Vec<i8>, ModelError> {
-    let steps: Vec<Step> = running
-        .iter()
-        .map(|(slot, flow)| Step {
-            slot: *slot,
-            tokens: flow.decoder.pending(),
-        })
-        .collect();
-    batch.step(&steps)
 }

@@ -10,9 +10,20 @@ use crate::model::{Model, ModelError, ModelHash, base_of, hash_of};
 
 use super::{CodecError, Result};
 
-/// The model that every program carries.
-static EMBEDDED: &[u8] = include_bytes!("../../models/default.s2m");
-static EMBEDDED_HASH: LazyLock<ModelHash> = LazyLock::new(|| hash_of(EMBEDDED));
+/// A model that every program carries.
+struct Embedded {
+    name: &'static str,
+    file: &'static [u8],
+    hash: LazyLock<ShortHash>,
+}
+
+/// The first one encodes if nothing else is said.
+static EMBEDDED: [Embedded; 1] = [Embedded {
+    name: "default",
+    file: DEFAULT,
+    hash: LazyLock::new(|| short(&hash_of(DEFAULT))),
+}];
+static DEFAULT: &[u8] = include_bytes!("../../models/default.s2m");
 
 /// Reads a model file by the name that [`file_name`] gives it; None if there is no such file.
 pub type ModelSource = Box<dyn Fn(&str) -> Option<Vec<u8>> + Send + Sync>;
@@ -20,7 +31,7 @@ pub type ModelSource = Box<dyn Fn(&str) -> Option<Vec<u8>> + Send + Sync>;
 /// How a payload names a model: the first half of its hash.
 pub(super) type ShortHash = [u8; 8];
 
-fn short(hash: &ModelHash) -> ShortHash {
+pub(super) fn short(hash: &ModelHash) -> ShortHash {
     let mut short = ShortHash::default();
     short.copy_from_slice(&hash[..8]);
     short
@@ -64,14 +75,21 @@ impl std::fmt::Debug for Registry {
     }
 }
 
-/// The short hash of the embedded model.
-pub(super) fn embedded() -> ShortHash {
-    short(&EMBEDDED_HASH)
+/// The names of the embedded models.
+pub(super) fn embedded_names() -> impl Iterator<Item = &'static str> {
+    EMBEDDED.iter().map(|model| model.name)
 }
 
-/// The file of the embedded model.
-pub(super) fn embedded_file() -> &'static [u8] {
-    EMBEDDED
+/// The embedded model of this name.
+pub(super) fn embedded_named(name: &str) -> Option<ShortHash> {
+    let model = EMBEDDED.iter().find(|model| model.name == name);
+    model.map(|model| *model.hash)
+}
+
+/// The file of the embedded model with this hash.
+pub(super) fn embedded_file(hash: &ShortHash) -> Option<&'static [u8]> {
+    let model = EMBEDDED.iter().find(|model| *model.hash == *hash);
+    model.map(|model| model.file)
 }
 
 impl Registry {
@@ -96,6 +114,12 @@ impl Registry {
         model.clone().ok_or_else(missing)
     }
 
+    /// The model of this name if it has been loaded.
+    pub fn loaded(&self, name: &ShortHash) -> Option<Arc<Model>> {
+        let cell = self.loaded.lock().get(name)?.clone();
+        cell.get()?.clone()
+    }
+
     /// What is missing of a model that cannot be loaded: itself, or its base.
     pub fn lacking(&self, name: &ShortHash) -> ShortHash {
         let base = self.file(name).and_then(|file| base_name(&file));
@@ -110,8 +134,8 @@ impl Registry {
 
     /// The file of a model.
     fn file(&self, name: &ShortHash) -> Option<Cow<'static, [u8]>> {
-        if *name == embedded() {
-            return Some(Cow::Borrowed(EMBEDDED));
+        if let Some(file) = embedded_file(name) {
+            return Some(Cow::Borrowed(file));
         }
         (self.source.get()?)(&file_name(name)).map(Cow::Owned)
     }

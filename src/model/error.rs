@@ -1,7 +1,7 @@
 use thiserror::Error;
 
 /// What can be wrong with a model file.
-#[derive(Debug, Error)]
+#[derive(Debug, Clone, Error)]
 pub enum ModelError {
     #[error("not a model file")]
     NotAModel,

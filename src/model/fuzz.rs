@@ -1,40 +1,89 @@
 //! Entry points for fuzzing the decoders of models. See [`crate::fuzzing`].
 
+use std::sync::Arc;
+
 use super::contexts::CONTEXTS;
 use super::file::{join_sections, split_sections};
 use super::mixer::Rates;
+use super::network::{Config, FeedForward, Network, Values, Weights};
 use super::predictor::{Adaptation, Params};
 use super::tables::Tables;
 use super::tokenizer::Tokenizer;
-use super::{Model, ModelInfo};
+use super::vocabulary::Vocabulary;
+use super::{Model, ModelHash, ModelInfo, NetworkParts};
 
 /// Bytes that a model that could be read is tried on.
 const SAMPLE: &[u8] = b"some text, 1234; {\"and\": [more]}\n\x00\xff\xfe end of the text";
 
+const ADAPTATION: Adaptation = Adaptation {
+    mixer: Rates { first: 2, last: 2 },
+    histories: 4,
+    curves: 6,
+};
+
 /// A model that knows next to nothing, and is quick to load.
 pub(crate) fn tiny_model() -> Model {
-    let text = SAMPLE.repeat(8);
-    let tokenizer = Tokenizer::train(std::iter::once(text.as_slice()), 280);
-    let adaptation = Adaptation {
-        mixer: Rates { first: 2, last: 2 },
-        histories: 4,
-        curves: 6,
-    };
     Model::from_parts(
         ModelInfo::default(),
-        tokenizer.expect("a small vocabulary"),
-        text,
+        tiny_tokenizer(),
+        SAMPLE.repeat(8),
         Tables::with_lines(&[2; CONTEXTS]),
         [0; 256],
         Params::default(),
-        adaptation,
+        ADAPTATION,
     )
 }
 
+fn tiny_tokenizer() -> Tokenizer {
+    let text = SAMPLE.repeat(8);
+    let tokenizer = Tokenizer::train(std::iter::once(text.as_slice()), 280);
+    tokenizer.expect("a small vocabulary")
+}
+
+/// A model with a network that knows nothing, on top of `base` or alone.
+pub(crate) fn tiny_network_model(base: Option<&Model>) -> Model {
+    let tokenizer = tiny_tokenizer().sorted().expect("a vocabulary");
+    let vocabulary = Vocabulary::new(&tokenizer).expect("a sorted vocabulary");
+    let config = Config {
+        vocab_size: vocabulary.len(),
+        latent_vocab: 0,
+        window: 8,
+        max_latents: 0,
+        d_model: 8,
+        d_kv: 4,
+        d_ff: 8,
+        num_heads: 2,
+        num_layers: 0,
+        num_decoder_layers: 1,
+        relative_attention_num_buckets: 4,
+        relative_attention_max_distance: 8,
+        feed_forward: FeedForward::Relu,
+        ngrams: None,
+        classes: vocabulary.classes(16),
+    };
+    let mut weights = Weights::shaped(&config);
+    let filled = weights.visit(&config, &mut |_, shape, values| {
+        let len = shape.iter().product::<usize>();
+        match values {
+            Values::Bytes(bytes) => *bytes = (0..len).map(|i| (i * 37 % 255) as i8 / 2).collect(),
+            Values::Numbers(numbers) => *numbers = (0..len).map(|i| i as i32 % 200 + 50).collect(),
+        }
+        Ok(())
+    });
+    filled.expect("every tensor has a shape");
+    let parts = NetworkParts {
+        name: "tiny".into(),
+        tokenizer,
+        network: Arc::new(Network::new(config, weights).expect("values within bounds")),
+        adaptation: ADAPTATION,
+    };
+    Model::with_network(base, parts).expect("parts that fit")
+}
+
 /// A model file: `data` as it is, or one section of a good file replaced or changed by it, with right
-/// checksums.
-pub(crate) fn model_file(good: &[u8], data: &[u8]) {
-    try_model(data);
+/// checksums. `base` is what the good file may name as its base.
+pub(crate) fn model_file(good: &[u8], base: &Arc<Model>, data: &[u8]) {
+    try_model(data, base);
     let [which, mode, rest @ ..] = data else {
         return;
     };
@@ -57,11 +106,13 @@ pub(crate) fn model_file(good: &[u8], data: &[u8]) {
                 .fold(0, |at, b| (at << 8 | usize::from(*b)) & 0xff_ffff),
         ),
     }
-    try_model(&join_sections(&sections).expect("compressing in memory"));
+    let file = join_sections(&sections).expect("compressing in memory");
+    try_model(&file, base);
 }
 
-fn try_model(file: &[u8]) {
-    let Ok(model) = Model::from_bytes(file) else {
+fn try_model(file: &[u8], base: &Arc<Model>) {
+    let find = |hash: &ModelHash| (*hash == base.hash).then(|| base.clone());
+    let Ok(model) = Model::from_bytes_and(file, &find) else {
         return;
     };
     try_tokenizer(&model.tokenizer);

@@ -69,7 +69,7 @@ impl Masses {
         self.sums.clear();
         self.sums.push(0);
         self.sums.extend(logits.iter().map(|&logit| {
-            // logits are within +-2^29, so the difference fits
+            // logits are within +-2^27, so the difference fits
             let below = ((best - logit) as usize).min(REACH);
             sum += u64::from(tables.masses[below]);
             sum

@@ -17,6 +17,9 @@ pub const CHUNK_TOKENS: usize = 128;
 /// Words longer than this are split, so that no input makes tokenising slow.
 pub(super) const WORD_MAX: usize = 24;
 
+/// The bytes of two tokens that are merged.
+pub(super) type TokenPair = (Vec<u8>, Vec<u8>);
+
 /// A trained vocabulary.
 #[derive(Debug, Clone)]
 pub struct Tokenizer {
@@ -230,7 +233,7 @@ impl Tokenizer {
     ///
     /// # Errors
     /// If a token does not stand for bytes.
-    pub(super) fn merges(&self) -> Result<Vec<(Vec<u8>, Vec<u8>)>, ModelError> {
+    pub(super) fn merges(&self) -> Result<Vec<TokenPair>, ModelError> {
         let plain: Plain = serde_json::from_slice(&self.to_json()?)
             .map_err(|e| ModelError::Tokenizer(e.to_string()))?;
         let pair = |merge: &Merge| match merge {

@@ -18,7 +18,7 @@ use std::process::{Child, Command, Stdio};
 
 use crate::control::mountinfo;
 use crate::exit::{Context, Exit, Failure, Outcome};
-use crate::options::Settings;
+use crate::options::{ModelChoice, Settings};
 
 pub use daemon::{Readiness, run};
 pub use models::{codecs, codecs_of_store};
@@ -56,10 +56,11 @@ impl Request {
     /// Checks everything that can be checked without opening the store; creates a missing STORE.
     pub fn new(store: &Path, mountpoint: &Path, option_lists: &[String]) -> Outcome<Request> {
         let mut settings = Settings::parse(option_lists).map_err(Failure::usage)?;
-        for path in [&mut settings.model, &mut settings.log]
-            .into_iter()
-            .flatten()
-        {
+        let model = match &mut settings.model {
+            ModelChoice::File(path) => Some(path),
+            ModelChoice::Embedded(_) => None,
+        };
+        for path in model.into_iter().chain(&mut settings.log) {
             *path = std::path::absolute(&*path).context(path.display())?;
         }
         let mountpoint = check_mountpoint(mountpoint)?;

@@ -7,18 +7,19 @@ use std::path::{Path, PathBuf};
 use crate::codec::{CodecError, Codecs};
 use crate::exit::{Context, Exit, Failure, Outcome};
 use crate::model::hash_of;
-use crate::options::Settings;
+use crate::options::{ModelChoice, Settings};
 use crate::store::{MODEL_DIR, Store};
 
 /// No model file is longer; a longer one in a store is not read.
 const MAX_MODEL: u64 = 4 << 30;
 
-/// The codecs with the model that the settings name.
+/// The codecs with the model and the device that the settings name.
 pub fn codecs(settings: &Settings) -> Outcome<Codecs> {
-    match &settings.model {
-        None => Codecs::with_default_model().context("built-in model"),
-        Some(path) => load(path, &read(path).context(path.display())?),
-    }
+    let codecs = match &settings.model {
+        ModelChoice::Embedded(name) => Codecs::with_embedded(name).context("built-in model")?,
+        ModelChoice::File(path) => load(path, &read(path).context(path.display())?)?,
+    };
+    Ok(codecs.on(settings.device, settings.threads))
 }
 
 /// The codecs for the blocks of the store at `path`, and for new blocks under the settings.
@@ -29,42 +30,56 @@ pub fn codecs_of_store(settings: &Settings, path: &Path) -> Outcome<Codecs> {
     Ok(codecs)
 }
 
-/// Leaves a copy of the encoding model in the store, or repairs the one that is there.
+/// Leaves copies of the encoding model and its base in the store, or repairs those that are there.
 pub fn keep_model(settings: &Settings, store: &Store, codecs: &Codecs) -> Outcome<()> {
-    let Some(name) = codecs
-        .encoding_model_name()
-        .filter(|_| !store.is_read_only())
-    else {
+    let name = codecs.encoding_model_name();
+    let Some(name) = name.filter(|_| !store.is_read_only()) else {
         return Ok(());
     };
-    let stored = store.get_model(&name);
-    if matches!(&stored, Ok(Some(file)) if names(&name, file)) {
-        return Ok(());
-    }
-    if !matches!(stored, Ok(None)) {
-        log::warn!("model {name} of the store is damaged: writing it again");
-    }
     match &settings.model {
-        Some(path) => {
+        ModelChoice::Embedded(_) => {
+            let Some(file) = Codecs::embedded_file(&name) else {
+                return Ok(());
+            };
+            let base = Codecs::base_name(file);
+            let base = base.and_then(|base| Some((Codecs::embedded_file(&base)?, base)));
+            let files = base.into_iter().chain([(file, name)]);
+            for (file, name) in files.filter(|(_, name)| !is_kept(store, name)) {
+                // Every program of this version has it, so a full disk is no reason to refuse the mount.
+                if let Err(e) = store.put_model(&name, file) {
+                    log::warn!("the store has no copy of the built-in model {name}: {e}");
+                }
+            }
+            Ok(())
+        }
+        ModelChoice::File(path) => {
             let file = read(path).context(path.display())?;
             // the base first: a model is never there without it
-            if let Some((base, file)) = base_of(path, &file).context(path.display())? {
-                put(store, &base, &file, path)?;
-            }
-            put(store, &name, &file, path)
-        }
-        None => {
-            // Every program of this version has it, so a full disk is no reason to refuse the mount.
-            let (name, file) = Codecs::embedded_model();
-            if let Err(e) = store.put_model(&name, file) {
-                log::warn!("the store has no copy of the built-in model: {e}");
+            let base = base_of(path, &file).context(path.display())?;
+            for (name, file) in base.into_iter().chain([(name, file)]) {
+                put(store, &name, &file, path)?;
             }
             Ok(())
         }
     }
 }
 
+/// True if the store has the model under this name, undamaged.
+fn is_kept(store: &Store, name: &str) -> bool {
+    let stored = store.get_model(name);
+    if matches!(&stored, Ok(Some(file)) if names(name, file)) {
+        return true;
+    }
+    if !matches!(stored, Ok(None)) {
+        log::warn!("model {name} of the store is damaged: writing it again");
+    }
+    false
+}
+
 fn put(store: &Store, name: &str, file: &[u8], path: &Path) -> Outcome<()> {
+    if is_kept(store, name) {
+        return Ok(());
+    }
     store
         .put_model(name, file)
         .context(format!("keeping model {}", path.display()))
@@ -76,10 +91,9 @@ fn base_of(path: &Path, file: &[u8]) -> io::Result<Option<(String, Vec<u8>)>> {
     let Some(name) = Codecs::base_name(file) else {
         return Ok(None);
     };
-    let (embedded, built_in) = Codecs::embedded_model();
-    let base = match name == embedded {
-        true => built_in.to_vec(),
-        false => read(&path.with_file_name(&name))
+    let base = match Codecs::embedded_file(&name) {
+        Some(built_in) => built_in.to_vec(),
+        None => read(&path.with_file_name(&name))
             .map_err(|e| io::Error::new(e.kind(), format!("its base {name}: {e}")))?,
     };
     Ok(Some((name, base)))

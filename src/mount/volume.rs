@@ -159,7 +159,6 @@ impl Service for VolumeService {
             mounted: true,
             mountpoint: Some(self.mountpoint.display().to_string()),
             model: self.model.clone(),
-            engine: Codecs::engine().into(),
             uptime_seconds: self.started.elapsed().as_secs_f64(),
             ..self.volume.status().map_err(service_error)?
         };

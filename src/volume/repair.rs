@@ -121,10 +121,10 @@ pub fn repair(
     report.changes = changes;
     report.lost = lost;
     report.changed = true;
-    let (embedded, bytes) = Codecs::embedded_model();
-    let replace = findings.bad_models.contains(&embedded);
+    let bad = findings.bad_models.iter();
+    let carried = |name: &String| Some((name.clone(), Codecs::embedded_file(name)?));
     let notes = RepairNotes {
-        new_models: replace.then_some((embedded, bytes)).into_iter().collect(),
+        new_models: bad.filter_map(carried).collect(),
         bad_models: findings.bad_models,
         report: report.text(),
     };

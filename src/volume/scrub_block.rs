@@ -16,9 +16,12 @@ const PARTS: usize = 16;
 const DEEPEST: usize = 4096;
 const PAGE: usize = 1024;
 
+/// An anchor: block, range of bytes, and the model that learns it.
+type AnchorKey = (BlockId, u32, u32, Option<[u8; 8]>);
+
 /// States after the anchors that were met last: blocks of one file follow each other.
 pub struct Anchors {
-    states: LruCache<(BlockId, u32, u32), Arc<Snapshot>>,
+    states: LruCache<AnchorKey, Arc<Snapshot>>,
 }
 
 /// The first parts of files (inode, offset, length) that show a block, and how many there are.
@@ -79,7 +82,12 @@ impl Volume {
         anchor: &AnchorRange,
         anchors: &mut Anchors,
     ) -> std::result::Result<Arc<Snapshot>, String> {
-        let key = (anchor.block, anchor.range.start, anchor.range.end);
+        let key = (
+            anchor.block,
+            anchor.range.start,
+            anchor.range.end,
+            layout.model,
+        );
         if let Some(state) = anchors.states.get(&key) {
             return Ok(state.clone());
         }

@@ -4,7 +4,7 @@ use super::change::{codec_index, share_of};
 use super::counters::Totals;
 use super::keys;
 use super::{Result, Volume, VolumeError};
-use crate::codec::{CodecId, Codecs};
+use crate::codec::CodecId;
 use crate::control::{
     CacheStatus, CodecUsage, ExtentInfo, FileInfo, IoStatus, SettleStatus, Status, ratio,
 };
@@ -68,7 +68,7 @@ impl Volume {
             },
             scrub: self.scrubber.status(),
             reclaim: self.reclaimed.status(),
-            engine: Codecs::engine().into(),
+            engine: self.codecs.engine(),
             model: self.codecs.encoding_model_name().unwrap_or_default(),
             threads: self.options.threads,
             uptime_seconds: self.started.elapsed().as_secs_f64(),

@@ -11,7 +11,9 @@ pub const ACT_MAX: i32 = 127;
 pub const RESIDUAL_MAX: i32 = 32767;
 /// Scales of products are in units of 2^-22.
 pub const SCALE_BITS: u32 = 22;
-/// Largest scale of a product, of a score and of an attention's output.
+/// Largest scale of a product: 1.
+pub const PRODUCT_SCALE_MAX: i32 = 1 << SCALE_BITS;
+/// Largest scale of a score and of an attention's output.
 pub const SCALE_MAX: i32 = 1 << 20;
 /// Largest scale of an embedding: 127 * 258 <= 32767.
 pub const EMBEDDING_SCALE_MAX: i32 = 258;

@@ -59,8 +59,8 @@ pub struct Memory {
     pub len: usize,
 }
 
-/// Most tokens of a sequence.
-pub const SEQUENCE_MAX: usize = 1 << 20;
+/// Most tokens of a sequence: more than an extent can have.
+pub const SEQUENCE_MAX: usize = 1 << 21;
 
 /// A sequence for the teacher-forced path, of up to [`SEQUENCE_MAX`] tokens. Each position sees itself
 /// and the `window - 1` positions before it.
@@ -224,7 +224,7 @@ pub(super) fn check_memory(config: &Config, memory: &Memory) -> Result<(), Model
 
 /// Checks hidden rows that come back for their logits.
 pub(super) fn check_rows(config: &Config, rows: &[i8]) -> Result<(), ModelError> {
-    let fits = rows.len() % config.d_model == 0 && rows.iter().all(|&a| a != i8::MIN);
+    let fits = rows.len().is_multiple_of(config.d_model) && rows.iter().all(|&a| a != i8::MIN);
     fits.then_some(())
         .ok_or_else(|| ModelError::Input("rows that are not of this network".into()))
 }

@@ -1,7 +1,7 @@
 //! The numbers of a network.
 
 use super::config::Config;
-use super::exact::{BIAS_MAX, EMBEDDING_SCALE_MAX, GAIN_MAX, SCALE_MAX};
+use super::exact::{BIAS_MAX, EMBEDDING_SCALE_MAX, GAIN_MAX, PRODUCT_SCALE_MAX, SCALE_MAX};
 use crate::model::ModelError;
 
 /// A matrix without bias: row o of the output is the scaled product of row o with the input.
@@ -132,7 +132,12 @@ impl Checker {
         self.shape(&format!("{name} rows"), linear.rows, rows)?;
         self.shape(&format!("{name} columns"), linear.columns, columns)?;
         self.bytes(name, &linear.weight, rows * columns)?;
-        self.numbers(&format!("{name} scale"), &linear.scale, rows, 0..=SCALE_MAX)
+        self.numbers(
+            &format!("{name} scale"),
+            &linear.scale,
+            rows,
+            0..=PRODUCT_SCALE_MAX,
+        )
     }
 
     fn embedding(

@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use candle_core::{Device, Tensor};
 use safetensors::tensor::TensorView;
@@ -17,14 +17,15 @@ use super::NetworkError;
 use super::data::Position;
 use super::recipe::Recipe;
 
-const VERSION: u32 = 1;
-/// The name of the JSON in the metadata.
+const VERSION: u32 = 2;
+/// Names in the metadata: the JSON, and the hash of it and of all tensors.
 const STATE: &str = "s2sfs";
+const HASH: &str = "hash";
 
 /// All of a run but its tensors.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct State {
-    pub version: u32,
+    version: u32,
     pub recipe: Recipe,
     /// The tokenizer in the JSON of its library.
     pub tokenizer: String,
@@ -35,8 +36,6 @@ pub struct State {
     pub tokens: u64,
     /// Seconds of training until now.
     pub seconds: f64,
-    /// Hash of the values of all tensors.
-    tensors: String,
 }
 
 impl State {
@@ -51,18 +50,14 @@ impl State {
             step: 0,
             tokens: 0,
             seconds: 0.0,
-            tensors: String::new(),
         }
     }
 }
 
-fn refuse(what: impl std::fmt::Display) -> NetworkError {
-    NetworkError::Checkpoint(what.to_string())
-}
-
-fn hash_of<'a>(tensors: impl Iterator<Item = (&'a str, &'a [u8])>) -> String {
+/// Hash of the state and of tensors in the order of their names.
+fn hash_of<'a>(json: &'a str, tensors: impl Iterator<Item = (&'a str, &'a [u8])>) -> String {
     let mut hasher = blake3::Hasher::new();
-    for (name, bytes) in tensors {
+    for (name, bytes) in std::iter::once((STATE, json.as_bytes())).chain(tensors) {
         hasher.update(name.as_bytes());
         hasher.update(&(bytes.len() as u64).to_le_bytes());
         hasher.update(bytes);
@@ -89,9 +84,13 @@ pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<(), NetworkError> {
             None => File::open(".")?.sync_all(),
         }
     };
-    write().map_err(|source| NetworkError::File {
-        path: path.display().to_string(),
-        source,
+    write().map_err(|source| {
+        // what is left of a full disk's file is of no use
+        let _ = std::fs::remove_file(&partial);
+        NetworkError::File {
+            path: path.display().to_string(),
+            source,
+        }
     })
 }
 
@@ -99,11 +98,7 @@ pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<(), NetworkError> {
 ///
 /// # Errors
 /// If a tensor cannot be read from its device, or the disk refuses.
-pub fn save(
-    path: &Path,
-    mut state: State,
-    tensors: &[(String, Tensor)],
-) -> Result<(), NetworkError> {
+pub fn save(path: &Path, state: &State, tensors: &[(String, Tensor)]) -> Result<(), NetworkError> {
     let mut data = Vec::with_capacity(tensors.len());
     for (name, tensor) in tensors {
         let values = tensor.flatten_all()?.to_vec1::<f32>()?;
@@ -114,24 +109,31 @@ pub fn save(
         data.push((name.as_str(), tensor.dims().to_vec(), bytes));
     }
     data.sort();
-    state.tensors = hash_of(
-        data.iter()
-            .map(|(name, _, bytes)| (*name, bytes.as_slice())),
-    );
+    let refuse = |what: String| NetworkError::Checkpoint {
+        path: path.display().to_string(),
+        what,
+    };
+    let json = serde_json::to_string(state).map_err(|e| refuse(e.to_string()))?;
+    let named = data
+        .iter()
+        .map(|(name, _, bytes)| (*name, bytes.as_slice()));
+    let hash = hash_of(&json, named);
     let views = data.iter().map(|(name, shape, bytes)| {
         let view = TensorView::new(Dtype::F32, shape.clone(), bytes);
         view.map(|view| (*name, view))
     });
-    let views = views.collect::<Result<Vec<_>, _>>().map_err(refuse)?;
-    let json = serde_json::to_string(&state).map_err(refuse)?;
-    let metadata = HashMap::from([(STATE.to_string(), json)]);
-    let bytes = safetensors::serialize(views, Some(metadata)).map_err(refuse)?;
+    let views = views.collect::<Result<Vec<_>, _>>();
+    let metadata = HashMap::from([(STATE.to_string(), json), (HASH.to_string(), hash)]);
+    let bytes = views
+        .and_then(|views| safetensors::serialize(views, Some(metadata)))
+        .map_err(|e| refuse(e.to_string()))?;
     write_whole(path, &bytes)
 }
 
 /// A checkpoint that was read: its state, and its tensors by name.
 #[derive(Debug)]
 pub struct Checkpoint {
+    path: PathBuf,
     pub state: State,
     tensors: HashMap<String, Tensor>,
 }
@@ -146,47 +148,15 @@ impl Checkpoint {
             path: path.display().to_string(),
             source,
         })?;
-        Checkpoint::from_bytes(&bytes, device)
-            .map_err(|error| refuse(format!("{}: {error}", path.display())))
-    }
-
-    fn from_bytes(bytes: &[u8], device: &Device) -> Result<Checkpoint, String> {
-        let damaged = |what: &dyn std::fmt::Display| format!("it is damaged: {what}");
-        let (_, header) = SafeTensors::read_metadata(bytes).map_err(|e| damaged(&e))?;
-        let json = header
-            .metadata()
-            .as_ref()
-            .and_then(|metadata| metadata.get(STATE));
-        let json = json.ok_or("it is no checkpoint of s2sfs")?;
-        let state: State = serde_json::from_str(json).map_err(|e| damaged(&e))?;
-        if state.version != VERSION {
-            return Err(format!(
-                "it has version {}, this program reads {VERSION}",
-                state.version
-            ));
-        }
-        let file = SafeTensors::deserialize(bytes).map_err(|e| damaged(&e))?;
-        let mut views = file.tensors();
-        views.sort_by(|a, b| a.0.cmp(&b.0));
-        if hash_of(
-            views
-                .iter()
-                .map(|(name, view)| (name.as_str(), view.data())),
-        ) != state.tensors
-        {
-            return Err(damaged(&"its values do not match their checksum"));
-        }
-        let mut tensors = HashMap::new();
-        for (name, view) in views {
-            if view.dtype() != Dtype::F32 {
-                return Err(damaged(&format!("{name} is of type {:?}", view.dtype())));
-            }
-            let words = view.data().as_chunks::<4>().0;
-            let values: Vec<f32> = words.iter().map(|&word| f32::from_le_bytes(word)).collect();
-            let tensor = Tensor::from_vec(values, view.shape(), device).map_err(|e| damaged(&e))?;
-            tensors.insert(name, tensor);
-        }
-        Ok(Checkpoint { state, tensors })
+        let (state, tensors) = parse(&bytes, device).map_err(|what| NetworkError::Checkpoint {
+            path: path.display().to_string(),
+            what,
+        })?;
+        Ok(Checkpoint {
+            path: path.to_owned(),
+            state,
+            tensors,
+        })
     }
 
     /// Takes the tensor of this name, which must have the shape of `like`.
@@ -196,12 +166,56 @@ impl Checkpoint {
     pub fn take(&mut self, name: &str, like: &Tensor) -> Result<Tensor, NetworkError> {
         match self.tensors.remove(name) {
             Some(tensor) if tensor.shape() == like.shape() => Ok(tensor),
-            Some(tensor) => Err(refuse(format!(
+            Some(tensor) => Err(self.refuse(format!(
                 "{name} has the shape {:?} instead of {:?}",
                 tensor.dims(),
                 like.dims()
             ))),
-            None => Err(refuse(format!("{name} is missing"))),
+            None => Err(self.refuse(format!("{name} is missing"))),
         }
     }
+
+    /// An error about this checkpoint.
+    pub fn refuse(&self, what: String) -> NetworkError {
+        NetworkError::Checkpoint {
+            path: self.path.display().to_string(),
+            what,
+        }
+    }
+}
+
+/// The state and the tensors in a file.
+fn parse(bytes: &[u8], device: &Device) -> Result<(State, HashMap<String, Tensor>), String> {
+    let damaged = |what: &dyn std::fmt::Display| format!("the checkpoint is damaged: {what}");
+    let (_, header) = SafeTensors::read_metadata(bytes).map_err(|e| damaged(&e))?;
+    let metadata = header.metadata().as_ref();
+    let entry = |name| metadata.and_then(|metadata| metadata.get(name));
+    let json = entry(STATE).ok_or("no checkpoint of s2sfs")?;
+    let state: State = serde_json::from_str(json).map_err(|e| damaged(&e))?;
+    if state.version != VERSION {
+        return Err(format!(
+            "the checkpoint has version {}, this program reads {VERSION}",
+            state.version
+        ));
+    }
+    let file = SafeTensors::deserialize(bytes).map_err(|e| damaged(&e))?;
+    let mut views = file.tensors();
+    views.sort_by(|a, b| a.0.cmp(&b.0));
+    let named = views
+        .iter()
+        .map(|(name, view)| (name.as_str(), view.data()));
+    if entry(HASH) != Some(&hash_of(json, named)) {
+        return Err(damaged(&"its contents do not match their hash"));
+    }
+    let mut tensors = HashMap::new();
+    for (name, view) in views {
+        if view.dtype() != Dtype::F32 {
+            return Err(damaged(&format!("{name} is of type {:?}", view.dtype())));
+        }
+        let words = view.data().as_chunks::<4>().0;
+        let values: Vec<f32> = words.iter().map(|&word| f32::from_le_bytes(word)).collect();
+        let tensor = Tensor::from_vec(values, view.shape(), device).map_err(|e| damaged(&e))?;
+        tensors.insert(name, tensor);
+    }
+    Ok((state, tensors))
 }

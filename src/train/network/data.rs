@@ -5,12 +5,45 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::NetworkError;
+use super::recipe::Training;
+use crate::model::ModelError;
 use crate::model::tokenizer::Tokenizer;
+use crate::model::vocabulary::Vocabulary;
 use crate::train::corpus::{Corpus, Piece, Random};
 
 /// Pieces whose sequences are shuffled together.
 const POOL: usize = 64;
+
+/// A vocabulary as training needs it.
+#[derive(Debug)]
+pub struct Language {
+    pub tokenizer: Tokenizer,
+    pub vocabulary: Vocabulary,
+    /// Bytes of each token.
+    widths: Vec<u32>,
+}
+
+impl Language {
+    /// # Errors
+    /// If the tokenizer's ids are not in the order of their bytes.
+    pub fn new(tokenizer: Tokenizer) -> Result<Language, ModelError> {
+        let vocabulary = Vocabulary::new(&tokenizer)?;
+        let widths = (0..vocabulary.len())
+            .map(|id| vocabulary.token(id as u16).len() as u32)
+            .collect();
+        Ok(Language {
+            tokenizer,
+            vocabulary,
+            widths,
+        })
+    }
+
+    /// Bytes that tokens stand for.
+    pub fn bytes(&self, tokens: &[u16]) -> u64 {
+        let widths = tokens.iter().map(|&token| self.widths[usize::from(token)]);
+        widths.map(u64::from).sum()
+    }
+}
 
 /// Where a source stands: enough to go on from there.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
@@ -42,9 +75,7 @@ struct Kind {
 #[derive(Debug)]
 pub struct Source<'a> {
     corpus: &'a Corpus,
-    tokenizer: &'a Tokenizer,
-    /// Bytes of each token.
-    widths: &'a [u32],
+    language: &'a Language,
     kinds: Vec<Kind>,
     sequence: usize,
     seed: u64,
@@ -80,14 +111,14 @@ fn generator(seed: u64, kind: usize, number: u64) -> Random {
 }
 
 impl<'a> Source<'a> {
-    /// Sequences of at most `sequence` tokens of these pieces.
+    /// Sequences of these pieces as the recipe wants them. None if there are no pieces.
     pub fn new(
         corpus: &'a Corpus,
-        (tokenizer, widths): (&'a Tokenizer, &'a [u32]),
+        language: &'a Language,
         pieces: &[Piece],
-        (sequence, balance, seed): (usize, f64, u64),
-    ) -> Source<'a> {
-        let kinds = by_kind(corpus, pieces, balance).into_iter();
+        training: &Training,
+    ) -> Option<Source<'a>> {
+        let kinds = by_kind(corpus, pieces, training.balance).into_iter();
         let kinds: Vec<Kind> = kinds
             .map(|(pieces, share)| Kind {
                 pieces,
@@ -98,37 +129,35 @@ impl<'a> Source<'a> {
         let position = Position {
             kinds: vec![KindPosition::default(); kinds.len()],
         };
-        Source {
+        (!kinds.is_empty()).then_some(Source {
             corpus,
-            tokenizer,
-            widths,
+            language,
             kinds,
-            sequence,
-            seed,
+            sequence: training.sequence,
+            seed: training.seed,
             position,
-        }
+        })
     }
 
     pub fn position(&self) -> &Position {
         &self.position
     }
 
-    /// Goes on from where another source of the same data stood.
-    ///
-    /// # Errors
-    /// If the position is not one of this data.
-    pub fn seek(&mut self, position: Position) -> Result<(), NetworkError> {
-        if position.kinds.len() != self.kinds.len() {
-            return Err(NetworkError::Checkpoint(
-                "it is of other training data".into(),
-            ));
+    /// Goes on from where another source of the same data stood; false if it was one of other data.
+    #[must_use]
+    pub fn seek(&mut self, position: Position) -> bool {
+        let fits = position.kinds.len() == self.kinds.len();
+        if fits {
+            self.position = position;
         }
-        self.position = position;
-        Ok(())
+        fits
     }
 
     /// Sequences of `tokens` tokens together, the last one shortened to fit.
-    pub fn batch(&mut self, tokens: usize) -> Result<Vec<Vec<u16>>, NetworkError> {
+    ///
+    /// # Errors
+    /// If the tokenizer fails.
+    pub fn batch(&mut self, tokens: usize) -> Result<Vec<Vec<u16>>, ModelError> {
         let (mut batch, mut left) = (Vec::new(), tokens);
         while left > 0 {
             let mut sequence = self.next()?;
@@ -140,21 +169,20 @@ impl<'a> Source<'a> {
     }
 
     /// The next sequence, of the kind that is farthest behind its share.
-    fn next(&mut self) -> Result<Vec<u16>, NetworkError> {
+    fn next(&mut self) -> Result<Vec<u16>, ModelError> {
         let behind =
             |&kind: &usize| self.position.kinds[kind].bytes as f64 / self.kinds[kind].share;
-        let kind = (0..self.kinds.len()).min_by(|a, b| behind(a).total_cmp(&behind(b)));
-        let kind = kind.ok_or_else(|| NetworkError::Data("there is nothing to train on".into()))?;
+        let kinds = 0..self.kinds.len();
+        let kind = kinds.min_by(|a, b| behind(a).total_cmp(&behind(b)));
+        // there is a kind, and each has a token
+        let kind = kind.unwrap_or_default();
         loop {
             let KindPosition { pools, given, .. } = self.position.kinds[kind];
             let sequence = self.pool(kind, pools)?.get(given).cloned();
             let position = &mut self.position.kinds[kind];
             if let Some(sequence) = sequence {
                 position.given += 1;
-                let bytes = sequence
-                    .iter()
-                    .map(|&t| u64::from(self.widths[usize::from(t)]));
-                position.bytes += bytes.sum::<u64>();
+                position.bytes += self.language.bytes(&sequence);
                 return Ok(sequence);
             }
             position.pools += 1;
@@ -163,7 +191,7 @@ impl<'a> Source<'a> {
     }
 
     /// The shuffled sequences of a pool.
-    fn pool(&mut self, index: usize, number: u64) -> Result<&[Vec<u16>], NetworkError> {
+    fn pool(&mut self, index: usize, number: u64) -> Result<&[Vec<u16>], ModelError> {
         let kind = &mut self.kinds[index];
         if kind
             .pool
@@ -176,7 +204,10 @@ impl<'a> Source<'a> {
             generator(self.seed, index, pass << 1).shuffle(&mut pieces);
             let mut sequences = Vec::new();
             for &piece in pieces.chunks(POOL).nth(pool).unwrap_or_default() {
-                let tokens = self.tokenizer.token_ids(self.corpus.bytes(piece))?;
+                let tokens = self
+                    .language
+                    .tokenizer
+                    .token_ids(self.corpus.bytes(piece))?;
                 sequences.extend(tokens.chunks(self.sequence).map(<[u16]>::to_vec));
             }
             generator(self.seed, index, number << 1 | 1).shuffle(&mut sequences);

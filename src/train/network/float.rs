@@ -1,7 +1,8 @@
 //! The network in floats, as it is trained: every value that the exact network rounds is rounded here too,
 //! and gradients pass through the rounding as if it were not there (Bengio et al. 2013).
 //!
-//! Units: an activation of 1.0 is 32 in the exact network, a residual value of 1.0 is 512.
+//! Units: an activation of 1.0 is 32 in the exact network, a residual value of 1.0 is 512 or, where weights have outgrown
+//! that, less.
 
 use candle_core::{Device, Result, Tensor, Var};
 
@@ -117,26 +118,21 @@ fn activation(x: &Tensor) -> Result<Tensor> {
 }
 
 /// What a matrix is after its rows were stored in 8 bits each.
-pub fn stored_rows(matrix: &Tensor) -> Result<Tensor> {
+fn stored_rows(matrix: &Tensor) -> Result<Tensor> {
     let step = (matrix.detach().abs()?.max_keepdim(1)? / ACT_MAX)?.clamp(1e-8, f64::MAX)?;
     round(&matrix.broadcast_div(&step)?)?.broadcast_mul(&step)
 }
 
-/// Exact scale of an embedding.
-pub fn embedding_scale(matrix: &Tensor) -> Result<i32> {
-    let largest = matrix.detach().abs()?.max_all()?.to_scalar::<f32>()?;
-    Ok(stored_scale(largest))
-}
-
-/// Exact scale of an embedding with this largest magnitude.
-pub fn stored_scale(largest: f32) -> i32 {
-    let scale = (f64::from(largest) * RESIDUAL_UNIT / ACT_MAX).ceil() as i32;
+/// Exact scale of an embedding with this largest magnitude, with `unit` exact residual values per 1.0.
+pub fn stored_scale(largest: f32, unit: f64) -> i32 {
+    let scale = (f64::from(largest) * unit / ACT_MAX).ceil() as i32;
     scale.clamp(1, exact::EMBEDDING_SCALE_MAX)
 }
 
 /// What an embedding is after it was stored in 8 bits.
 fn stored_embedding(matrix: &Tensor) -> Result<Tensor> {
-    let step = f64::from(embedding_scale(matrix)?) / RESIDUAL_UNIT;
+    let largest = matrix.detach().abs()?.max_all()?.to_scalar::<f32>()?;
+    let step = f64::from(stored_scale(largest, RESIDUAL_UNIT)) / RESIDUAL_UNIT;
     round(&(matrix / step)?)?.clamp(-ACT_MAX, ACT_MAX)? * step
 }
 

@@ -15,25 +15,42 @@ pub mod session;
 
 use thiserror::Error;
 
+use super::TrainError;
 use super::published::PublishedError;
 use crate::model::ModelError;
+use session::{LOSS_MAX, Outcome};
 
 /// What can go wrong in training a network.
 #[derive(Debug, Error)]
 pub enum NetworkError {
     #[error("{0}")]
     Recipe(String),
-    #[error("checkpoint: {0}")]
-    Checkpoint(String),
-    #[error("training data: {0}")]
-    Data(String),
+    /// A checkpoint that cannot be read.
+    #[error("{path}: {what}")]
+    Checkpoint { path: String, what: String },
+    /// A checkpoint of another run.
+    #[error("{path} was made with another {what}")]
+    OtherRun { path: String, what: &'static str },
+    #[error("{path}: {what}")]
+    Data { path: String, what: String },
+    #[error("{path}: {source}")]
+    Tokenizer { path: String, source: ModelError },
     #[error("{path}: {source}")]
     File {
         path: String,
         source: std::io::Error,
     },
-    #[error("the loss became infinite at step {0}: lower the learning rates")]
+    #[error(
+        "the loss became infinite at step {0}: lower the learning rates and go on from the last checkpoint"
+    )]
     Diverged(u64),
+    #[error(
+        "{0}: that is more than {max:.0} %, so no network was written; go on from the checkpoint, with rounding",
+        max = LOSS_MAX * 100.0
+    )]
+    Lossy(Outcome),
+    #[error(transparent)]
+    Corpus(#[from] TrainError),
     #[error(transparent)]
     Model(#[from] ModelError),
     #[error(transparent)]

@@ -116,52 +116,76 @@ impl Recipe {
     /// # Errors
     /// If it cannot be read, has unknown fields or impossible values.
     pub fn read(path: &Path) -> Result<Recipe, NetworkError> {
-        let refuse = |why: String| NetworkError::Recipe(format!("{}: {why}", path.display()));
-        let text = std::fs::read_to_string(path).map_err(|e| refuse(e.to_string()))?;
-        let recipe: Recipe = match path.extension().is_some_and(|e| e == "json") {
-            true => serde_json::from_str(&text).map_err(|e| refuse(e.to_string()))?,
-            false => toml::from_str(&text).map_err(|e| refuse(e.to_string()))?,
+        let parse = || -> Result<Recipe, String> {
+            let text = std::fs::read_to_string(path).map_err(|e| e.to_string())?;
+            let recipe: Recipe = match path.extension().is_some_and(|e| e == "json") {
+                true => serde_json::from_str(&text).map_err(|e| e.to_string())?,
+                false => toml::from_str(&text).map_err(|e| e.to_string())?,
+            };
+            recipe.check().map_err(|e| e.to_string())?;
+            Ok(recipe)
         };
-        recipe.check().map_err(refuse)?;
-        Ok(recipe)
+        parse().map_err(|why| NetworkError::Recipe(format!("{}: {why}", path.display())))
     }
 
-    /// What is wrong with it, if anything.
-    fn check(&self) -> Result<(), String> {
+    /// Refuses values that cannot be.
+    ///
+    /// # Errors
+    /// If there is one; the error names it and what it may be.
+    pub fn check(&self) -> Result<(), NetworkError> {
         let (shape, training) = (&self.network, &self.training);
         let share = |value: f64| (0.0..=1.0).contains(&value);
         let positive = |value: f64| value.is_finite() && value > 0.0;
-        for (sound, what) in [
+        let heads = 1..=shape.d_kv.map_or(shape.d_model, |_| usize::MAX);
+        let most = 1 << 24;
+        for (name, sound, allowed) in [
+            ("heads", heads.contains(&shape.heads), "1 to d_model"),
             (
-                shape.heads > 0 && (shape.d_kv.is_some() || shape.d_model >= shape.heads),
-                "heads",
+                "vocabulary",
+                (257..=65_536).contains(&shape.vocabulary),
+                "257 to 65536",
             ),
-            ((257..=65_536).contains(&shape.vocabulary), "vocabulary"),
-            (shape.class_tokens > 0, "class_tokens"),
-            (training.batch_tokens > 0, "batch_tokens"),
-            ((2..=1 << 16).contains(&training.sequence), "sequence"),
-            (training.steps != Some(0), "steps"),
-            (positive(training.minutes), "minutes"),
-            (positive(training.matrix_rate), "matrix_rate"),
-            (positive(training.rate), "rate"),
-            (share(training.decay_from), "decay_from"),
-            (share(training.last_rate), "last_rate"),
-            (share(training.float_phase), "float_phase"),
+            ("class_tokens", shape.class_tokens > 0, "1 or more"),
             (
-                training.balance >= 1.0 && training.balance.is_finite(),
+                "batch_tokens",
+                (1..=most).contains(&training.batch_tokens),
+                "1 to 2^24",
+            ),
+            (
+                "sequence",
+                (2..=1 << 16).contains(&training.sequence),
+                "2 to 65536",
+            ),
+            ("steps", training.steps != Some(0), "1 or more"),
+            ("minutes", positive(training.minutes), "more than 0"),
+            ("matrix_rate", positive(training.matrix_rate), "more than 0"),
+            ("rate", positive(training.rate), "more than 0"),
+            ("decay_from", share(training.decay_from), "0 to 1"),
+            ("last_rate", share(training.last_rate), "0 to 1"),
+            ("float_phase", share(training.float_phase), "0 to 1"),
+            (
                 "balance",
+                training.balance >= 1.0 && training.balance.is_finite(),
+                "1 or more",
             ),
-            (training.evaluate_steps > 0, "evaluate_steps"),
-            (training.held_out_tokens > 0, "held_out_tokens"),
-            (positive(training.checkpoint_minutes), "checkpoint_minutes"),
+            ("evaluate_steps", training.evaluate_steps > 0, "1 or more"),
+            (
+                "held_out_tokens",
+                (1..=most).contains(&training.held_out_tokens),
+                "1 to 2^24",
+            ),
+            (
+                "checkpoint_minutes",
+                positive(training.checkpoint_minutes),
+                "more than 0",
+            ),
         ] {
             if !sound {
-                return Err(format!("{what} has an impossible value"));
+                return Err(NetworkError::Recipe(format!("{name} must be {allowed}")));
             }
         }
-        self.config(shape.vocabulary, vec![0])
-            .check()
-            .map_err(|e| e.to_string())
+        self.config(shape.vocabulary, vec![0]).check()?;
+        Ok(())
     }
 
     /// The shape of the network with a vocabulary of this size, divided into these classes.

@@ -1,5 +1,7 @@
 //! A training run: from a directory of files and a recipe to an exact network.
 
+use std::fmt;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
@@ -8,12 +10,13 @@ use candle_core::Device;
 
 use super::NetworkError;
 use super::checkpoint::{Checkpoint, State, save, write_whole};
-use super::data::{Source, sample};
+use super::data::{Language, Source, sample};
 use super::evaluate::{Computer, exact_cost};
 use super::export::export;
 use super::float::FloatNetwork;
 use super::optimiser::{Optimiser, Rates};
 use super::recipe::{Recipe, multiply_adds};
+use crate::model::ModelError;
 use crate::model::network::simd::Simd;
 use crate::model::network::{Config, Network};
 use crate::model::tokenizer::Tokenizer;
@@ -23,6 +26,8 @@ use crate::train::{self, VOCABULARY_BYTES, published};
 
 /// The checkpoint in the directory of the output.
 pub const CHECKPOINT: &str = "checkpoint.safetensors";
+/// The files of a network, the one that readers begin with last.
+const FILES: [&str; 3] = ["tokenizer.json", "model.safetensors", "config.json"];
 /// Most that the exact network may lose.
 pub const LOSS_MAX: f64 = 0.01;
 
@@ -85,6 +90,23 @@ impl Outcome {
     }
 }
 
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        write!(
+            f,
+            "{} steps, {:.1} M tokens, {:.2} M multiply-adds per token; bits per byte of held-out data: {:.4} exact, \
+             {:.4} as trained, {:.4} without rounding; loss of quantisation {:.2} %",
+            self.step,
+            self.tokens as f64 / 1e6,
+            self.multiply_adds as f64 / 1e6,
+            self.exact,
+            self.rounded,
+            self.plain,
+            self.loss() * 100.0,
+        )
+    }
+}
+
 /// Held-out sequences and the bytes that they stand for.
 struct HeldOut {
     sequences: Vec<Vec<u16>>,
@@ -95,7 +117,7 @@ struct HeldOut {
 struct Run<'a> {
     order: &'a Order,
     source: Source<'a>,
-    widths: &'a [u32],
+    language: &'a Language,
     held_out: HeldOut,
     network: FloatNetwork,
     optimiser: Optimiser,
@@ -107,12 +129,9 @@ fn views(sequences: &[Vec<u16>]) -> Vec<&[u16]> {
     sequences.iter().map(Vec::as_slice).collect()
 }
 
-fn bytes_of(sequences: &[Vec<u16>], widths: &[u32]) -> f64 {
-    let bytes = sequences
-        .iter()
-        .flatten()
-        .map(|&token| f64::from(widths[usize::from(token)]));
-    bytes.sum()
+fn bytes_of(sequences: &[Vec<u16>], language: &Language) -> f64 {
+    let bytes = sequences.iter().map(|tokens| language.bytes(tokens));
+    bytes.sum::<u64>() as f64
 }
 
 /// Bits per byte.
@@ -120,9 +139,11 @@ fn bits(nats: f64, bytes: f64) -> f64 {
     nats / std::f64::consts::LN_2 / bytes.max(1.0)
 }
 
+/// Hash of all files and their kinds.
 fn hash_of(corpus: &Corpus) -> String {
     let mut hasher = blake3::Hasher::new();
     for piece in corpus.files() {
+        hasher.update(&(corpus.kind(piece.file) as u64).to_le_bytes());
         hasher.update(&piece.len.to_le_bytes());
         hasher.update(corpus.bytes(piece));
     }
@@ -132,142 +153,137 @@ fn hash_of(corpus: &Corpus) -> String {
 /// Trains a network and writes it to the directory of the output.
 ///
 /// # Errors
-/// If there is too little data, a file cannot be read or written, a checkpoint does not fit, or the loss diverges.
+/// If there is too little data, a file cannot be read or written, a checkpoint does not fit, the loss diverges, or
+/// the exact network would lose too much.
 pub fn run(order: &Order, tell: &dyn Fn(News)) -> Result<Outcome, NetworkError> {
+    order.recipe.check()?;
     tell(News::Doing("reading"));
-    let corpus = read(&order.dir)?;
+    let corpus = Corpus::read_at_least(&order.dir)?;
     let mut random = Random(order.recipe.training.seed);
     let parts = train::divide(&corpus, &mut random);
-    let mut checkpoint = match order.resume {
-        true => Some(Checkpoint::read(
-            &order.output.join(CHECKPOINT),
-            &order.device,
-        )?),
-        false => None,
-    };
     let data = hash_of(&corpus);
-    if let Some(checkpoint) = &checkpoint {
-        check_fits(&checkpoint.state, order, &data)?;
-    }
-    let tokenizer = tokenizer(order, checkpoint.as_ref(), &corpus, &parts.tables, tell)?;
-    let vocabulary = Vocabulary::new(&tokenizer)?;
-    let widths: Vec<u32> = (0..vocabulary.len())
-        .map(|id| vocabulary.token(id as u16).len() as u32)
-        .collect();
-    let mut run = start(
-        order,
-        (&corpus, &tokenizer, &vocabulary, &widths),
-        &parts,
-        data,
-        (&mut random, tell),
-    )?;
-    if let Some(checkpoint) = &mut checkpoint {
+    let checkpoint = order.resume.then(|| resumed(order, &data)).transpose()?;
+    let language = language(order, checkpoint.as_ref(), &corpus, &parts.tables, tell)?;
+    let mut run = start(order, &corpus, &language, &parts, data, &mut random, tell)?;
+    if let Some(checkpoint) = checkpoint {
         run.restore(checkpoint)?;
     }
-    drop(checkpoint);
-    create_dir(&order.output)?;
+    prepare(order)?;
     run.train(tell)?;
     tell(News::Doing("exporting"));
     run.finish()
 }
 
-fn read(dir: &Path) -> Result<Corpus, NetworkError> {
-    let path = dir.display().to_string();
-    let corpus = Corpus::read(dir).map_err(|source| NetworkError::File { path, source })?;
-    match corpus.len() >= train::LEAST {
-        true => Ok(corpus),
-        false => Err(NetworkError::Data(format!(
-            "{} holds {} bytes; training needs at least {}",
-            dir.display(),
-            corpus.len(),
-            train::LEAST
-        ))),
-    }
-}
-
-fn create_dir(path: &Path) -> Result<(), NetworkError> {
-    std::fs::create_dir_all(path).map_err(|source| NetworkError::File {
+/// Makes the directory of the output; a run from the beginning takes away what an earlier one left there.
+fn prepare(order: &Order) -> Result<(), NetworkError> {
+    let failed = |path: &Path, source| NetworkError::File {
         path: path.display().to_string(),
         source,
-    })
-}
-
-fn check_fits(state: &State, order: &Order, data: &str) -> Result<(), NetworkError> {
-    let refuse = |what: &str| Err(NetworkError::Checkpoint(what.into()));
-    if !state.recipe.continues(&order.recipe) {
-        return refuse(
-            "it was made with another configuration; only durations and intervals may change",
-        );
-    }
-    if state.data != data {
-        return refuse("it was made with other training data");
+    };
+    let output = &order.output;
+    std::fs::create_dir_all(output).map_err(|error| failed(output, error))?;
+    for name in FILES.iter().chain([&CHECKPOINT]).filter(|_| !order.resume) {
+        let path = output.join(name);
+        match std::fs::remove_file(&path) {
+            Err(error) if error.kind() != ErrorKind::NotFound => return Err(failed(&path, error)),
+            _ => (),
+        }
     }
     Ok(())
 }
 
+/// The checkpoint to go on from, if it is one of such a run.
+fn resumed(order: &Order, data: &str) -> Result<Checkpoint, NetworkError> {
+    let file = order.output.join(CHECKPOINT);
+    let checkpoint = Checkpoint::read(&file, &order.device)?;
+    let other = |what| NetworkError::OtherRun {
+        path: file.display().to_string(),
+        what,
+    };
+    let state = &checkpoint.state;
+    if !state.recipe.continues(&order.recipe) {
+        return Err(other(
+            "configuration: only durations and intervals may change",
+        ));
+    }
+    if state.data != data {
+        return Err(other("set of training data"));
+    }
+    Ok(checkpoint)
+}
+
 /// The vocabulary: that of the checkpoint, a given one, or one trained on a byte-balanced sample.
-fn tokenizer(
+fn language(
     order: &Order,
     checkpoint: Option<&Checkpoint>,
     corpus: &Corpus,
     pieces: &[Piece],
     tell: &dyn Fn(News),
-) -> Result<Tokenizer, NetworkError> {
+) -> Result<Language, NetworkError> {
     if let Some(checkpoint) = checkpoint {
-        return Ok(Tokenizer::from_json(checkpoint.state.tokenizer.as_bytes())?);
+        let tokenizer = Tokenizer::from_json(checkpoint.state.tokenizer.as_bytes());
+        let language = tokenizer.and_then(Language::new);
+        return language.map_err(|error| checkpoint.refuse(error.to_string()));
     }
-    if let Some(path) = &order.tokenizer {
-        let json = std::fs::read(path).map_err(|source| NetworkError::File {
-            path: path.display().to_string(),
-            source,
-        })?;
-        return Ok(Tokenizer::from_json(&json)?.sorted()?);
+    if let Some(file) = &order.tokenizer {
+        let path = file.display().to_string();
+        let json = match std::fs::read(file) {
+            Ok(json) => json,
+            Err(source) => return Err(NetworkError::File { path, source }),
+        };
+        let sorted = || -> Result<Language, ModelError> {
+            Language::new(Tokenizer::from_json(&json)?.sorted()?)
+        };
+        return sorted().map_err(|source| NetworkError::Tokenizer { path, source });
     }
     tell(News::Doing("training the vocabulary"));
     let balance = order.recipe.training.balance;
     let sample = sample(corpus, pieces, balance, VOCABULARY_BYTES);
     let samples = sample.iter().map(|&piece| corpus.bytes(piece));
-    Ok(Tokenizer::train(samples, order.recipe.network.vocabulary)?.sorted()?)
+    let tokenizer = Tokenizer::train(samples, order.recipe.network.vocabulary)?;
+    Ok(Language::new(tokenizer.sorted()?)?)
 }
-
-type Language<'a> = (&'a Corpus, &'a Tokenizer, &'a Vocabulary, &'a [u32]);
 
 /// A run at its beginning.
 fn start<'a>(
     order: &'a Order,
-    (corpus, tokenizer, vocabulary, widths): Language<'a>,
+    corpus: &'a Corpus,
+    language: &'a Language,
     parts: &train::Parts,
     data: String,
-    (random, tell): (&mut Random, &dyn Fn(News)),
+    random: &mut Random,
+    tell: &dyn Fn(News),
 ) -> Result<Run<'a>, NetworkError> {
     let recipe = &order.recipe;
-    let training = &recipe.training;
-    let config = recipe.config(
-        vocabulary.len(),
-        vocabulary.classes(recipe.network.class_tokens),
-    );
+    let vocabulary = &language.vocabulary;
+    let classes = vocabulary.classes(recipe.network.class_tokens);
+    let config = recipe.config(vocabulary.len(), classes);
     config.check()?;
-    let how = (training.sequence, training.balance, training.seed);
-    let source = |pieces: &[Piece]| Source::new(corpus, (tokenizer, widths), pieces, how);
-    let sequences = source(&parts.measure).batch(training.held_out_tokens)?;
+    let source = |pieces: &[Piece]| {
+        Source::new(corpus, language, pieces, &recipe.training).ok_or_else(|| NetworkError::Data {
+            path: order.dir.display().to_string(),
+            what: "too few files: some are set aside as a whole, to measure with".into(),
+        })
+    };
+    let sequences = source(&parts.measure)?.batch(recipe.training.held_out_tokens)?;
     let held_out = HeldOut {
-        bytes: bytes_of(&sequences, widths),
+        bytes: bytes_of(&sequences, language),
         sequences,
     };
+    let source = source(&parts.tables)?;
     let network = match &order.from {
-        Some(from) => begin(from, config, vocabulary, (random, &order.device), tell)?,
+        Some(from) => begin(from, config, vocabulary, random, &order.device, tell)?,
         None => FloatNetwork::new(config, random, &order.device)?,
     };
-    let source = source(&parts.tables);
-    let json =
-        String::from_utf8(tokenizer.to_json()?).map_err(|e| NetworkError::Data(e.to_string()))?;
+    let json = language.tokenizer.to_json()?;
+    let json = String::from_utf8_lossy(&json).into_owned();
     Ok(Run {
         optimiser: Optimiser::new(network.parameters(), order.threads)?,
         computer: Computer::new(&network, &order.device, order.threads),
         state: State::new(recipe.clone(), json, data, source.position().clone()),
         order,
         source,
-        widths,
+        language,
         held_out,
         network,
     })
@@ -278,7 +294,8 @@ fn begin(
     from: &Path,
     config: Config,
     vocabulary: &Vocabulary,
-    (random, device): (&mut Random, &Device),
+    random: &mut Random,
+    device: &Device,
     tell: &dyn Fn(News),
 ) -> Result<FloatNetwork, NetworkError> {
     tell(News::Doing("reading published weights"));
@@ -296,8 +313,10 @@ fn begin(
 }
 
 impl Run<'_> {
-    fn restore(&mut self, checkpoint: &mut Checkpoint) -> Result<(), NetworkError> {
-        self.source.seek(checkpoint.state.position.clone())?;
+    fn restore(&mut self, mut checkpoint: Checkpoint) -> Result<(), NetworkError> {
+        if !self.source.seek(checkpoint.state.position.clone()) {
+            return Err(checkpoint.refuse("it stands in other training data".into()));
+        }
         for parameter in self.network.parameters() {
             let saved = checkpoint.take(&parameter.name, parameter.var.as_tensor())?;
             parameter.var.set(&saved)?;
@@ -307,8 +326,9 @@ impl Run<'_> {
             .iter()
             .map(|(name, like)| checkpoint.take(&memory_name(name), like));
         let memory = memory.collect::<Result<Vec<_>, _>>()?;
-        self.optimiser.restore(checkpoint.state.step as i32, memory);
-        self.state = checkpoint.state.clone();
+        let steps = i32::try_from(checkpoint.state.step).unwrap_or(i32::MAX);
+        self.optimiser.restore(steps, memory);
+        self.state = checkpoint.state;
         self.state.recipe = self.order.recipe.clone();
         Ok(())
     }
@@ -321,11 +341,7 @@ impl Run<'_> {
             .collect();
         let memory = self.optimiser.memory().into_iter();
         tensors.extend(memory.map(|(name, tensor)| (memory_name(&name), tensor)));
-        save(
-            &self.order.output.join(CHECKPOINT),
-            self.state.clone(),
-            &tensors,
-        )
+        save(&self.order.output.join(CHECKPOINT), &self.state, &tensors)
     }
 
     /// The share of training that is over.
@@ -385,7 +401,7 @@ impl Run<'_> {
         self.state.tokens += training.batch_tokens as u64;
         Ok(bits(
             nats * training.batch_tokens as f64,
-            bytes_of(&batch, self.widths),
+            bytes_of(&batch, self.language),
         ))
     }
 
@@ -397,7 +413,7 @@ impl Run<'_> {
         Ok(bits(nats, self.held_out.bytes))
     }
 
-    /// Exports the network, measures it and writes it.
+    /// Exports the network, measures it and, if it is as good as it should be, writes it.
     fn finish(mut self) -> Result<Outcome, NetworkError> {
         let rounded = self.held_out()?;
         self.network.rounded = false;
@@ -405,27 +421,29 @@ impl Run<'_> {
         let network = Arc::new(export(&self.network)?);
         let engine = Simd::new(network.clone(), self.order.threads);
         let nats = exact_cost(&engine, &network, &views(&self.held_out.sequences))?;
-        self.write(&network)?;
-        Ok(Outcome {
+        let outcome = Outcome {
             step: self.state.step,
             tokens: self.state.tokens,
             multiply_adds: multiply_adds(network.config()),
             exact: bits(nats, self.held_out.bytes),
             rounded,
             plain,
-        })
+        };
+        if outcome.loss().is_nan() || outcome.loss() > LOSS_MAX {
+            return Err(NetworkError::Lossy(outcome));
+        }
+        self.write(&network)?;
+        Ok(outcome)
     }
 
-    /// Writes the three files of a network; the configuration comes last.
+    /// Writes the files of a network.
     fn write(&self, network: &Network) -> Result<(), NetworkError> {
         let (config, tensors) = network.to_bytes()?;
-        let output = &self.order.output;
-        write_whole(
-            &output.join("tokenizer.json"),
-            self.state.tokenizer.as_bytes(),
-        )?;
-        write_whole(&output.join("model.safetensors"), &tensors)?;
-        write_whole(&output.join("config.json"), &config)
+        let tokenizer = self.state.tokenizer.as_bytes();
+        for (name, bytes) in FILES.iter().zip([tokenizer, &tensors, &config]) {
+            write_whole(&self.order.output.join(name), bytes)?;
+        }
+        Ok(())
     }
 }
 

@@ -1,9 +1,12 @@
 //! `config.json` of a published checkpoint.
 
+use std::io::ErrorKind;
 use std::path::Path;
 
 use serde::Deserialize;
 
+use super::pieces::TOKENIZER;
+use super::tensors::WHOLE;
 use super::{PublishedError, Result};
 
 /// Name of the file.
@@ -191,7 +194,7 @@ impl Config {
         }
         let buckets = self.relative_attention_num_buckets;
         if !(4..=1 << 12).contains(&buckets)
-            || buckets % 4 != 0
+            || !buckets.is_multiple_of(4)
             || self.relative_attention_max_distance <= buckets / 2
         {
             return Err(wrong(format!(
@@ -220,7 +223,39 @@ impl Config {
 /// The contents of a file of the checkpoint.
 pub(super) fn read(dir: &Path, name: &str) -> Result<Vec<u8>> {
     let file = dir.join(name);
-    std::fs::read(&file).map_err(|source| PublishedError::Read { file, source })
+    std::fs::read(&file).map_err(|source| match source.kind() {
+        ErrorKind::NotFound => PublishedError::Missing {
+            hint: hint(dir, name),
+            file,
+        },
+        _ => PublishedError::Read { file, source },
+    })
+}
+
+/// What to do about a file that is not there.
+fn hint(dir: &Path, name: &str) -> String {
+    // what other programs read instead, and how the files come into being
+    let others = [
+        (
+            WHOLE,
+            "pytorch_model.bin",
+            "save_pretrained of transformers, with safe_serialization",
+        ),
+        (
+            TOKENIZER,
+            "spiece.model",
+            "save_pretrained of transformers' AutoTokenizer",
+        ),
+    ];
+    let is_there = |other: &str| dir.join(other).exists();
+    for (file, other, by) in others {
+        if file == name && is_there(other) {
+            return format!("make it from {other} by {by}");
+        }
+    }
+    format!(
+        "copy it from where the checkpoint comes from; a directory with {CONFIG}, {WHOLE} and {TOKENIZER} is needed"
+    )
 }
 
 /// What `tokenizer_config.json` says, if it is there.

@@ -10,6 +10,9 @@ pub enum PublishedError {
         file: PathBuf,
         source: std::io::Error,
     },
+    /// A file that is not there, and what to do about it.
+    #[error("{file} is missing: {hint}")]
+    Missing { file: PathBuf, hint: String },
     /// A file is not what its name says, or does not fit the others.
     #[error("{file}: {what}")]
     File { file: String, what: String },

@@ -8,7 +8,7 @@ use tokenizers::tokenizer::Model as _;
 use super::config::read as read_file;
 use super::{Config, PublishedError, Result};
 
-const TOKENIZER: &str = "tokenizer.json";
+pub(super) const TOKENIZER: &str = "tokenizer.json";
 /// ByT5's first pieces: padding, end and unknown.
 const BYTES_FROM: u32 = 3;
 const UNKNOWN: &str = "<unk>";

@@ -17,7 +17,6 @@ pub(super) type Tensors = HashMap<String, Tensor>;
 
 pub(super) const WHOLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
-const PICKLED: &str = "pytorch_model.bin";
 
 pub(super) const EMBEDDING: &str = "shared.weight";
 pub(super) const HEAD: &str = "lm_head.weight";
@@ -110,10 +109,6 @@ impl Files {
     fn read(dir: &Path) -> Result<Files> {
         let mut contents = BTreeMap::new();
         if dir.join(WHOLE).exists() || !dir.join(INDEX).exists() {
-            if !dir.join(WHOLE).exists() && dir.join(PICKLED).exists() {
-                let hint = format!("missing; {PICKLED} must be converted to safetensors first");
-                return Err(wrong(WHOLE, hint));
-            }
             contents.insert(WHOLE.into(), read_file(dir, WHOLE)?);
             let index = HashMap::new();
             return Ok(Files { contents, index });
@@ -156,8 +151,12 @@ impl<'a> Views<'a> {
     fn new(files: &'a Files) -> Result<Views<'a>> {
         let mut parsed = HashMap::new();
         for (name, bytes) in &files.contents {
-            let tensors = SafeTensors::deserialize(bytes)
-                .map_err(|error| wrong(name, format!("truncated or damaged: {error}")))?;
+            let tensors = SafeTensors::deserialize(bytes).map_err(|error| {
+                wrong(
+                    name,
+                    format!("truncated or damaged, copy it again: {error}"),
+                )
+            })?;
             parsed.insert(name.as_str(), tensors);
         }
         Ok(Views { files, parsed })

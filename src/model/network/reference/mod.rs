@@ -64,6 +64,14 @@ pub fn cuda_devices() -> Vec<Device> {
         .collect()
 }
 
+/// A CUDA device by its number.
+///
+/// # Errors
+/// If there is none, or if the program has been built without CUDA.
+pub fn cuda_device(number: usize) -> Result<Device> {
+    Device::new_cuda(number).map_err(|error| ModelError::Device(error.to_string()))
+}
+
 /// Runs the jobs at the same time, and joins their results in order.
 fn in_parallel<J: Send, R: Send>(
     jobs: impl Iterator<Item = J>,

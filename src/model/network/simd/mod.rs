@@ -276,7 +276,7 @@ impl Simd {
             .multiply(head, blocks, &inputs, Output::Logits(&mut found));
         let mut logits = Vec::with_capacity(inputs.rows() * outputs.len());
         for row in found.chunks_exact(width) {
-            // the product is at most 2^28, the bias at most 2^20
+            // the product is at most 127 * 127 * 4096 < 2^26, the bias at most 2^20
             let with_bias = row[skip..].iter().zip(&bias[outputs.clone()]);
             logits.extend(with_bias.map(|(logit, bias)| logit + bias));
         }

@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use super::layer::exactly;
 use super::pack;
 use super::product::{Left, Output, PANEL, Panels, Rows, product, unpack};
 use super::rows::{UNIT, dot, softmax, softmax_back};
@@ -35,6 +36,7 @@ pub struct Work {
     outputs: Vec<u32>,
     /// Gradients of queries without the scale of scores.
     plain: Vec<f32>,
+    query: Vec<f32>,
 }
 
 /// What the way back adds up: as the fields of [`Heads`].
@@ -44,6 +46,17 @@ pub struct HeadGradients<'a> {
     pub bias: &'a mut [f32],
 }
 
+/// What the way back reads, of all sequences or of one.
+#[derive(Debug, Clone, Copy)]
+pub struct Known<'a> {
+    /// Packed rows of queries, keys and values.
+    pub qkv: &'a [u32],
+    /// The weights that [`Heads::forward`] kept.
+    pub shares: &'a [u32],
+    /// Packed gradients of the outputs in 1.0, times the gain.
+    pub douts: &'a [u32],
+}
+
 /// A block of queries of a sequence and the keys that they see, rounded to whole panels in front.
 struct Block {
     queries: Range<usize>,
@@ -51,16 +64,6 @@ struct Block {
     /// Keys, and this rounded up to pairs.
     span: usize,
     width: usize,
-}
-
-/// The queries of a block as a left factor of products that sum over them.
-fn transposed(data: &[u32], pairs: usize) -> Left<'_> {
-    Left::Transposed(Panels {
-        data,
-        depth: pairs,
-        first: 0,
-        pairs,
-    })
 }
 
 /// The rows of a block's queries among those of a sequence.
@@ -168,11 +171,6 @@ impl Heads {
             let packed = &mut shares[kept..][..block.queries.len() * pairs];
             pack::rows_into(&work.scores, block.width, packed);
             kept += packed.len();
-            let left = Left::Rows(Rows {
-                data: packed,
-                stride: pairs,
-                pairs,
-            });
             let right = Panels {
                 data: &work.values,
                 depth: len.div_ceil(2),
@@ -186,7 +184,7 @@ impl Heads {
                 columns: self.d_kv,
                 add: false,
             };
-            product(left, right, out);
+            product(Rows::whole(packed, pairs), right, out);
         }
         kept
     }
@@ -199,13 +197,7 @@ impl Heads {
             stride,
             pairs,
         });
-        let data = &keys[block.first_key * pairs..];
-        let right = Panels {
-            data,
-            depth: pairs,
-            first: 0,
-            pairs,
-        };
+        let right = Panels::whole(&keys[block.first_key * pairs..], pairs);
         out.clear();
         out.resize(block.queries.len() * block.width, 0.0);
         let out = Output {
@@ -218,125 +210,97 @@ impl Heads {
         product(left, right, out);
     }
 
-    /// From gradients of the outputs in 1.0, before the gain and packed with it, to those of queries, keys and values
-    /// in 1.0, which are added to `dqkv`.
+    /// From what is known to gradients of queries, keys and values in 1.0, which are added to `dqkv`.
     pub fn back(
         &self,
-        qkv: &[u32],
+        known: Known,
         lens: &[usize],
-        shares: &[u32],
-        douts: &[u32],
         work: &mut Work,
         dqkv: &mut [f32],
         gradients: &mut HeadGradients,
     ) {
         let (mut row, mut kept) = (0, 0);
         for &len in lens {
-            let qkv = &qkv[row * self.stride()..][..len * self.stride()];
-            let douts = &douts[row * self.inner() / 2..][..len * self.inner() / 2];
             let dqkv = &mut dqkv[row * 3 * self.inner()..][..len * 3 * self.inner()];
             for head in 0..self.heads {
-                kept += self.back_head(qkv, head, &shares[kept..], douts, work, dqkv, gradients);
+                let own = Known {
+                    qkv: &known.qkv[row * self.stride()..][..len * self.stride()],
+                    shares: &known.shares[kept..],
+                    douts: &known.douts[row * self.inner() / 2..][..len * self.inner() / 2],
+                };
+                kept += self.back_head(own, head, work, dqkv, gradients);
             }
             row += len;
         }
     }
 
+    /// The way back of one head of one sequence; returns how many pairs of weights it has read.
     fn back_head(
         &self,
-        qkv: &[u32],
+        known: Known,
         head: usize,
-        shares: &[u32],
-        douts: &[u32],
         work: &mut Work,
         dqkv: &mut [f32],
         gradients: &mut HeadGradients,
     ) -> usize {
         let (stride, half, inner) = (self.stride(), self.d_kv / 2, self.inner());
-        let (own, len) = (head * half, qkv.len() / stride);
+        let (own, len) = (head * half, known.qkv.len() / stride);
         let depth = len.div_ceil(2);
-        pack::interleave_into(qkv, stride, own, half, &mut work.queries);
-        pack::interleave_into(qkv, stride, inner / 2 + own, half, &mut work.keys);
-        pack::transpose_into(qkv, stride, inner + own, half, &mut work.values);
-        pack::interleave_into(douts, inner / 2, own, half, &mut work.outputs);
-        let scale = self.score[head] / UNIT;
+        pack::interleave_into(known.qkv, stride, own, half, &mut work.queries);
+        pack::interleave_into(known.qkv, stride, inner / 2 + own, half, &mut work.keys);
+        pack::transpose_into(known.qkv, stride, inner + own, half, &mut work.values);
+        pack::interleave_into(known.douts, inner / 2, own, half, &mut work.outputs);
+        let keys = inner + head * self.d_kv;
         let mut kept = 0;
         for block in self.blocks(len) {
             let (rows, pairs) = (block.queries.len(), block.width / 2);
-            let packed = &shares[kept..][..rows * pairs];
+            let packed = &known.shares[kept..][..rows * pairs];
             kept += packed.len();
-            self.scores(
-                &block,
-                &douts[own..],
-                inner / 2,
-                &work.values,
-                &mut work.scores,
-            );
+            let douts = &known.douts[own..];
+            self.scores(&block, douts, inner / 2, &work.values, &mut work.scores);
             self.softmax_back(&block, head, packed, work, gradients.bias);
-            let own_pairs = rows.div_ceil(2);
-            let keys_output = |data: &mut [f32], left: Left, right: Panels, column: usize| {
-                let data = &mut data[block.first_key * 3 * inner + column + head * self.d_kv..];
-                product(
-                    left,
-                    right,
-                    Output {
-                        data,
-                        stride: 3 * inner,
-                        rows: block.span,
-                        columns: self.d_kv,
-                        add: true,
-                    },
-                );
-            };
             pack::interleave_into(packed, pairs, 0, pairs, &mut work.turned);
-            keys_output(
-                dqkv,
-                transposed(&work.turned, own_pairs),
-                part(&work.outputs, depth, &block),
-                2 * inner,
+            let outputs = part(&work.outputs, depth, &block);
+            self.keys_back(&block, &work.turned, outputs, keys + inner, dqkv);
+            pack::rows_into(
+                &work.scores,
+                block.width,
+                exactly(&mut work.packed, rows * pairs),
             );
-            work.packed.clear();
-            work.packed.resize(rows * pairs, 0);
-            pack::rows_into(&work.scores, block.width, &mut work.packed);
             pack::interleave_into(&work.packed, pairs, 0, pairs, &mut work.turned);
-            keys_output(
-                dqkv,
-                transposed(&work.turned, own_pairs),
-                part(&work.queries, depth, &block),
-                inner,
-            );
-            work.plain.clear();
-            work.plain.resize(rows * self.d_kv, 0.0);
-            let left = Left::Rows(Rows {
-                data: &work.packed,
-                stride: pairs,
-                pairs,
-            });
-            let right = Panels {
-                data: &work.keys,
-                depth,
-                first: block.first_key / 2,
-                pairs,
-            };
-            let out = Output {
-                data: &mut work.plain,
-                stride: self.d_kv,
-                rows,
-                columns: self.d_kv,
-                add: false,
-            };
-            product(left, right, out);
-            gradients.score[head] +=
-                self.query_gradients(&block, &qkv[own..], &work.plain, head, dqkv);
+            let queries = part(&work.queries, depth, &block);
+            self.keys_back(&block, &work.turned, queries, keys, dqkv);
+            gradients.score[head] += self.queries_back(&block, known.qkv, head, work, dqkv);
         }
-        // products took keys and queries in their exact unit and left the scale of scores out
+        // products took keys in their exact unit and left the scale of scores out
+        let scale = self.score[head] / UNIT;
         for row in dqkv.chunks_exact_mut(3 * inner) {
-            let from = inner + head * self.d_kv;
-            row[from..from + self.d_kv]
-                .iter_mut()
-                .for_each(|value| *value *= scale);
+            let keys = &mut row[keys..keys + self.d_kv];
+            keys.iter_mut().for_each(|value| *value *= scale);
         }
         kept
+    }
+
+    /// Adds the products of what a block's queries give to its keys, turned, with `right` to columns from `column` on
+    /// of the keys' rows.
+    fn keys_back(
+        &self,
+        block: &Block,
+        turned: &[u32],
+        right: Panels,
+        column: usize,
+        dqkv: &mut [f32],
+    ) {
+        let stride = 3 * self.inner();
+        let out = Output {
+            data: &mut dqkv[block.first_key * stride + column..],
+            stride,
+            rows: block.span,
+            columns: self.d_kv,
+            add: true,
+        };
+        let pairs = block.queries.len().div_ceil(2);
+        product(Left::Transposed(Panels::whole(turned, pairs)), right, out);
     }
 
     /// From gradients of weights to those of scores, in `work.scores`, with nothing outside the band.
@@ -372,25 +336,36 @@ impl Heads {
         }
     }
 
-    /// Scales and stores the gradients of a block's queries; returns that of the scale of scores.
-    fn query_gradients(
+    /// Stores the gradients of a block's queries from those of their scores, in `work.packed`; returns that of the scale
+    /// of scores.
+    fn queries_back(
         &self,
         block: &Block,
-        queries: &[u32],
-        plain: &[f32],
+        qkv: &[u32],
         head: usize,
+        work: &mut Work,
         dqkv: &mut [f32],
     ) -> f32 {
-        let (stride, inner) = (self.stride(), self.inner());
+        let (stride, inner, d_kv) = (self.stride(), self.inner(), self.d_kv);
+        let pairs = block.width / 2;
+        let keys = Panels {
+            data: &work.keys,
+            depth: (qkv.len() / stride).div_ceil(2),
+            first: block.first_key / 2,
+            pairs,
+        };
+        let plain = exactly(&mut work.plain, block.queries.len() * d_kv);
+        let out = Output::rows(plain, block.queries.len(), d_kv);
+        product(Rows::whole(&work.packed, pairs), keys, out);
+        let query = exactly(&mut work.query, d_kv);
         let mut total = 0.0;
-        let mut query = vec![0f32; self.d_kv];
-        for (plain, at) in plain.chunks_exact(self.d_kv).zip(block.queries.clone()) {
-            let packed = &queries[at * stride..][..self.d_kv / 2];
+        for (plain, at) in work.plain.chunks_exact(d_kv).zip(block.queries.clone()) {
+            let packed = &qkv[at * stride + head * d_kv / 2..][..d_kv / 2];
             for (two, &pair) in query.as_chunks_mut::<2>().0.iter_mut().zip(packed) {
                 *two = unpack(pair).into();
             }
-            total += dot(&query, plain);
-            let out = &mut dqkv[at * 3 * inner + head * self.d_kv..][..self.d_kv];
+            total += dot(query, plain);
+            let out = &mut dqkv[at * 3 * inner + head * d_kv..][..d_kv];
             for (out, &plain) in out.iter_mut().zip(plain) {
                 *out = plain * self.score[head] / UNIT;
             }

@@ -131,7 +131,7 @@ impl Head {
         self.classes
             .gradient(&scratch.left, &scratch.right, count, UNIT, out);
         let dhidden = exactly(&mut work.dhidden, count * d);
-        self.classes.back(&scratch.packed, count, false, dhidden);
+        self.classes.back(&scratch.packed, count, dhidden);
     }
 
     /// Cost of the tokens given their classes, class after class; adds to gradients and `work.dhidden`.

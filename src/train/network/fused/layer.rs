@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::attention::{HeadGradients, Heads, Work};
+use super::attention::{HeadGradients, Heads, Known, Work};
 use super::matrix::Matrix;
 use super::pack;
 use super::product::unpack;
@@ -131,7 +131,7 @@ impl Layer {
             .forward(&kept.qkv, lens, &mut scratch.attention, shares, outputs);
         let context = room(&mut scratch.floats, count * inner);
         context.copy_from_slice(outputs);
-        rows::store(context, &self.gains(1.0), self.rounded);
+        rows::store(context, &self.gains(), self.rounded);
         pack_into(context, inner, &mut kept.context);
         self.add(&self.output, &kept.context, UNIT, x, &mut scratch.floats);
 
@@ -146,13 +146,26 @@ impl Layer {
         self.add(&self.down, &kept.hidden, unit, x, &mut scratch.floats);
     }
 
-    /// The gain of every column of the outputs of attention, times `factor`.
-    fn gains(&self, factor: f32) -> Vec<f32> {
-        let gains = &self.heads.gain;
+    /// The gain of every column of the outputs of attention.
+    fn gains(&self) -> Vec<f32> {
+        let gains = self.heads.gain.iter();
         gains
-            .iter()
-            .flat_map(|&gain| std::iter::repeat_n(gain * factor, self.heads.d_kv))
+            .flat_map(|&gain| std::iter::repeat_n(gain, self.heads.d_kv))
             .collect()
+    }
+
+    /// Adds the gradients of the gains from those of the outputs behind them.
+    fn gains_back(&self, doutputs: &[f32], outputs: &[f32], gradients: &mut [f32]) {
+        let (d_kv, inner) = (self.heads.d_kv, self.heads.inner());
+        let rows = doutputs
+            .chunks_exact(inner)
+            .zip(outputs.chunks_exact(inner));
+        for (doutputs, outputs) in rows {
+            let by_head = doutputs.chunks_exact(d_kv).zip(outputs.chunks_exact(d_kv));
+            for (gradient, (doutput, output)) in gradients.iter_mut().zip(by_head) {
+                *gradient += rows::dot(doutput, output) / UNIT;
+            }
+        }
     }
 
     /// Adds the product of a matrix with inputs of `unit` per 1.0 to the residual stream.
@@ -190,7 +203,7 @@ impl Layer {
             &mut gradients[places.down.clone()],
         );
         let dhidden = room(&mut scratch.floats, count * self.up.rows);
-        self.down.back(&scratch.packed, count, false, dhidden);
+        self.down.back(&scratch.packed, count, dhidden);
         rows::hidden_back(
             &kept.roots,
             self.kind,
@@ -204,16 +217,7 @@ impl Layer {
             &mut scratch.packed,
             &mut scratch.left,
         );
-        self.inputs_back(
-            1,
-            &self.up,
-            dx,
-            kept,
-            scratch,
-            &places.norm,
-            &places.up,
-            gradients,
-        );
+        self.inputs_back(1, dx, kept, scratch, places, gradients);
 
         self.matrix_back(
             &self.output,
@@ -224,16 +228,7 @@ impl Layer {
             &mut gradients[places.output.clone()],
         );
         self.attention_back(lens, kept, scratch, places, gradients);
-        self.inputs_back(
-            0,
-            &self.qkv,
-            dx,
-            kept,
-            scratch,
-            &places.attention_norm,
-            &places.qkv,
-            gradients,
-        );
+        self.inputs_back(0, dx, kept, scratch, places, gradients);
     }
 
     /// Packs the gradients of a matrix's outputs, and stores that of the matrix.
@@ -255,19 +250,20 @@ impl Layer {
         matrix.gradient(&scratch.left, &scratch.right, count, unit, gradient);
     }
 
-    /// From packed gradients of the outputs of the first matrix of a part, through it and the normalisation, to `dx`.
-    #[allow(clippy::too_many_arguments)]
+    /// From packed gradients of the outputs of the first matrix of part 0 or 1, through it and the normalisation, to `dx`.
     fn inputs_back(
         &self,
         part: usize,
-        matrix: &Matrix,
         dx: &mut [f32],
         kept: &Kept,
         scratch: &mut Scratch,
-        norm: &Range<usize>,
-        place: &Range<usize>,
+        places: &LayerPlaces,
         gradients: &mut [f32],
     ) {
+        let (matrix, place, norm) = match part {
+            0 => (&self.qkv, &places.qkv, &places.attention_norm),
+            _ => (&self.up, &places.up, &places.norm),
+        };
         let count = dx.len() / matrix.columns;
         let pairs = matrix.columns.div_ceil(2);
         pack::interleave_into(&kept.inputs[part], pairs, 0, pairs, &mut scratch.right);
@@ -279,7 +275,7 @@ impl Layer {
             &mut gradients[place.clone()],
         );
         let dinputs = room(&mut scratch.floats, dx.len());
-        matrix.back(&scratch.packed, count, false, dinputs);
+        matrix.back(&scratch.packed, count, dinputs);
         let gain = [&self.attention_norm, &self.norm][part];
         let (x, reciprocals) = (&kept.x[part], &kept.reciprocals[part]);
         let dgain = &mut gradients[norm.clone()];
@@ -298,39 +294,25 @@ impl Layer {
         let (heads, inner) = (&self.heads, self.heads.inner());
         let count = lens.iter().sum();
         let dcontext = room(&mut scratch.floats, count * inner);
-        self.output.back(&scratch.packed, count, false, dcontext);
+        self.output.back(&scratch.packed, count, dcontext);
         if self.rounded {
             mask(dcontext, &kept.context);
         }
-        let rows = dcontext
-            .chunks_exact(inner)
-            .zip(kept.outputs.chunks_exact(inner));
-        let gain = &mut gradients[places.gain.clone()];
-        for (gradient, output) in rows {
-            let by_head = gradient
-                .chunks_exact(heads.d_kv)
-                .zip(output.chunks_exact(heads.d_kv));
-            for (gain, (gradient, output)) in gain.iter_mut().zip(by_head) {
-                *gain += rows::dot(gradient, output) / UNIT;
-            }
-        }
+        self.gains_back(dcontext, &kept.outputs, &mut gradients[places.gain.clone()]);
         let douts = room(&mut scratch.more, count * inner);
-        rows::scale_columns(dcontext, &self.gains(1.0), douts);
+        rows::scale_columns(dcontext, &self.gains(), douts);
         pack_into(douts, inner, &mut scratch.packed);
         let dqkv = room(&mut scratch.more, count * 3 * inner);
         dqkv.fill(0.0);
         let (score, bias) =
             gradients[places.score.start..places.bias.end].split_at_mut(heads.heads);
         let mut own = HeadGradients { score, bias };
-        heads.back(
-            &kept.qkv,
-            lens,
-            &kept.shares,
-            &scratch.packed,
-            &mut scratch.attention,
-            dqkv,
-            &mut own,
-        );
+        let known = Known {
+            qkv: &kept.qkv,
+            shares: &kept.shares,
+            douts: &scratch.packed,
+        };
+        heads.back(known, lens, &mut scratch.attention, dqkv, &mut own);
         if self.rounded {
             mask(dqkv, &kept.qkv);
         }

@@ -57,61 +57,25 @@ impl Matrix {
     /// Sums of products of `count` input rows, packed, with the rows of the matrix in steps.
     pub fn apply(&self, inputs: &[u32], count: usize, out: &mut [f32]) {
         let pairs = self.columns.div_ceil(2);
-        let left = Left::Rows(Rows {
-            data: inputs,
-            stride: pairs,
-            pairs,
-        });
-        let right = Panels {
-            data: &self.forward,
-            depth: pairs,
-            first: 0,
-            pairs,
-        };
-        let (stride, columns) = (self.rows, self.rows);
         product(
-            left,
-            right,
-            Output {
-                data: out,
-                stride,
-                rows: count,
-                columns,
-                add: false,
-            },
+            Rows::whole(inputs, pairs),
+            Panels::whole(&self.forward, pairs),
+            Output::rows(out, count, self.rows),
         );
     }
 
     /// Gradients of the inputs from those of the outputs times their steps, packed.
-    pub fn back(&self, gradients: &[u32], count: usize, add: bool, out: &mut [f32]) {
+    pub fn back(&self, gradients: &[u32], count: usize, out: &mut [f32]) {
         let pairs = self.rows.div_ceil(2);
-        let left = Left::Rows(Rows {
-            data: gradients,
-            stride: pairs,
-            pairs,
-        });
-        let right = Panels {
-            data: &self.back,
-            depth: pairs,
-            first: 0,
-            pairs,
-        };
-        let (stride, columns) = (self.columns, self.columns);
         product(
-            left,
-            right,
-            Output {
-                data: out,
-                stride,
-                rows: count,
-                columns,
-                add,
-            },
+            Rows::whole(gradients, pairs),
+            Panels::whole(&self.back, pairs),
+            Output::rows(out, count, self.columns),
         );
     }
 
-    /// The gradient of the matrix from those of the outputs times their steps, and the inputs, both interleaved, of `count`
-    /// rows; inputs have `unit` per 1.0.
+    /// The gradient of the matrix from those of the outputs times their steps, and the inputs, both interleaved, of
+    /// `count` rows; inputs have `unit` per 1.0.
     pub fn gradient(
         &self,
         outputs: &[u32],
@@ -121,21 +85,11 @@ impl Matrix {
         out: &mut [f32],
     ) {
         let pairs = count.div_ceil(2);
-        let whole = |data| Panels {
-            data,
-            depth: pairs,
-            first: 0,
-            pairs,
-        };
-        let (stride, columns) = (self.columns, self.columns);
-        let sums = Output {
-            data: out,
-            stride,
-            rows: self.rows,
-            columns,
-            add: false,
-        };
-        product(Left::Transposed(whole(outputs)), whole(inputs), sums);
+        product(
+            Left::Transposed(Panels::whole(outputs, pairs)),
+            Panels::whole(inputs, pairs),
+            Output::rows(out, self.rows, self.columns),
+        );
         for (row, step) in out.chunks_exact_mut(self.columns).zip(&self.steps) {
             let scale = 1.0 / (step * unit);
             row.iter_mut().for_each(|value| *value *= scale);

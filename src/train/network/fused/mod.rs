@@ -21,7 +21,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use candle_core::{Result, Storage, Tensor, Var};
 use parking_lot::Mutex;
 
-use super::float::{FloatAttention, FloatLayer, FloatNetwork, RESIDUAL_UNIT, stored_scale};
+use super::float::{
+    FloatAttention, FloatLayer, FloatNetwork, Parameter, RESIDUAL_UNIT, stored_scale,
+};
 use crate::model::network::{Config, exact};
 use attention::Heads;
 use head::{Head, HeadWork};
@@ -84,7 +86,10 @@ impl Fused {
         }
     }
 
-    /// Total cost in nats of each group of sequences that makes a shard, added up.
+    /// Total cost in nats of all sequences.
+    ///
+    /// # Errors
+    /// If the network is not on the processor.
     pub fn cost(&mut self, network: &FloatNetwork, sequences: &[&[u16]]) -> Result<f64> {
         self.run(network, sequences, |prepared, worker, shard, own| {
             shard.cost = prepared.cost(own, worker);
@@ -93,6 +98,9 @@ impl Fused {
     }
 
     /// Mean cost of a token in nats, and its gradients in the order of [`FloatNetwork::parameters`].
+    ///
+    /// # Errors
+    /// As for [`Fused::cost`].
     pub fn gradients(
         &mut self,
         network: &FloatNetwork,
@@ -121,7 +129,7 @@ impl Fused {
         self.shards.resize_with(ranges.len(), Shard::default);
         let shards: Vec<_> = self.shards.iter_mut().map(Mutex::new).collect();
         let next = AtomicUsize::new(0);
-        with_prepared(network, self.workers.len(), |prepared| {
+        with_prepared(network, |prepared| {
             std::thread::scope(|scope| {
                 for worker in &mut self.workers {
                     let (next, work, ranges, shards) = (&next, &work, &ranges, &shards);
@@ -168,21 +176,16 @@ impl Fused {
             }
         });
         let mut tables = embedding_gradients(&network.config, sequences, &self.shards).into_iter();
-        let parameters = network.parameters();
         let mut places = places.of_parameters(&network.config, &sum).into_iter();
-        let next = |var: &Var, embedding: bool| -> Result<Tensor> {
-            let values = if embedding {
-                tables.next()
-            } else {
-                places.next()
+        let next = |parameter: Parameter| {
+            let values = match parameter.is_embedding {
+                true => tables.next(),
+                false => places.next(),
             };
+            let var = parameter.var;
             Tensor::from_vec(values.unwrap_or_default(), var.shape(), var.device())
         };
-        let mut next = next;
-        parameters
-            .iter()
-            .map(|p| next(&p.var, p.is_embedding))
-            .collect()
+        network.parameters().into_iter().map(next).collect()
     }
 }
 
@@ -321,12 +324,8 @@ impl Prepared<'_> {
     }
 }
 
-/// Hands a network to `work` as steps need it, made by some threads.
-fn with_prepared<T>(
-    network: &FloatNetwork,
-    threads: usize,
-    work: impl FnOnce(&Prepared) -> T,
-) -> Result<T> {
+/// Hands a network to `work` as steps need it.
+fn with_prepared<T>(network: &FloatNetwork, work: impl FnOnce(&Prepared) -> T) -> Result<T> {
     let parameters = network.parameters();
     let guards: Vec<_> = parameters
         .iter()
@@ -340,7 +339,6 @@ fn with_prepared<T>(
         _ => candle_core::bail!("this network is not on the processor"),
     });
     let slices = slices.collect::<Result<Vec<_>>>()?;
-    let _ = threads;
     let of = |var: &Var| {
         let index = parameters.iter().position(|p| p.var.id() == var.id());
         index.map_or(&[][..], |index| slices[index])
@@ -351,11 +349,28 @@ fn with_prepared<T>(
     let embeddings = embeddings.map(|var| {
         let values = of(var);
         let largest = rows::largest(values);
-        (values, stored_scale(largest) as f32 / RESIDUAL_UNIT as f32)
+        let scale = stored_scale(largest, RESIDUAL_UNIT);
+        (values, scale as f32 / RESIDUAL_UNIT as f32)
     });
+    let prepared = Prepared {
+        config,
+        layers: network
+            .layers
+            .iter()
+            .map(|from| layer(config, from, rounded, &of))
+            .collect(),
+        head: head(network, &of),
+        embeddings: embeddings.collect(),
+        rounded,
+    };
+    Ok(work(&prepared))
+}
+
+fn head<'a>(network: &FloatNetwork, of: &impl Fn(&Var) -> &'a [f32]) -> Head {
+    let (config, rounded) = (&network.config, network.rounded);
     let d = config.d_model;
     let (steps, weights) = matrix::in_steps(of(&network.token_head), d, rounded);
-    let head = Head {
+    Head {
         norm: of(&network.norm).to_vec(),
         classes: Matrix::new(of(&network.class_head), d, rounded),
         class_bias: of(&network.class_bias).to_vec(),
@@ -367,19 +382,7 @@ fn with_prepared<T>(
             .map(|class| config.class_range(class))
             .collect(),
         rounded,
-    };
-    let prepared = Prepared {
-        config,
-        layers: network
-            .layers
-            .iter()
-            .map(|from| layer(config, from, rounded, &of))
-            .collect(),
-        head,
-        embeddings: embeddings.collect(),
-        rounded,
-    };
-    Ok(work(&prepared))
+    }
 }
 
 fn layer<'a>(

@@ -1,7 +1,7 @@
 //! The updates of the optimisers on the processor.
 
 use super::pack;
-use super::product::{Left, Output, Panels, Rows, product};
+use super::product::{Output, Panels, Rows, product};
 use super::rows;
 
 /// A matrix, its rows one behind the other.
@@ -35,25 +35,11 @@ impl Plain {
     fn product(left: &[u32], panels: &[u32], rows: usize, inner: usize, columns: usize) -> Plain {
         let pairs = inner.div_ceil(2);
         let mut values = vec![0f32; rows * columns];
-        let left = Left::Rows(Rows {
-            data: left,
-            stride: pairs,
-            pairs,
-        });
-        let right = Panels {
-            data: panels,
-            depth: pairs,
-            first: 0,
-            pairs,
-        };
-        let out = Output {
-            data: &mut values,
-            stride: columns,
-            rows,
-            columns,
-            add: false,
-        };
-        product(left, right, out);
+        product(
+            Rows::whole(left, pairs),
+            Panels::whole(panels, pairs),
+            Output::rows(&mut values, rows, columns),
+        );
         Plain {
             values,
             rows,

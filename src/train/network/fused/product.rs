@@ -10,7 +10,7 @@ pub const PANEL: usize = 32;
 /// Rows that are computed together; divides [`PANEL`].
 const TILE: usize = 8;
 
-type Sums = [[f32; PANEL]; TILE];
+pub type Sums = [[f32; PANEL]; TILE];
 
 /// The bf16 nearest to a finite number, in the low half.
 #[inline(always)]
@@ -38,6 +38,18 @@ pub struct Rows<'a> {
     pub pairs: usize,
 }
 
+impl<'a> Rows<'a> {
+    /// Rows of `pairs` pairs, all of which take part.
+    pub fn whole(data: &'a [u32], pairs: usize) -> Left<'a> {
+        let stride = pairs;
+        Left::Rows(Rows {
+            data,
+            stride,
+            pairs,
+        })
+    }
+}
+
 /// A matrix in panels of [`PANEL`] columns, pairs along the rows: `data[panel][pair][column]`.
 #[derive(Debug, Clone, Copy)]
 pub struct Panels<'a> {
@@ -47,6 +59,18 @@ pub struct Panels<'a> {
     /// The first pair that takes part, and how many do.
     pub first: usize,
     pub pairs: usize,
+}
+
+impl<'a> Panels<'a> {
+    /// Panels of `pairs` pairs, all of which take part.
+    pub fn whole(data: &'a [u32], pairs: usize) -> Panels<'a> {
+        Panels {
+            data,
+            depth: pairs,
+            first: 0,
+            pairs,
+        }
+    }
 }
 
 /// The left factor.
@@ -92,6 +116,19 @@ pub struct Output<'a> {
     pub add: bool,
 }
 
+impl<'a> Output<'a> {
+    /// Rows one behind the other, which are overwritten.
+    pub fn rows(data: &'a mut [f32], rows: usize, columns: usize) -> Output<'a> {
+        Output {
+            data,
+            stride: columns,
+            rows,
+            columns,
+            add: false,
+        }
+    }
+}
+
 /// Multiplies `left` with `right`, whose pairs must be as many.
 pub fn product(left: Left, right: Panels, out: Output) {
     assert_eq!(left.pairs(), right.pairs);
@@ -130,7 +167,9 @@ fn tile(left: &[u32], places: [usize; TILE], step: usize, panel: &[u32]) -> Sums
     tile_scalar(left, places, step, panel)
 }
 
-fn tile_scalar(left: &[u32], places: [usize; TILE], step: usize, panel: &[u32]) -> Sums {
+super::wide::vectorised! {
+/// As the AVX-512 tile: any order of sums is good enough.
+pub fn tile_scalar(left: &[u32], places: [usize; TILE], step: usize, panel: &[u32]) -> Sums {
     let mut sums = [[0f32; PANEL]; TILE];
     for (k, columns) in panel.as_chunks::<PANEL>().0.iter().enumerate() {
         for (sums, place) in sums.iter_mut().zip(places) {
@@ -142,6 +181,7 @@ fn tile_scalar(left: &[u32], places: [usize; TILE], step: usize, panel: &[u32]) 
         }
     }
     sums
+}
 }
 
 /// # Safety
@@ -201,27 +241,13 @@ mod tests {
             let transposed =
                 pack::interleave(&pack::rows(&transpose(&a, inner), rows), rows.div_ceil(2));
             let pairs = inner / 2;
-            let panels = |data| Panels {
-                data,
-                depth: pairs,
-                first: 0,
-                pairs,
-            };
-            let plain = Left::Rows(Rows {
-                data: &left,
-                stride: pairs,
-                pairs,
-            });
-            for left in [plain, Left::Transposed(panels(&transposed))] {
+            for left in [
+                Rows::whole(&left, pairs),
+                Left::Transposed(Panels::whole(&transposed, pairs)),
+            ] {
                 let mut data = vec![1f32; rows * columns];
-                let out = Output {
-                    data: &mut data,
-                    stride: columns,
-                    rows,
-                    columns,
-                    add: false,
-                };
-                product(left, panels(&right), out);
+                let out = Output::rows(&mut data, rows, columns);
+                product(left, Panels::whole(&right, pairs), out);
                 assert_eq!(data, expected);
             }
         }

@@ -15,8 +15,14 @@ pub fn has_avx512() -> bool {
         && is_x86_feature_detected!("avx512vl")
 }
 
-/// Compiles a function twice, for every processor and for AVX-512, and picks at run time. The source is
-/// the same and nothing is re-associated, so both give the same bits.
+/// True if [`vectorised`] functions can use AVX2.
+#[cfg(target_arch = "x86_64")]
+pub fn has_avx2() -> bool {
+    is_x86_feature_detected!("avx2")
+}
+
+/// Compiles a function for every processor, for AVX2 and for AVX-512, and picks at run time. The source is
+/// the same and nothing is re-associated or contracted, so all give the same bits.
 macro_rules! vectorised {
     ($(#[$meta:meta])* pub fn $name:ident($($arg:ident: $type:ty),* $(,)?) $(-> $result:ty)? $body:block) => {
         $(#[$meta])*
@@ -29,9 +35,17 @@ macro_rules! vectorised {
                 fn wide($($arg: $type),*) $(-> $result)? {
                     plain($($arg),*)
                 }
+                #[target_feature(enable = "avx2")]
+                fn half_as_wide($($arg: $type),*) $(-> $result)? {
+                    plain($($arg),*)
+                }
                 if $crate::train::network::fused::wide::has_avx512() {
                     // SAFETY: the processor has these instructions.
                     return unsafe { wide($($arg),*) };
+                }
+                if $crate::train::network::fused::wide::has_avx2() {
+                    // SAFETY: the processor has these instructions.
+                    return unsafe { half_as_wide($($arg),*) };
                 }
             }
             plain($($arg),*)

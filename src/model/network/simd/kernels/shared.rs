@@ -122,7 +122,7 @@ fn square(value: i32) -> i8 {
     ((root * root + exact::SQUARE_HALF as i32) >> exact::SQUARE_BITS).min(exact::ACT_MAX) as i8
 }
 
-/// [`exact::rescale`], whose result is below 2^28 + 1.
+/// [`exact::rescale`], whose result is at most 2^30: the scale is at most 1.
 #[inline(always)]
 fn rescale(sums: &Lanes, scale: &Lanes) -> Lanes {
     let mut out = *sums;

@@ -17,7 +17,7 @@ fn bytes(len: usize) -> impl Strategy<Value = Vec<i8>> {
 /// A matrix and some rows of inputs.
 fn product() -> impl Strategy<Value = (Linear, Vec<i8>)> {
     (1usize..40, 1usize..300, 0usize..20).prop_flat_map(|(rows, columns, count)| {
-        let scales = prop::collection::vec(0..=exact::SCALE_MAX, rows);
+        let scales = prop::collection::vec(0..=exact::PRODUCT_SCALE_MAX, rows);
         (bytes(rows * columns), scales, bytes(count * columns)).prop_map(
             move |(weight, scale, inputs)| {
                 let linear = Linear {
@@ -203,7 +203,7 @@ fn the_largest_products_do_not_saturate() {
             rows: 1,
             columns: K,
             weight: vec![weight; K],
-            scale: vec![1 << exact::SCALE_BITS >> 2],
+            scale: vec![exact::PRODUCT_SCALE_MAX],
         };
         let packed = Packed::new(&linear, Parts::one(1), Parts::one(K));
         let mut inputs = Activations::default();
@@ -212,7 +212,7 @@ fn the_largest_products_do_not_saturate() {
             let mut logits = vec![0; 2 * LANES];
             kernel.multiply(&packed, 0..1, &inputs, Output::Logits(&mut logits));
             let expected = i32::from(weight) * i32::from(input) * K as i32;
-            assert_eq!([logits[0], logits[LANES]], [expected / 4; 2], "{kernel:?}");
+            assert_eq!([logits[0], logits[LANES]], [expected; 2], "{kernel:?}");
         }
     }
 }
