@@ -152,7 +152,7 @@ fn values_that_could_overflow_are_refused() {
         Network::new(config, weights).unwrap_err().to_string()
     };
     assert!(refuse(&|_, w| w.decoder[0].up.weight[0] = -128).contains("-128"));
-    assert!(refuse(&|_, w| w.decoder[0].down.scale[0] = (1 << 20) + 1).contains("1048577"));
+    assert!(refuse(&|_, w| w.decoder[0].down.scale[0] = (1 << 22) + 1).contains("4194305"));
     assert!(refuse(&|_, w| w.decoder_norm[0] = 8192).contains("8192"));
     assert!(refuse(&|_, w| w.token_bias[0] = 1 << 21).contains("token_bias"));
     assert!(refuse(&|c, _| c.window = 129).contains("size"));
@@ -173,7 +173,7 @@ fn a_value_out_of_range_is_refused_in_every_tensor() {
     let config = network.config();
     let tensors = count_tensors(&network);
     for number in 0..tensors {
-        for wrong in [(1 << 20) + 1, -(1 << 20) - 1] {
+        for wrong in [(1 << 22) + 1, -(1 << 20) - 1] {
             let mut weights = network.weights().clone();
             let mut at = 0;
             let mut spoiled = String::new();

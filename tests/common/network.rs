@@ -160,7 +160,7 @@ pub fn network_of_one_sign(random: &mut Random, config: Config) -> Network {
                         Some("gain") => (200, 256),
                         Some("score") => (0, 1 << 20),
                         _ if name == "tokens.scale" => (1, 258),
-                        _ => (1 << 18, 1 << 20),
+                        _ => (1 << 18, 1 << 22),
                     };
                     *values = (0..len)
                         .map(|_| random.within(least, most) as i32)

@@ -203,7 +203,7 @@ fn the_largest_products_do_not_saturate() {
             rows: 1,
             columns: K,
             weight: vec![weight; K],
-            scale: vec![1 << exact::SCALE_BITS >> 2],
+            scale: vec![exact::PRODUCT_SCALE_MAX],
         };
         let packed = Packed::new(&linear, Parts::one(1), Parts::one(K));
         let mut inputs = Activations::default();
@@ -212,7 +212,7 @@ fn the_largest_products_do_not_saturate() {
             let mut logits = vec![0; 2 * LANES];
             kernel.multiply(&packed, 0..1, &inputs, Output::Logits(&mut logits));
             let expected = i32::from(weight) * i32::from(input) * K as i32;
-            assert_eq!([logits[0], logits[LANES]], [expected / 4; 2], "{kernel:?}");
+            assert_eq!([logits[0], logits[LANES]], [expected; 2], "{kernel:?}");
         }
     }
 }
