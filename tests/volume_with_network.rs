@@ -22,6 +22,7 @@ fn network_codecs() -> Arc<Codecs> {
 fn open_as(storage: &SimStorage, codecs: Arc<Codecs>, cache_bytes: u64) -> Arc<Volume> {
     let options = VolumeOptions {
         cache_bytes,
+        extent: 16 << 10,
         ..quiet_options()
     };
     Volume::open(open_store(storage), codecs, options).expect("the volume opens")
@@ -61,7 +62,8 @@ fn text_is_settled_with_the_network_and_read_back_cold_anywhere() {
     let data = prose(60 * KIB);
     let ino = put(&volume, "text.md", &data).ino;
     settle(&volume);
-    assert_eq!(models(&volume, ino), [network_name()]);
+    let models = models(&volume, ino);
+    assert!(models.contains(&network_name()), "{models:?}");
     close(volume);
     let volume = open_network(&storage);
     std::thread::scope(|scope| {

@@ -24,7 +24,7 @@ const ANCHOR_GAIN: f64 = 0.03;
 /// The model must beat zstd by this share under the balanced policy, because reading gets slower.
 const MODEL_GAIN: f64 = 0.02;
 /// The network must save this share of what the model's base needs under the balanced policy, likewise.
-const NETWORK_GAIN: f64 = 0.03;
+const NETWORK_GAIN: f64 = 0.01;
 
 /// A fast level of zstd, and the least share of its size that the strongest level is hoped to reach.
 const ZSTD_TRIAL_LEVEL: i32 = 3;
