@@ -67,7 +67,12 @@ fn gradients_by_hand_are_those_of_candle() {
             let expected = expected.get(parameter.var.as_tensor()).unwrap();
             let error = norm(&(expected - gradient).unwrap()) / norm(expected);
             println!("{feed_forward:?} {rounded} {}: {error}", parameter.name);
-            assert!(error < 0.05, "{}: {error}", parameter.name);
+            // products are rounded to bf16; in the biases' gradients they nearly cancel out
+            let most = match parameter.name.ends_with("attention.bias") {
+                true => 0.1,
+                false => 0.05,
+            };
+            assert!(error < most, "{}: {error}", parameter.name);
         }
         let (_, again) = Fused::new(1).gradients(&network, &sequences).unwrap();
         for (one, two) in gradients.iter().zip(&again) {

@@ -48,7 +48,7 @@ impl Sink for Box<dyn Receiver> {
 }
 
 /// Makes the decoder of a stream when its turn comes, because decoders take memory.
-pub(super) type Start = Box<dyn FnOnce() -> Result<GroupDecoder> + Send>;
+pub(super) type Start = Box<dyn FnOnce() -> Result<Box<GroupDecoder>> + Send>;
 
 enum Job {
     New(Start, Box<dyn Receiver>),
@@ -391,7 +391,7 @@ fn step(
 }
 
 /// The decoder of a stream; a panic counts as damage.
-fn guarded(start: Start) -> Result<GroupDecoder> {
+fn guarded(start: Start) -> Result<Box<GroupDecoder>> {
     let panicked = |_| Err(CodecError::Damaged("starting to decode panicked".into()));
     catch_unwind(AssertUnwindSafe(start)).unwrap_or_else(panicked)
 }

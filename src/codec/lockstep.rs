@@ -23,7 +23,7 @@ impl<F: FnMut(&[u8]) -> bool> Sink for F {
 
 /// A group on its way.
 pub(super) struct Stream<K> {
-    pub decoder: GroupDecoder,
+    pub decoder: Box<GroupDecoder>,
     pub sink: K,
 }
 

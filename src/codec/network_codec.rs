@@ -130,12 +130,12 @@ impl GroupDecoder {
         layout: &Layout,
         group: usize,
         snapshot: Option<&Snapshot>,
-    ) -> Result<GroupDecoder> {
+    ) -> Result<Box<GroupDecoder>> {
         let left = layout.groups[group].len();
         let part = &layout.parts[group];
         let checks = payload[part.checks.clone()].as_chunks::<2>().0.iter();
         let state = || start_state(model, left, snapshot);
-        Ok(GroupDecoder {
+        Ok(Box::new(GroupDecoder {
             tokens: Tokens::new(model.clone(), state).map_err(model_error)?,
             decoder: Decoder::new(payload[part.code.clone()].to_vec()),
             checks: checks
@@ -147,7 +147,7 @@ impl GroupDecoder {
             known: Vec::new(),
             seen: 0,
             group,
-        })
+        }))
     }
 
     /// The tokens that the network's next step sees.

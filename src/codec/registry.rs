@@ -18,12 +18,20 @@ struct Embedded {
 }
 
 /// The first one encodes if nothing else is said.
-static EMBEDDED: [Embedded; 1] = [Embedded {
-    name: "default",
-    file: DEFAULT,
-    hash: LazyLock::new(|| short(&hash_of(DEFAULT))),
-}];
+static EMBEDDED: [Embedded; 2] = [
+    Embedded {
+        name: "default",
+        file: DEFAULT,
+        hash: LazyLock::new(|| short(&hash_of(DEFAULT))),
+    },
+    Embedded {
+        name: "net-small",
+        file: NET_SMALL,
+        hash: LazyLock::new(|| short(&hash_of(NET_SMALL))),
+    },
+];
 static DEFAULT: &[u8] = include_bytes!("../../models/default.s2m");
+static NET_SMALL: &[u8] = include_bytes!("../../models/net-small.s2m");
 
 /// Reads a model file by the name that [`file_name`] gives it; None if there is no such file.
 pub type ModelSource = Box<dyn Fn(&str) -> Option<Vec<u8>> + Send + Sync>;

@@ -256,8 +256,8 @@ mod tests {
             let classes = vocabulary.classes(most);
             prop_assert!(classes[0] == 0 && classes.windows(2).all(|pair| pair[0] < pair[1]));
             let end_of = |class: usize| classes.get(class + 1).map_or(tokens.len(), |&c| c.into());
-            for class in 0..classes.len() {
-                prop_assert!(end_of(class) - usize::from(classes[class]) <= most);
+            for (class, &first) in classes.iter().enumerate() {
+                prop_assert!(end_of(class) - usize::from(first) <= most);
             }
             let mut nodes = vec![(0..tokens.len(), 0usize)];
             while let Some((range, fork)) = nodes.pop() {

@@ -296,13 +296,12 @@ impl<'a> Plain<'a> {
             number(self.config, "d_kv"),
         );
         let mut context = vec![vec![0.0; heads * d_kv]; queries.len()];
-        for (i, query) in queries.iter().enumerate() {
+        for (i, (query, context)) in queries.iter().zip(&mut context).enumerate() {
             let seen = match (stack, memory) {
                 ("decoder", None) => i + 1,
                 _ => keys.len(),
             };
-            for head in 0..heads {
-                let part = head * d_kv..(head + 1) * d_kv;
+            for (head, part) in parts(heads, d_kv).enumerate() {
                 let score = |j: usize| {
                     let product: f64 = part.clone().map(|at| query[at] * keys[j][at]).sum();
                     let bucket = self.bucket(j as i64 - i as i64, stack == "encoder");
@@ -310,7 +309,7 @@ impl<'a> Plain<'a> {
                 };
                 let weights = softmax(&(0..seen).map(score).collect::<Vec<f64>>());
                 for at in part.clone() {
-                    context[i][at] = weights.iter().zip(&values).map(|(w, v)| w * v[at]).sum();
+                    context[at] = weights.iter().zip(&values).map(|(w, v)| w * v[at]).sum();
                 }
             }
         }
@@ -381,6 +380,11 @@ impl<'a> Plain<'a> {
             .map(|(row, &id)| -softmax(row)[id as usize].log2())
             .sum()
     }
+}
+
+/// The places of every head in a row.
+fn parts(heads: usize, d_kv: usize) -> impl Iterator<Item = std::ops::Range<usize>> {
+    (0..heads).map(move |head| head * d_kv..(head + 1) * d_kv)
 }
 
 pub fn softmax(scores: &[f64]) -> Vec<f64> {
