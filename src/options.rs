@@ -1,6 +1,6 @@
 //! Mount options: one table that the parser, `--help` and the man page share.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::codec::{Codecs, Device, Policy};
@@ -236,6 +236,16 @@ pub enum ModelChoice {
     File(PathBuf),
 }
 
+impl ModelChoice {
+    /// The model that the program carries under this name, or, if there is none, the file of this name.
+    pub fn of(name: &Path) -> ModelChoice {
+        match Codecs::embedded_names().find(|known| name.as_os_str() == *known) {
+            Some(known) => ModelChoice::Embedded(known.to_owned()),
+            None => ModelChoice::File(name.to_owned()),
+        }
+    }
+}
+
 impl Default for ModelChoice {
     fn default() -> ModelChoice {
         ModelChoice::Embedded("default".into())
@@ -443,10 +453,7 @@ pub fn parse_size(text: &str) -> Option<u64> {
 }
 
 fn model(text: &str) -> Result<ModelChoice, Reject> {
-    match Codecs::embedded_names().any(|name| name == text) {
-        true => Ok(ModelChoice::Embedded(text.to_owned())),
-        false => Ok(ModelChoice::File(path(text)?)),
-    }
+    Ok(ModelChoice::of(&path(text)?))
 }
 
 fn device(text: &str) -> Result<Device, Reject> {

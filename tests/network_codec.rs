@@ -22,8 +22,8 @@ use s2sfs::model::network::{Config, Engine, FeedForward, Network};
 use s2sfs::model::tokenizer::Tokenizer;
 use s2sfs::model::vocabulary::Vocabulary;
 use s2sfs::model::{Model, ModelHash};
-use s2sfs::train::Progress;
 use s2sfs::train::mixing::{self, MixingOptions};
+use s2sfs::train::{Progress, TrainError};
 
 /// Text that models are trained on and tried on.
 const TEXT: &str = concat!(
@@ -367,14 +367,15 @@ fn a_network_that_does_not_fit_its_vocabulary_is_refused() {
     let progress = Progress::new(&|_, _, _, _| ());
     let options = MixingOptions {
         name: "test".into(),
-        bytes: 1000,
+        bytes: 96 << 10,
         seed: 1,
         threads: 1,
     };
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/model");
     for wrong in [other.unwrap(), unsorted.unwrap()] {
         let parts = Some((network.clone(), wrong));
-        assert!(mixing::train(&source, None, parts, &options, &progress).is_err());
+        let trained = mixing::train(&source, None, parts, &options, &progress);
+        assert!(matches!(trained, Err(TrainError::Model(_))));
     }
     // a class boundary in the middle of a subtree of the vocabulary
     let mut config = network.config().clone();
@@ -382,5 +383,6 @@ fn a_network_that_does_not_fit_its_vocabulary_is_refused() {
     config.classes = vec![0, vocabulary.find(b"th").unwrap() + 1];
     let crooked = networks::network(&mut Random::new(2), config, false);
     let parts = Some((crooked, tokenizer));
-    assert!(mixing::train(&source, None, parts, &options, &progress).is_err());
+    let trained = mixing::train(&source, None, parts, &options, &progress);
+    assert!(matches!(trained, Err(TrainError::Model(_))));
 }

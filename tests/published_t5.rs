@@ -579,7 +579,7 @@ fn a_network_that_starts_from_a_checkpoint_knows_what_the_checkpoint_knows() {
     let vocabulary = all_bytes();
     let shape = shape(&config, 256);
     let mut begun = start(
-        dir.path(),
+        &load(dir.path()).unwrap(),
         shape.clone(),
         &slices(&vocabulary),
         &mut Random(1),
@@ -621,11 +621,18 @@ fn a_network_that_starts_from_a_checkpoint_knows_what_the_checkpoint_knows() {
 fn what_does_not_fit_starts_from_nothing_and_is_said() {
     let config = config("flan-t5");
     let (dir, tensors) = saved(&config, 31);
+    let checkpoint = load(dir.path()).unwrap();
     let vocabulary: [&[u8]; 5] = [b" b", b"\xff", b"a", b"ing", b"the"];
     let begin = |change: &dyn Fn(&mut network::Config)| {
         let mut shape = shape(&config, 5);
         change(&mut shape);
-        start(dir.path(), shape, &vocabulary, &mut Random(1), &Device::Cpu)
+        start(
+            &checkpoint,
+            shape,
+            &vocabulary,
+            &mut Random(1),
+            &Device::Cpu,
+        )
     };
     let begun = begin(&|shape| shape.num_decoder_layers = 4).unwrap();
     let left = begun.left.join("\n");
@@ -709,10 +716,9 @@ fn the_command_trains_from_a_checkpoint() {
             .unwrap();
         String::from_utf8(command.stderr).unwrap()
     };
-    assert_says(
-        &train(&dir.path().join("none")),
-        &["none/config.json is missing"],
-    );
+    let said = train(&dir.path().join("none"));
+    assert_says(&said, &["none/config.json is missing"]);
+    assert!(!said.contains("training the vocabulary"), "{said}");
     let said = train(dir.path());
     assert_says(
         &said,

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use s2sfs::codec::{CodecId, Codecs, EncodeOptions};
 use s2sfs::model::{Model, hash_of};
+use s2sfs::train::mixing::{self, MixingOptions};
 use s2sfs::train::{Progress, TrainError, TrainOptions, train};
 
 fn options() -> TrainOptions {
@@ -85,4 +86,37 @@ fn too_little_data_and_missing_directories_are_clear_errors() {
     );
     let error = train(&dir.path().join("no"), &options(), &progress).unwrap_err();
     assert!(matches!(error, TrainError::Read { .. }), "{error}");
+}
+
+#[test]
+fn data_of_too_few_files_gives_no_model() {
+    let dir = tempfile::tempdir().unwrap();
+    let progress = Progress::new(&|_, _, _, _| ());
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/default.s2m");
+    let base = Model::from_bytes(&std::fs::read(file).unwrap()).unwrap();
+    let mixer = |bytes| {
+        let options = MixingOptions {
+            name: "test".into(),
+            bytes,
+            seed: 1,
+            threads: 1,
+        };
+        mixing::train(dir.path(), Some(&base), None, &options, &progress).err()
+    };
+    for name in ["a", "b"] {
+        std::fs::write(dir.path().join(name), vec![b'a'; 70_000]).unwrap();
+        let error = train(dir.path(), &options(), &progress).err();
+        assert!(matches!(error, Some(TrainError::TooFew(_))), "{error:?}");
+        let error = mixer(1 << 20);
+        assert_eq!(
+            matches!(error, Some(TrainError::TooFew(_))),
+            name == "a",
+            "{error:?}"
+        );
+    }
+    let error = mixer(1000);
+    assert!(
+        matches!(error, Some(TrainError::MixerBytes(1000))),
+        "{error:?}"
+    );
 }

@@ -377,6 +377,18 @@ fn the_command_trains_and_goes_on_and_says_what_is_wrong() {
         exit::USAGE,
         "cuda:N",
     );
+    for (useless, named) in [
+        (&["--force", "--resume"][..], "--resume"),
+        (&["--base", "default.s2m"], "--base"),
+        (&["--with-network", "net"], "--with-network"),
+        (&["--name", "net"], "--name"),
+        (&["--buckets", "10000"], "--buckets"),
+        (&["--mixer-bytes", "10000"], "--mixer-bytes"),
+        (&["--threads", "0"], "1..=1024"),
+        (&["--threads", "1025"], "1..=1024"),
+    ] {
+        assert_refused(&train(useless), exit::USAGE, named);
+    }
     let tokenizer = bed.path("tokenizer.json");
     std::fs::write(&tokenizer, "{}").unwrap();
     let name = tokenizer.display().to_string();

@@ -12,15 +12,15 @@ use super::output::{self, megabytes_per_second};
 use super::suite::files;
 use crate::codec::{ANCHOR_BYTES, AnchorSource, Codecs, Measured};
 use crate::control::ratio;
-use crate::exit::{Context, Failure, Outcome};
-use crate::options::Settings;
+use crate::exit::{Context, Outcome};
+use crate::options::{ModelChoice, Settings};
 
 #[derive(Debug, Args)]
 pub struct ModelsArguments {
     /// Corpus: a directory with a subdirectory for each class
     corpus: PathBuf,
     /// Models to compare; the first is what the others are compared with
-    #[arg(long = "model", value_name = "FILE", required = true)]
+    #[arg(long = "model", value_name = "NAME|FILE", required = true)]
     models: Vec<PathBuf>,
     /// Classes to measure [default: all]
     #[arg(long = "class", value_name = "NAME")]
@@ -73,8 +73,10 @@ pub fn run(arguments: &ModelsArguments) -> Outcome<()> {
         .models
         .iter()
         .map(|path| {
-            let option = format!("model={}", path.display());
-            let settings = Settings::parse(&[option]).map_err(Failure::usage)?;
+            let settings = Settings {
+                model: ModelChoice::of(path),
+                ..Settings::default()
+            };
             Ok((path.display().to_string(), codecs(&settings)?))
         })
         .collect::<Outcome<Vec<_>>>()?;

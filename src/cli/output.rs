@@ -71,12 +71,22 @@ pub fn partial_name(target: &Path) -> PathBuf {
 
 /// A progress bar in bytes on standard error, if that is a terminal.
 pub fn progress_bar(what: &'static str) -> ProgressBar {
-    let bar = ProgressBar::new(0);
     let template = "{msg} [{bar:40}] {bytes}/{total_bytes} {bytes_per_sec} ETA {eta}";
+    let bar = styled(0, template);
+    bar.set_message(what);
+    bar
+}
+
+/// A progress bar of `len` steps that shows the share that is done, on standard error, if that is a terminal.
+pub fn share_bar(len: u64) -> ProgressBar {
+    styled(len, "{msg} [{bar:30}] {percent} % ETA {eta}")
+}
+
+fn styled(len: u64, template: &str) -> ProgressBar {
+    let bar = ProgressBar::new(len);
     if let Ok(style) = ProgressStyle::with_template(template) {
         bar.set_style(style.progress_chars("=> "));
     }
-    bar.set_message(what);
     bar
 }
 

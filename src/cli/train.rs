@@ -2,20 +2,22 @@
 
 use std::path::{Path, PathBuf};
 
-use clap::Args;
-use indicatif::{ProgressBar, ProgressStyle};
+use clap::{ArgGroup, Args};
+use indicatif::ProgressBar;
 use parking_lot::Mutex;
 
-use super::output::{bytes, partial_name};
+use super::output::{bytes, share_bar};
 use super::train_network::{self, NetworkArguments};
 use crate::exit::{Context, Exit, Failure, Outcome};
 use crate::model::network::Network;
 use crate::model::tokenizer::Tokenizer;
 use crate::model::{Model, hash_of};
 use crate::train::mixing::{self, MixingOptions};
+use crate::train::network::checkpoint::write_whole;
 use crate::train::{self, Progress, TrainError, TrainOptions};
 
 #[derive(Debug, Args)]
+#[command(group = ArgGroup::new("mixer").args(["base", "with_network"]).multiple(true))]
 pub struct TrainArguments {
     /// Directory of training files, with subdirectories
     dir: PathBuf,
@@ -26,7 +28,7 @@ pub struct TrainArguments {
     #[arg(long)]
     name: Option<String>,
     /// Size of the tables: buckets of 24 bytes in memory and about 5 in the file
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", conflicts_with = "mixer")]
     buckets: Option<usize>,
     /// Seed of everything that is shuffled; the same files and seed give the same model
     #[arg(long, value_name = "N")]
@@ -37,8 +39,8 @@ pub struct TrainArguments {
     /// Directory of a trained network that joins the base, or codes alone if there is none
     #[arg(long, value_name = "DIR")]
     with_network: Option<PathBuf>,
-    /// Bytes to train the mixer on
-    #[arg(long, value_name = "N", default_value_t = 16 << 20)]
+    /// Bytes to train the mixer on, with --base or --with-network
+    #[arg(long, value_name = "N", default_value_t = 16 << 20, requires = "mixer")]
     mixer_bytes: usize,
     /// Replace an existing output
     #[arg(short, long)]
@@ -143,19 +145,17 @@ fn explain(error: TrainError) -> Failure {
 /// How a command ends whose training failed.
 pub fn exit_of(error: &TrainError) -> Exit {
     match error {
-        TrainError::TooLittle { .. } => Exit::Usage,
+        TrainError::TooLittle { .. } | TrainError::TooFew(_) | TrainError::MixerBytes(_) => {
+            Exit::Usage
+        }
         _ => Exit::Failed,
     }
 }
 
-/// Writes the model so that there is either a whole file or none.
+/// Writes the model and says what it is.
 fn save(model: &Model, output: &Path) -> Outcome<()> {
     let file = model.to_bytes().context("model")?;
-    let partial = partial_name(output);
-    let written = std::fs::write(&partial, &file).and_then(|()| std::fs::rename(&partial, output));
-    written
-        .inspect_err(|_| drop(std::fs::remove_file(&partial)))
-        .context(output.display())?;
+    write_whole(output, &file).map_err(Failure::failed)?;
     let hash: String = hash_of(&file)
         .iter()
         .map(|byte| format!("{byte:02x}"))
@@ -178,12 +178,8 @@ struct Reporter {
 
 impl Reporter {
     fn new() -> Reporter {
-        let bar = ProgressBar::new(0);
-        if let Ok(style) = ProgressStyle::with_template("{msg} [{bar:30}] {percent} % ETA {eta}") {
-            bar.set_style(style.progress_chars("=> "));
-        }
         Reporter {
-            bar,
+            bar: share_bar(0),
             step: Mutex::new(String::new()),
         }
     }

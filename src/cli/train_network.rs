@@ -5,9 +5,10 @@ use std::path::{Path, PathBuf};
 
 use candle_core::Device;
 use clap::Args;
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::ProgressBar;
 use parking_lot::Mutex;
 
+use super::output::share_bar;
 use super::{measure, memory, train};
 use crate::exit::{Exit, Failure, Outcome};
 use crate::train::network::NetworkError;
@@ -17,10 +18,14 @@ use crate::train::network::session::{self, News, Order, Report};
 #[derive(Debug, Args)]
 pub struct NetworkArguments {
     /// Train a network of this configuration (TOML or JSON); the output is then a directory
-    #[arg(long, value_name = "CONFIG")]
+    #[arg(
+        long,
+        value_name = "CONFIG",
+        conflicts_with_all = ["base", "with_network", "name", "buckets", "mixer_bytes"]
+    )]
     network: Option<PathBuf>,
     /// With --network: go on from the checkpoint in the output
-    #[arg(long, requires = "network")]
+    #[arg(long, requires = "network", conflicts_with = "force")]
     resume: bool,
     /// With --network: use this vocabulary (the JSON of the tokenizers library) instead of training one
     #[arg(
@@ -53,8 +58,13 @@ pub struct NetworkArguments {
     )]
     device: String,
     /// With --network: threads on the processor [default: one for each core]
-    #[arg(long, value_name = "N", requires = "network")]
-    threads: Option<usize>,
+    #[arg(
+        long,
+        value_name = "N",
+        requires = "network",
+        value_parser = clap::value_parser!(u16).range(1..=1024)
+    )]
+    threads: Option<u16>,
 }
 
 impl NetworkArguments {
@@ -90,7 +100,7 @@ pub fn run(
         from: arguments.from.clone(),
         resume: arguments.resume,
         device: device(&arguments.device)?,
-        threads: arguments.threads.unwrap_or_else(cores),
+        threads: arguments.threads.map_or_else(cores, usize::from),
     };
     let reporter = Reporter::new();
     let result = session::run(&order, &|news| reporter.tell(news));
@@ -155,13 +165,9 @@ const STEPS: u64 = 10_000;
 
 impl Reporter {
     fn new() -> Reporter {
-        let bar = ProgressBar::new(STEPS);
-        if let Ok(style) = ProgressStyle::with_template("{msg} [{bar:30}] {percent} % ETA {eta}") {
-            bar.set_style(style.progress_chars("=> "));
-        }
         let is_terminal = std::io::stderr().is_terminal();
         Reporter {
-            bar,
+            bar: share_bar(STEPS),
             held_out: Mutex::new(None),
             is_terminal,
         }

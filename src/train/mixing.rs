@@ -17,7 +17,7 @@ use crate::model::{Cost, Model, ModelError, NetworkParts};
 
 use super::corpus::{Corpus, Piece, Random};
 use super::params::{self, ADAPTATION, GROUPS, rates_at};
-use super::{Progress, TrainError, divide, measure};
+use super::{MEASURED_GROUP, Progress, TrainError, check_parts, divide, measure};
 
 /// What to train.
 #[derive(Debug, Clone)]
@@ -33,8 +33,6 @@ pub struct MixingOptions {
 
 /// Groups whose hidden rows are made together.
 const BATCH: usize = 32;
-/// Group size that models are measured with.
-const MEASURED_GROUP: usize = 32 << 10;
 /// Bytes that decide from which match length on the heads are not evaluated.
 const SKIP_BYTES: usize = 1 << 20;
 /// Length classes of matches to choose from, and what not evaluating the heads may cost.
@@ -56,11 +54,15 @@ pub fn train(
     let corpus = Corpus::read_at_least(dir)?;
     let mut random = Random(options.seed);
     let mut parts = divide(&corpus, &mut random);
+    check_parts(dir, &[&parts.params, &parts.measure])?;
     let mut bytes = 0;
     parts.params.retain(|piece| {
         bytes += piece.len as usize;
         bytes <= options.bytes
     });
+    if parts.params.is_empty() {
+        return Err(TrainError::MixerBytes(options.bytes));
+    }
     let Some((network, tokenizer)) = network else {
         let none = || ModelError::Input("neither tables nor a network".into());
         let base = base.ok_or_else(none)?;

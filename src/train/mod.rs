@@ -35,6 +35,14 @@ pub enum TrainError {
         bytes: usize,
         least: usize,
     },
+    /// A part of the data that is needed got nothing.
+    #[error(
+        "{0}: too few files: some are set aside as a whole, to train the mixer on and to measure with"
+    )]
+    TooFew(String),
+    /// The mixer may be trained on less than one piece of the data.
+    #[error("{0} bytes are too few to train the mixer on; {HELD_OUT_PIECE} are enough")]
+    MixerBytes(usize),
     #[error(transparent)]
     Model(#[from] ModelError),
 }
@@ -97,6 +105,8 @@ const HELD_OUT_PIECES: usize = 4;
 /// Bytes that train what adapts and that measure, unless the corpus is small.
 const PARAMS_BYTES: usize = 16 << 20;
 const MEASURE_BYTES: usize = 2 << 20;
+/// Group size that models are measured with.
+const MEASURED_GROUP: usize = 32 << 10;
 /// Bytes that the vocabulary is trained on.
 const VOCABULARY_BYTES: usize = 12 << 20;
 
@@ -105,6 +115,14 @@ struct Parts {
     tables: Vec<Piece>,
     params: Vec<Piece>,
     measure: Vec<Piece>,
+}
+
+/// Refuses data in `dir` that left one of these parts empty.
+fn check_parts(dir: &Path, parts: &[&[Piece]]) -> Result<(), TrainError> {
+    match parts.iter().any(|part| part.is_empty()) {
+        true => Err(TrainError::TooFew(dir.display().to_string())),
+        false => Ok(()),
+    }
 }
 
 /// Divides by whole files: pieces of a file that the tables know would look too predictable.
@@ -178,11 +196,15 @@ impl Corpus {
 }
 
 /// Trains a model on all files below `dir`. The same files give the same model.
+///
+/// # Errors
+/// If the data cannot be read or is too little.
 pub fn train(dir: &Path, options: &TrainOptions, progress: &Progress) -> Result<Model, TrainError> {
     progress.say("reading");
     let corpus = Corpus::read_at_least(dir)?;
     let mut random = Random(options.seed);
     let parts = divide(&corpus, &mut random);
+    check_parts(dir, &[&parts.tables, &parts.params, &parts.measure])?;
     progress.say("training the vocabulary");
     let samples = parts
         .tables
@@ -230,10 +252,10 @@ fn train_tables(
     trainer.finish(&levels())
 }
 
-/// Mean cost in bits per byte of groups of 32 KiB.
+/// Mean cost in bits per byte of groups of [`MEASURED_GROUP`] bytes.
 fn measure(model: &Model, corpus: &Corpus, pieces: &[Piece], progress: &Progress) -> f64 {
-    const GROUP: usize = 32 << 10;
-    let groups: Vec<Piece> = pieces.iter().flat_map(|piece| piece.cut(GROUP)).collect();
+    let cut = pieces.iter().flat_map(|piece| piece.cut(MEASURED_GROUP));
+    let groups: Vec<Piece> = cut.collect();
     let total: usize = groups.iter().map(|piece| piece.len as usize).sum();
     let (mut bits, mut done) = (0f64, 0);
     for group in groups {

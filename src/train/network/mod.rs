@@ -41,11 +41,12 @@ pub enum NetworkError {
         source: std::io::Error,
     },
     #[error(
-        "the loss became infinite at step {0}: lower the learning rates and go on from the last checkpoint"
+        "the loss became infinite at step {0}: begin again (--force) with lower learning rates"
     )]
     Diverged(u64),
     #[error(
-        "{0}: that is more than {max:.0} %, so no network was written; go on from the checkpoint, with rounding",
+        "{0}: that is more than {max:.0} %, so no network was written; go on from the checkpoint (--resume) with more --steps \
+         or --minutes, or begin again (--force) with a shorter float_phase",
         max = LOSS_MAX * 100.0
     )]
     Lossy(Outcome),

@@ -113,6 +113,15 @@ struct HeldOut {
     bytes: f64,
 }
 
+/// What a run starts from.
+struct Material<'a> {
+    corpus: &'a Corpus,
+    parts: train::Parts,
+    /// Hash of the corpus.
+    data: String,
+    published: Option<published::Checkpoint>,
+}
+
 /// All that changes in a run.
 struct Run<'a> {
     order: &'a Order,
@@ -160,11 +169,17 @@ pub fn run(order: &Order, tell: &dyn Fn(News)) -> Result<Outcome, NetworkError> 
     tell(News::Doing("reading"));
     let corpus = Corpus::read_at_least(&order.dir)?;
     let mut random = Random(order.recipe.training.seed);
-    let parts = train::divide(&corpus, &mut random);
-    let data = hash_of(&corpus);
-    let checkpoint = order.resume.then(|| resumed(order, &data)).transpose()?;
-    let language = language(order, checkpoint.as_ref(), &corpus, &parts.tables, tell)?;
-    let mut run = start(order, &corpus, &language, &parts, data, &mut random, tell)?;
+    let material = Material {
+        parts: train::divide(&corpus, &mut random),
+        data: hash_of(&corpus),
+        published: published_weights(order, tell)?,
+        corpus: &corpus,
+    };
+    let checkpoint = order.resume.then(|| resumed(order, &material.data));
+    let checkpoint = checkpoint.transpose()?;
+    let pieces = &material.parts.tables;
+    let language = language(order, checkpoint.as_ref(), &corpus, pieces, tell)?;
+    let mut run = start(order, material, &language, &mut random, tell)?;
     if let Some(checkpoint) = checkpoint {
         run.restore(checkpoint)?;
     }
@@ -247,10 +262,8 @@ fn language(
 /// A run at its beginning.
 fn start<'a>(
     order: &'a Order,
-    corpus: &'a Corpus,
+    material: Material<'a>,
     language: &'a Language,
-    parts: &train::Parts,
-    data: String,
     random: &mut Random,
     tell: &dyn Fn(News),
 ) -> Result<Run<'a>, NetworkError> {
@@ -260,19 +273,21 @@ fn start<'a>(
     let config = recipe.config(vocabulary.len(), classes);
     config.check()?;
     let source = |pieces: &[Piece]| {
-        Source::new(corpus, language, pieces, &recipe.training).ok_or_else(|| NetworkError::Data {
-            path: order.dir.display().to_string(),
-            what: "too few files: some are set aside as a whole, to measure with".into(),
+        Source::new(material.corpus, language, pieces, &recipe.training).ok_or_else(|| {
+            NetworkError::Data {
+                path: order.dir.display().to_string(),
+                what: "too few files: some are set aside as a whole, to measure with".into(),
+            }
         })
     };
-    let sequences = source(&parts.measure)?.batch(recipe.training.held_out_tokens)?;
+    let sequences = source(&material.parts.measure)?.batch(recipe.training.held_out_tokens)?;
     let held_out = HeldOut {
         bytes: bytes_of(&sequences, language),
         sequences,
     };
-    let source = source(&parts.tables)?;
-    let network = match &order.from {
-        Some(from) => begin(from, config, vocabulary, random, &order.device, tell)?,
+    let source = source(&material.parts.tables)?;
+    let network = match &material.published {
+        Some(published) => begin(published, config, vocabulary, random, &order.device, tell)?,
         None => FloatNetwork::new(config, random, &order.device)?,
     };
     let json = language.tokenizer.to_json()?;
@@ -280,7 +295,12 @@ fn start<'a>(
     Ok(Run {
         optimiser: Optimiser::new(network.parameters(), order.threads)?,
         computer: Computer::new(&network, &order.device, order.threads),
-        state: State::new(recipe.clone(), json, data, source.position().clone()),
+        state: State::new(
+            recipe.clone(),
+            json,
+            material.data,
+            source.position().clone(),
+        ),
         order,
         source,
         language,
@@ -289,20 +309,33 @@ fn start<'a>(
     })
 }
 
-/// A network that starts from the published weights in `from`; says what it has of them.
+/// The published weights to start from, if there are any; read first, so that nothing is done in vain.
+fn published_weights(
+    order: &Order,
+    tell: &dyn Fn(News),
+) -> Result<Option<published::Checkpoint>, NetworkError> {
+    let Some(from) = &order.from else {
+        return Ok(None);
+    };
+    tell(News::Doing("reading published weights"));
+    let published = published::Checkpoint::load(from, &order.device)?;
+    published::check_width(&published, order.recipe.network.d_model)?;
+    Ok(Some(published))
+}
+
+/// A network that starts from published weights; says what it has of them.
 fn begin(
-    from: &Path,
+    published: &published::Checkpoint,
     config: Config,
     vocabulary: &Vocabulary,
     random: &mut Random,
     device: &Device,
     tell: &dyn Fn(News),
 ) -> Result<FloatNetwork, NetworkError> {
-    tell(News::Doing("reading published weights"));
     let tokens: Vec<&[u8]> = (0..vocabulary.len())
         .map(|id| vocabulary.token(id as u16))
         .collect();
-    let start = published::start(from, config, &tokens, random, device)?;
+    let start = published::start(published, config, &tokens, random, device)?;
     for line in &start.taken {
         tell(News::Note(&format!("taken: {line}")));
     }

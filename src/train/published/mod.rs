@@ -21,7 +21,7 @@ pub use error::PublishedError;
 pub use float::FloatT5;
 pub use measure::{Measured, measure};
 pub use pieces::{Encoded, Pieces};
-pub use start::{Start, start};
+pub use start::{Start, check_width, start};
 
 use std::path::Path;
 
@@ -59,10 +59,12 @@ impl Checkpoint {
         })
     }
 
+    /// The shape and what else its configuration says.
     pub fn config(&self) -> &Config {
         &self.config
     }
 
+    /// The vocabulary.
     pub fn pieces(&self) -> &Pieces {
         &self.pieces
     }

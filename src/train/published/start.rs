@@ -13,8 +13,6 @@
 //! | up, down | up * c / u, down * s * u | ReLU commutes with u |
 //! | biases of every layer | those of the first, which T5 shares | |
 
-use std::path::Path;
-
 use candle_core::{DType, Device, Tensor, Var};
 
 use super::tensors::bias_name;
@@ -45,7 +43,7 @@ pub struct Start {
     pub residual: f64,
 }
 
-/// A network of the shape `config` that starts from the checkpoint in `dir`; what the checkpoint does not have
+/// A network of the shape `config` that starts from `checkpoint`; what the checkpoint does not have
 /// starts as in [`FloatNetwork::new`]. `vocabulary` has the bytes of every token: its row of the embedding and of
 /// the head is the mean of the rows of the published pieces of these bytes.
 ///
@@ -54,23 +52,15 @@ pub struct Start {
 /// first on, as many as both have.
 ///
 /// # Errors
-/// If the checkpoint is not in order, if `d_model` differs, so that nothing could be taken, or if the
-/// vocabulary is not of `config`.
+/// If `d_model` differs, so that nothing could be taken, or if the vocabulary is not of `config`.
 pub fn start(
-    dir: &Path,
+    checkpoint: &Checkpoint,
     config: network::Config,
     vocabulary: &[&[u8]],
     random: &mut Random,
     device: &Device,
 ) -> Result<Start> {
-    let checkpoint = Checkpoint::load(dir, device)?;
-    let published = checkpoint.config();
-    if published.d_model != config.d_model {
-        return Err(PublishedError::Mismatch(format!(
-            "its d_model is {}, that of the network {}",
-            published.d_model, config.d_model
-        )));
-    }
+    check_width(checkpoint, config.d_model)?;
     if vocabulary.len() != config.vocab_size {
         return Err(PublishedError::Mismatch(format!(
             "a vocabulary of {} tokens for a network of {}",
@@ -85,19 +75,33 @@ pub fn start(
         .iter()
         .map(|token| checkpoint.pieces().of_token(token))
         .collect::<Result<Vec<_>>>()?;
-    let residual = residual_scale(&checkpoint, &pieces)?;
+    let residual = residual_scale(checkpoint, &pieces)?;
     let mut start = Start {
         network,
         taken: Vec::new(),
         left: Vec::new(),
         residual,
     };
-    start.take_vocabulary(&checkpoint, &pieces)?;
-    start.take_layers(&checkpoint)?;
+    start.take_vocabulary(checkpoint, &pieces)?;
+    start.take_layers(checkpoint)?;
     start
         .left
         .push("encoder and cross-attention: the network has no encoder to attend to".into());
     Ok(start)
+}
+
+/// Refuses a checkpoint that has nothing for a network of width `d_model`.
+///
+/// # Errors
+/// If it has another width.
+pub fn check_width(checkpoint: &Checkpoint, d_model: usize) -> Result<()> {
+    let published = checkpoint.config().d_model;
+    match published == d_model {
+        true => Ok(()),
+        false => Err(PublishedError::Mismatch(format!(
+            "its d_model is {published}, that of the network {d_model}"
+        ))),
+    }
 }
 
 /// The factor between the published residual stream and ours.
