@@ -4,6 +4,8 @@
 //! (its first 256 KiB). Without a model a random network of net-small's shape is measured, which costs
 //! the same and predicts nothing, on sources of the project.
 
+#[path = "common/clock.rs"]
+mod clock;
 #[path = "common/network_model.rs"]
 mod network_model;
 #[path = "common/network.rs"]
@@ -13,8 +15,8 @@ mod random;
 
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
 
+use clock::on_processor;
 use random::Random;
 use s2sfs::codec::{Codecs, EncodeOptions, Policy};
 use s2sfs::model::network::simd::Simd;
@@ -89,13 +91,6 @@ fn random_model() -> Vec<u8> {
     let parts = Some((network, tokenizer));
     let model = mixing::train(source(), Some(&base()), parts, &options, &progress);
     model.unwrap().to_bytes().unwrap()
-}
-
-/// Time that this thread has had a processor, so that other work on the machine does not count.
-fn on_processor() -> Duration {
-    let stat = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap();
-    let nanoseconds = stat.split_whitespace().next().unwrap();
-    Duration::from_nanos(nanoseconds.parse().unwrap())
 }
 
 /// Nanoseconds per byte, and what was made.

@@ -1,5 +1,7 @@
 //! Speed of the network on this processor: `make bench-network`.
 
+#[path = "common/clock.rs"]
+mod clock;
 #[path = "common/network.rs"]
 mod networks;
 #[path = "common/random.rs"]
@@ -8,29 +10,15 @@ mod random;
 use std::sync::Arc;
 use std::time::Duration;
 
+use clock::on_processor;
 use networks::string;
 use random::Random;
 use s2sfs::model::network::simd::{Kernel, Simd};
 use s2sfs::model::network::{Config, Engine, Memory, Sequence, Step};
+use s2sfs::train::network::recipe::multiply_adds;
 
 /// How long each way is measured.
 const LENGTH: Duration = Duration::from_secs(1);
-
-/// Multiply-adds of one token: projections, feed-forward layers, attention to a full window, the head of
-/// the classes, and the head of a class of mean size.
-fn macs(config: &Config) -> usize {
-    let (d, inner) = (config.d_model, config.inner());
-    let layer = 4 * d * inner + 2 * d * config.d_ff + 2 * config.window * inner;
-    let classes = config.classes.len();
-    config.num_decoder_layers * layer + d * (classes + config.vocab_size / classes)
-}
-
-/// Time that this thread has had a processor, so that other work on the machine does not count.
-fn on_processor() -> Duration {
-    let stat = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap();
-    let nanoseconds = stat.split_whitespace().next().unwrap();
-    Duration::from_nanos(nanoseconds.parse().unwrap())
-}
 
 /// Tokens per second of something that does some tokens at a time.
 fn rate(mut work: impl FnMut() -> usize) -> f64 {
@@ -100,7 +88,7 @@ fn speed_of_every_kernel() {
     let config = networks::net_small();
     let network = networks::network(&mut Random::new(1), config.clone(), false);
     let network = Arc::new(network);
-    println!("{} multiply-adds per token", macs(&config));
+    println!("{} multiply-adds per token", multiply_adds(&config));
     println!("kernel, way, streams: tokens per second of processor time");
     for kernel in Kernel::available() {
         let engine = Simd::new(network.clone(), 1).with_kernel(kernel);

@@ -139,6 +139,7 @@ impl<'a> Source<'a> {
         })
     }
 
+    /// Where the next batch begins.
     pub fn position(&self) -> &Position {
         &self.position
     }

@@ -77,6 +77,7 @@ fn part<'a>(data: &'a [u32], depth: usize, block: &Block) -> Panels<'a> {
 }
 
 impl Heads {
+    /// Values of all heads of a position.
     pub fn inner(&self) -> usize {
         self.heads * self.d_kv
     }

@@ -33,6 +33,7 @@ pub fn in_steps(values: &[f32], columns: usize, rounded: bool) -> (Vec<f32>, Vec
 }
 
 impl Matrix {
+    /// A matrix of rows of `columns` numbers; `rounded` as in training, or in floats.
     pub fn new(values: &[f32], columns: usize, rounded: bool) -> Matrix {
         let (steps, values) = in_steps(values, columns, rounded);
         let packed = pack::rows(&values, columns);

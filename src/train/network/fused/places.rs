@@ -29,6 +29,7 @@ pub fn buckets(config: &Config) -> Vec<usize> {
 }
 
 impl Places {
+    /// The places of a network of this shape.
     pub fn new(config: &Config) -> Places {
         let mut len = 0;
         let mut take = |count: usize| {

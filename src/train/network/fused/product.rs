@@ -10,6 +10,7 @@ pub const PANEL: usize = 32;
 /// Rows that are computed together; divides [`PANEL`].
 const TILE: usize = 8;
 
+/// The sums of a tile: a row of [`PANEL`] columns for each of its rows.
 pub type Sums = [[f32; PANEL]; TILE];
 
 /// The bf16 nearest to a finite number, in the low half.
@@ -260,8 +261,18 @@ mod tests {
             .collect()
     }
 
+    /// A product of the tile by the definition, in double precision.
+    fn definition(row: &[u32], panel: &[u32], column: usize) -> f64 {
+        let columns = panel.iter().skip(column).step_by(PANEL);
+        let terms = row.iter().zip(columns).map(|(&a, &b)| {
+            let ((a, b), (c, d)) = (unpack(a), unpack(b));
+            f64::from(a) * f64::from(c) + f64::from(b) * f64::from(d)
+        });
+        terms.sum()
+    }
+
     #[test]
-    fn the_fast_tile_agrees_with_the_scalar_one() {
+    fn the_tiles_agree_with_the_definition() {
         let mut random = Random(6);
         let value = |random: &mut Random| random.below(2001) as f32 / 1000.0 - 1.0;
         let pair = |random: &mut Random| bf16(value(random)) | bf16(value(random)) << 16;
@@ -269,10 +280,17 @@ mod tests {
             let left: Vec<u32> = (0..TILE * pairs).map(|_| pair(&mut random)).collect();
             let panel: Vec<u32> = (0..PANEL * pairs).map(|_| pair(&mut random)).collect();
             let places = std::array::from_fn(|i| i * pairs);
-            let fast = tile(&left, places, 1, &panel);
-            let plain = tile_scalar(&left, places, 1, &panel);
-            for (fast, plain) in fast.iter().flatten().zip(plain.iter().flatten()) {
-                assert!((fast - plain).abs() < 1e-4, "{fast} {plain}");
+            for found in [
+                tile(&left, places, 1, &panel),
+                tile_scalar(&left, places, 1, &panel),
+            ] {
+                for (row, sums) in left.chunks_exact(pairs).zip(&found) {
+                    for (column, &sum) in sums.iter().enumerate() {
+                        let expected = definition(row, &panel, column);
+                        let off = (f64::from(sum) - expected).abs();
+                        assert!(off < 1e-4, "{sum} instead of {expected}");
+                    }
+                }
             }
         }
     }
