@@ -70,7 +70,7 @@ gpu-test: ## Compare the network on all CUDA devices with the processor (needs n
 		"(12 or 13) and put its bin directory in PATH" >&2; exit 2; }
 	@command -v nvidia-smi >/dev/null || { echo "make gpu-test needs a GPU and NVIDIA's driver: nvidia-smi is not" \
 		"there, so the network was NOT tested on a GPU" >&2; exit 2; }
-	CARGO_TARGET_DIR=target/cuda $(CARGO) test --release --locked --features cuda --test network_cuda --test train_network -- --nocapture
+	S2SFS_NEEDS_CUDA=1 CARGO_TARGET_DIR=target/cuda $(CARGO) test --release --locked --features cuda --test network_cuda --test train_network -- --nocapture
 
 bench-network: ## Measure the speed of the network's kernels and of coding with it
 	$(CARGO) test --release --locked --test network_speed --test network_codec_speed -- --ignored --nocapture

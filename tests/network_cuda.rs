@@ -15,7 +15,8 @@ use s2sfs::model::ModelError;
 use s2sfs::model::network::Engine;
 use s2sfs::model::network::reference::{Reference, cuda_devices};
 
-/// The CUDA devices; without any, says that `test` has tested nothing, even if output is captured.
+/// The CUDA devices; without any, says that `test` has tested nothing, even if output is captured, and fails where
+/// `S2SFS_NEEDS_CUDA` is set.
 fn devices(test: &str) -> Vec<Device> {
     let devices = cuda_devices();
     if devices.is_empty() {
@@ -25,6 +26,8 @@ fn devices(test: &str) -> Vec<Device> {
         };
         let line = format!("\n*** SKIPPED: {test}: {why} ***\n");
         std::io::stderr().write_all(line.as_bytes()).unwrap();
+        let needed = std::env::var_os("S2SFS_NEEDS_CUDA").is_some();
+        assert!(!needed, "S2SFS_NEEDS_CUDA is set, but {why}");
     }
     devices
 }

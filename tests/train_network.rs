@@ -162,13 +162,15 @@ fn weights_that_outgrow_the_units_of_training_are_exported_in_others() {
     );
 }
 
-/// Where there is a GPU and the feature `cuda`, candle trains there.
+/// Where there is a GPU and the feature `cuda`, candle trains there; it must be there if `S2SFS_NEEDS_CUDA` is set.
 #[test]
 fn training_by_hand_and_by_candle_go_the_same_way() {
     let config = decoder(FeedForward::SquaredRelu);
     let data = tokens(config.vocab_size);
     let sequences: Vec<&[u16]> = data.chunks(2 * config.window).collect();
     let device = Device::cuda_if_available(0).unwrap();
+    let needed = std::env::var_os("S2SFS_NEEDS_CUDA").is_some();
+    assert!(device.is_cuda() || !needed, "there is no CUDA device");
     let by_hand = Computer::new(
         &FloatNetwork::new(config.clone(), &mut Random(1), &Device::Cpu).unwrap(),
         &Device::Cpu,

@@ -19,7 +19,7 @@ pub struct BenchArguments {
     /// Files to measure
     #[arg(required = true)]
     files: Vec<PathBuf>,
-    /// Mount options that matter here: extent, group, threads, model
+    /// Mount options that matter here: extent, group, threads, model, device
     #[arg(short = 'o', value_name = "OPTIONS")]
     options: Vec<String>,
     /// Machine-readable output

@@ -75,7 +75,7 @@ fn usage(command: &clap::Command) -> String {
     let mut text = String::new();
     for argument in command.get_arguments().filter(|a| !a.is_hide_set()) {
         let name = argument_name(argument);
-        if argument.is_positional() {
+        if argument.is_positional() || argument.is_required_set() {
             text.push_str(&format!(" {name}"));
         } else {
             text.push_str(&format!(" [{name}]"));

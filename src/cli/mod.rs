@@ -75,7 +75,6 @@ enum Command {
     #[command(hide = true)]
     BenchStore(suite::SuiteArguments),
     /// Compare models at equal groups and anchors, class by class
-    #[command(hide = true)]
     BenchModels(models::ModelsArguments),
     /// Print a manual page
     #[command(hide = true)]
