@@ -48,7 +48,7 @@ fn commands() -> String {
     {
         text.push_str(&format!(
             ".TP\n\\fBs2sfs {}\\fR{}\n",
-            command.get_name(),
+            roff(command.get_name()),
             usage(command)
         ));
         let about = command
