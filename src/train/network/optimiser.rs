@@ -298,7 +298,10 @@ mod tests {
                 let largest = difference.abs()?.max_all()?.to_scalar::<f32>()?;
                 // products of the processor are in bf16 where it has them: about 3 % of a step of 0.1
                 let most = [5e-3 * steps as f32, 1e-6][index];
-                assert!(largest < most, "step {steps} of parameter {index}: {largest}");
+                assert!(
+                    largest < most,
+                    "step {steps} of parameter {index}: {largest}"
+                );
             }
         }
         Ok(())
