@@ -457,7 +457,7 @@ fn model(text: &str) -> Result<ModelChoice, Reject> {
 }
 
 fn device(text: &str) -> Result<Device, Reject> {
-    Device::parse(text).map_or_else(|| reject("expected auto, cpu or cuda:N"), Ok)
+    Device::parse(text).map_or_else(|| reject("expected auto, cpu, cuda or cuda:N"), Ok)
 }
 
 fn size(text: &str, least: u64, most: u64) -> Result<u64, Reject> {

@@ -11,7 +11,6 @@ mod random;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, OnceLock, mpsc};
 
-use network_model::TEXT;
 use s2sfs::codec::{CodecError, Codecs, Device, Layout, Receiver};
 use s2sfs::model::ModelError;
 use s2sfs::model::network::simd::Simd;
@@ -30,9 +29,18 @@ fn codecs(threads: usize) -> Codecs {
     codecs.on(Device::Cpu, threads)
 }
 
+/// Text of the project, again and again.
+fn text() -> &'static [u8] {
+    static TEXT: OnceLock<Vec<u8>> = OnceLock::new();
+    TEXT.get_or_init(|| {
+        let bytes = network_model::TEXT.bytes().cycle();
+        bytes.take(16 * GROUP).collect()
+    })
+}
+
 /// The test text as a block.
 fn block(codecs: &Codecs, group: usize) -> (Vec<u8>, Arc<Layout>) {
-    let raw = &TEXT.as_bytes()[..16 * GROUP];
+    let raw = text();
     let (encoded, _) = codecs.encode_by_model(raw, group, None).unwrap();
     let layout = codecs.open(&encoded.payload).unwrap();
     (encoded.payload, Arc::new(layout))
@@ -41,7 +49,7 @@ fn block(codecs: &Codecs, group: usize) -> (Vec<u8>, Arc<Layout>) {
 /// What a group should decode to.
 fn expected(layout: &Layout, group: usize) -> &'static [u8] {
     let range = &layout.groups[group];
-    &TEXT.as_bytes()[range.start as usize..range.end as usize]
+    &text()[range.start as usize..range.end as usize]
 }
 
 type Outcome = (usize, Result<Vec<u8>, CodecError>);
@@ -201,7 +209,7 @@ fn a_device_encodes_and_decodes_as_the_processor_does() {
     assert_eq!(block(&on_device, GROUP).0, on_cpu);
     decode_all_groups(&on_device, |_| false);
     let raw = on_device.decode_all(&on_cpu, None).unwrap();
-    assert_eq!(raw, &TEXT.as_bytes()[..16 * GROUP]);
+    assert_eq!(raw, text());
     assert_eq!(failures.load(SeqCst), 0);
     assert!(on_device.engine().ends_with("test:0"));
 }
@@ -216,7 +224,7 @@ fn what_a_failing_device_was_at_goes_on_on_the_processor() {
         assert!(!engine.contains("test:0"), "{engine} is given up");
         let (payload, _) = block(&codecs, GROUP);
         let raw = codecs.decode_all(&payload, None).unwrap();
-        assert_eq!(raw, &TEXT.as_bytes()[..16 * GROUP]);
+        assert_eq!(raw, text());
         assert_eq!(failures.load(SeqCst), 1, "it is not used again");
     }
 }
@@ -232,7 +240,7 @@ fn encoding_goes_on_on_the_processor_when_the_device_fails() {
 #[test]
 fn threads_that_encode_at_the_same_time_get_their_own_rows() {
     let (codecs, _) = with_failing_device(i64::MAX);
-    let text = TEXT.as_bytes();
+    let text = text();
     std::thread::scope(|scope| {
         for number in 0..6 {
             let codecs = &codecs;
@@ -319,7 +327,31 @@ fn a_receiver_that_wants_no_more_ends_its_group_early() {
     receiver.wanted = 5000;
     codecs.decode_for(payload, &layout, 0, None, Box::new(receiver));
     let (_, bytes) = ended.recv().unwrap();
-    assert_eq!(bytes.unwrap(), &TEXT.as_bytes()[..8192]);
+    assert_eq!(bytes.unwrap(), &text()[..8192]);
+}
+
+#[test]
+fn a_stream_that_panics_ends_alone() {
+    let codecs = codecs(1);
+    let (payload, layout) = block(&codecs, GROUP);
+    let (ends, ended) = mpsc::channel();
+    for group in 0..layout.groups.len() {
+        let mut receiver = Collector::new(group, true, &ends);
+        if group == 3 {
+            receiver.on_piece = Box::new(|| panic!("as this test wants"));
+        }
+        codecs.decode_for(payload.clone(), &layout, group, None, Box::new(receiver));
+    }
+    drop(ends);
+    let outcomes: Vec<Outcome> = ended.iter().collect();
+    assert_eq!(outcomes.len(), layout.groups.len());
+    for (group, bytes) in outcomes {
+        match bytes {
+            Ok(bytes) => assert_eq!(bytes, expected(&layout, group)),
+            Err(_) => assert_eq!(group, 3),
+        }
+    }
+    decode_all_groups(&codecs, |_| true);
 }
 
 #[test]

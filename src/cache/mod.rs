@@ -1,8 +1,8 @@
 //! The cache of decoded data: groups of blocks, and the codec states after anchors.
 //!
 //! Every group is decoded at most once at a time, whoever asks for it, and readers go on as soon as
-//! their bytes are there. Worker threads decode; readers' groups come before read-ahead. All locks
-//! here are leaves: none is held while a block is read or decoded, except the per-anchor lock that
+//! their bytes are there. Worker threads decode, or hand groups over to the codecs, which bring the bytes
+//! later; readers' groups come before read-ahead. All locks here are leaves: none is held while a block is read or decoded, except the per-anchor lock that
 //! keeps a state from being made twice, under which only its anchor's groups are decoded.
 
 mod arrival;
@@ -253,7 +253,7 @@ impl Cache {
         inner.bytes = 0;
     }
 
-    /// Stops the threads. Waiting readers get an error.
+    /// Stops the threads. Readers whose group nobody has begun get an error.
     pub fn stop(&self) {
         let waiting: Vec<Arc<Flight>> = {
             let mut inner = self.inner.lock();

@@ -6,6 +6,7 @@ use super::group_parts;
 use super::{Ahead, AnchorKey, Cache, CacheError, Key, MAX_WAITING, Result, Source, Value};
 use crate::codec::{Layout, Snapshot};
 use crate::store::BlockId;
+use log::error;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -38,6 +39,7 @@ pub(super) fn run(cache: &Weak<Cache>) {
 
 impl Cache {
     fn next_job(&self) -> Job {
+        let crowded = self.codecs.waiting() >= MAX_WAITING;
         let mut inner = self.inner.lock();
         if inner.stopping {
             return Job::Stop;
@@ -45,8 +47,7 @@ impl Cache {
         if let Some(flight) = inner.wanted.pop_front() {
             return Job::Decode(flight);
         }
-        let ahead = !inner.idle.is_empty() || !inner.ahead.is_empty();
-        if ahead && self.codecs.waiting() < MAX_WAITING {
+        if !crowded {
             if let Some(flight) = inner.idle.pop_front() {
                 return Job::Decode(flight);
             }
@@ -83,13 +84,19 @@ impl Cache {
             let snapshot = self.snapshot_for(key.block, &flight.layout)?;
             Ok((payload, snapshot))
         });
-        // A decoder that panics must not leave readers waiting.
+        // A decoder that panics must neither leave readers waiting nor take this thread with it.
         match catch_unwind(attempt).unwrap_or_else(|_| Err(panicked(key.block))) {
             Ok((payload, snapshot)) => {
                 let (layout, group) = (&flight.layout, key.group as usize);
-                let receiver = Box::new(arrival);
-                self.codecs
-                    .decode_for(payload, layout, group, snapshot, receiver);
+                let decode = AssertUnwindSafe(|| {
+                    let receiver = Box::new(arrival);
+                    self.codecs
+                        .decode_for(payload, layout, group, snapshot, receiver);
+                });
+                if catch_unwind(decode).is_err() {
+                    // the arrival has ended the flight on its way out
+                    error!("decoding block {} panicked", key.block);
+                }
             }
             Err(error) => arrival.finish(Err(error)),
         }

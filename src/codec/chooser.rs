@@ -139,15 +139,14 @@ fn group_bytes(options: &EncodeOptions) -> usize {
 
 /// Decodes what was encoded. A codec that fails its own check is a bug, but not one that loses data.
 fn is_exact(codecs: &Codecs, encoded: &Encoded, raw: &[u8], snapshot: Option<&Snapshot>) -> bool {
-    let exact =
-        matches!(codecs.decode_all(&encoded.payload, snapshot), Ok(decoded) if decoded == raw);
-    if !exact {
-        log::error!(
-            "codec {} failed to decode what it encoded; not used",
-            encoded.codec.name()
-        );
-    }
-    exact
+    let why = match codecs.decode_all(&encoded.payload, snapshot) {
+        Ok(decoded) if decoded == raw => return true,
+        Ok(_) => "it decodes to other bytes".to_owned(),
+        Err(error) => error.to_string(),
+    };
+    let codec = encoded.codec.name();
+    log::error!("codec {codec} failed to decode what it encoded ({why}); not used");
+    false
 }
 
 /// Recognises data that is compressed or encrypted already, in about a millisecond: bytes nearly

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::fmt::{Display, Formatter};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use parking_lot::{Mutex, RwLock};
 
@@ -159,7 +159,8 @@ pub(super) struct EngineTable {
     pub device: Device,
     /// Threads that decode on the processor.
     pub threads: usize,
-    made: Mutex<HashMap<ModelHash, Engines>>,
+    /// A leaf; engines are made outside of it.
+    made: Mutex<HashMap<ModelHash, Arc<OnceLock<Engines>>>>,
 }
 
 impl std::fmt::Debug for EngineTable {
@@ -180,15 +181,15 @@ impl EngineTable {
     /// The engines of a model; `None` if it has no network.
     pub fn of(&self, model: &Model) -> Option<Engines> {
         let network = &model.network()?.network;
-        let mut made = self.made.lock();
-        let found = made.entry(model.hash).or_insert_with(|| {
+        let cell = self.made.lock().entry(model.hash).or_default().clone();
+        let engines = cell.get_or_init(|| {
             let device = self.device.open(network);
             if let Some((name, _)) = &device {
                 log::info!("the network of model {} runs on {name}", model.info.name);
             }
             self.engines(network, device)
         });
-        Some(found.clone())
+        Some(engines.clone())
     }
 
     fn engines(&self, network: &Arc<Network>, device: Option<(String, SharedEngine)>) -> Engines {
@@ -203,21 +204,24 @@ impl EngineTable {
     pub fn set(&self, model: &Model, name: &str, engine: SharedEngine) {
         if let Some(expert) = model.network() {
             let device = Some((name.to_owned(), engine));
-            let engines = self.engines(&expert.network, device);
-            self.made.lock().insert(model.hash, engines);
+            let engines = OnceLock::from(self.engines(&expert.network, device));
+            let old = self.made.lock().insert(model.hash, Arc::new(engines));
+            // outside of the lock: it waits for its lanes
+            drop(old);
         }
     }
 
     /// Groups that wait for a lane of any model.
     pub fn waiting(&self) -> usize {
-        let made = self.made.lock();
-        made.values().map(|engines| engines.lanes.waiting()).sum()
+        let made: Vec<_> = self.made.lock().values().cloned().collect();
+        let engines = made.iter().filter_map(|cell| cell.get());
+        engines.map(|engines| engines.lanes.waiting()).sum()
     }
 
     /// The device that evaluates a model's network; None is the processor.
     pub fn device_name(&self, model: &Model) -> Option<String> {
-        let made = self.made.lock();
-        made.get(&model.hash)?.evaluator.device_name()
+        let cell = self.made.lock().get(&model.hash)?.clone();
+        cell.get()?.evaluator.device_name()
     }
 }
 

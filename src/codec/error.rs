@@ -11,6 +11,9 @@ pub enum CodecError {
     BadModel(String),
     #[error("block needs its anchor, block {0}")]
     NeedsAnchor(u64),
+    /// This machine cannot decode at the moment; the block may be intact.
+    #[error("cannot decode here: {0}")]
+    Unavailable(String),
     #[error("decoding was stopped")]
     Stopped,
 }

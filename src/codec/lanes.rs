@@ -81,7 +81,7 @@ struct Queue {
 
 struct Shared {
     evaluator: Arc<Evaluator>,
-    /// A leaf: no other lock is taken under it.
+    /// Under it only the evaluator's lock on its device is taken.
     queue: Mutex<Queue>,
     changed: Condvar,
 }
@@ -95,6 +95,8 @@ pub(super) struct Lanes {
 /// Why a lane leaves an engine.
 enum Leaving {
     Stopped,
+    /// The device has been given up meanwhile.
+    Waited,
     Failed(ModelError),
 }
 
@@ -120,7 +122,7 @@ impl Lanes {
         }
         if queue.threads.is_empty() {
             drop(queue);
-            receiver.end(Err(CodecError::Damaged("no thread decodes".into())));
+            receiver.end(Err(CodecError::Unavailable("no thread decodes".into())));
             return;
         }
         queue.jobs.push_back(Job::New(start, receiver));
@@ -199,8 +201,11 @@ impl Drop for Lanes {
         };
         self.shared.changed.notify_all();
         for thread in threads {
-            // The last one that knows the codecs may be a receiver in a lane.
-            if thread.thread().id() != std::thread::current().id() && thread.join().is_err() {
+            // The last one that knows the codecs may be a receiver in a lane, which cannot wait for itself.
+            if rayon::current_thread_index().is_none()
+                && thread.thread().id() != std::thread::current().id()
+                && thread.join().is_err()
+            {
                 log::error!("a thread that decodes panicked");
             }
         }
@@ -213,32 +218,40 @@ impl Shared {
     /// Body of a thread.
     fn lane(&self, number: usize) {
         loop {
-            let cpu = &*self.evaluator.cpu;
-            let leaving = match self.evaluator.device() {
-                None => self.drive(cpu, None),
-                Some(device) if number == 0 => self.drive(cpu, Some(&*device)),
-                Some(_) => match self.wait_for_failure() {
-                    true => Leaving::Stopped,
-                    false => continue,
-                },
-            };
-            match leaving {
-                Leaving::Stopped => return,
-                Leaving::Failed(error) => {
+            // Whatever panics in a receiver ends the streams of the lane, not the lane.
+            match catch_unwind(AssertUnwindSafe(|| self.serve(number))) {
+                Ok(Leaving::Stopped) => return,
+                Ok(Leaving::Waited) => {}
+                Ok(Leaving::Failed(error)) => {
                     self.evaluator.give_up_device(&error);
+                    self.changed.notify_all();
                 }
+                Err(_) => log::error!("lane {number} panicked"),
             }
         }
     }
 
-    /// Waits until the device is given up; true if the lane is to end.
-    fn wait_for_failure(&self) -> bool {
+    /// Decodes on whatever there is for this lane.
+    fn serve(&self, number: usize) -> Leaving {
+        let cpu = &*self.evaluator.cpu;
+        match self.evaluator.device() {
+            None => self.drive(cpu, None),
+            Some(device) if number == 0 => self.drive(cpu, Some(&*device)),
+            Some(_) => self.wait_for_failure(),
+        }
+    }
+
+    /// Waits until the device is given up, or the lane is to end.
+    fn wait_for_failure(&self) -> Leaving {
         let mut queue = self.queue.lock();
         while !queue.stopping && self.evaluator.device().is_some() {
             // Those who encode may find out, and do not know of the lanes.
             self.changed.wait_for(&mut queue, CHECK_DEVICE);
         }
-        queue.stopping
+        match queue.stopping {
+            true => Leaving::Stopped,
+            false => Leaving::Waited,
+        }
     }
 
     /// Decodes on the device, or on the processor if there is none, until that is over.

@@ -1,13 +1,15 @@
 //! Groups that are decoded in lockstep: one step of the network for all, then each decodes on its own.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
 use rayon::iter::{IntoParallelRefMutIterator, ParallelIterator};
 
 use crate::model::ModelError;
 use crate::model::network::{Batch, Engine, Memory, Step};
 
-use super::Result;
 use super::model_codec::model_error;
 use super::network_codec::{GroupDecoder, Progress};
+use super::{CodecError, Result};
 
 /// Who gets the bytes of a group.
 pub(super) trait Sink {
@@ -29,14 +31,22 @@ pub(super) struct Stream<K> {
 
 impl<K: Sink> Stream<K> {
     fn begin(&mut self, heads: &dyn Engine) -> Result<Progress> {
-        let sink = &mut self.sink;
-        self.decoder.begin(heads, &mut |bytes| sink.piece(bytes))
+        self.guarded(|decoder, sink| decoder.begin(heads, sink))
     }
 
     fn advance(&mut self, heads: &dyn Engine, row: &[i8]) -> Result<Progress> {
-        let sink = &mut self.sink;
-        self.decoder
-            .advance(heads, row, &mut |bytes| sink.piece(bytes))
+        self.guarded(|decoder, sink| decoder.advance(heads, row, sink))
+    }
+
+    /// A decoder that panics is no matter of the streams beside it.
+    fn guarded(
+        &mut self,
+        decode: impl FnOnce(&mut GroupDecoder, &mut dyn FnMut(&[u8]) -> bool) -> Result<Progress>,
+    ) -> Result<Progress> {
+        let Stream { decoder, sink } = self;
+        let attempt = AssertUnwindSafe(|| decode(decoder, &mut |bytes| sink.piece(bytes)));
+        let panicked = |_| Err(CodecError::Damaged("the decoder panicked".into()));
+        catch_unwind(attempt).unwrap_or_else(panicked)
     }
 }
 

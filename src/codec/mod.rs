@@ -240,10 +240,7 @@ impl Codecs {
 
     /// What is missing for decoding with the model of this name: nothing, the model itself, or its base.
     pub fn missing_model(&self, name: &[u8; 8]) -> Option<[u8; 8]> {
-        match self.registry.get(name) {
-            Ok(_) => None,
-            Err(_) => Some(self.registry.lacking(name)),
-        }
+        self.registry.lacking(name)
     }
 
     /// The model that a file name stands for, if it is one that [`file_name`] gives.

@@ -22,7 +22,10 @@ pub(super) fn span_check(span: &[u8]) -> u16 {
 }
 
 pub(super) fn model_error(error: ModelError) -> CodecError {
-    CodecError::Damaged(error.to_string())
+    match error {
+        ModelError::Device(_) => CodecError::Unavailable(error.to_string()),
+        error => CodecError::Damaged(error.to_string()),
+    }
 }
 
 /// A group as the encoder cuts it.

@@ -199,6 +199,9 @@ impl GroupDecoder {
         row: &[i8],
         sink: &mut dyn FnMut(&[u8]) -> bool,
     ) -> Result<Progress> {
+        if self.left == 0 {
+            return Ok(Progress::Done);
+        }
         let position = Position {
             row,
             left: self.left,

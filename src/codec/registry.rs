@@ -67,8 +67,8 @@ pub(super) fn parse_name(name: &str) -> Option<ShortHash> {
     (file_name(&short) == name).then_some(short)
 }
 
-/// A model that is being loaded, was loaded, or (None) cannot be.
-type Slot = Arc<OnceLock<Option<Arc<Model>>>>;
+/// A model that is being loaded, was loaded, or cannot be for want of a file: its own or that of its base.
+type Slot = Arc<OnceLock<std::result::Result<Arc<Model>, ShortHash>>>;
 
 /// Loaded models and where to find more.
 #[derive(Default)]
@@ -101,7 +101,7 @@ pub(super) fn embedded_file(hash: &ShortHash) -> Option<&'static [u8]> {
 }
 
 impl Registry {
-    /// Where to look for models other than the embedded one. Only the first call counts.
+    /// Where to look for models that the program does not carry. Only the first call counts.
     pub fn set_source(&self, source: ModelSource) {
         let _ = self.source.set(source);
     }
@@ -109,7 +109,7 @@ impl Registry {
     /// Adds a model that was read already.
     pub fn add(&self, model: Model) -> ShortHash {
         let name = short(&model.hash);
-        let cell = OnceLock::from(Some(Arc::new(model)));
+        let cell = OnceLock::from(Ok(Arc::new(model)));
         self.loaded.lock().insert(name, Arc::new(cell));
         name
     }
@@ -118,26 +118,32 @@ impl Registry {
     pub fn get(&self, name: &ShortHash) -> Result<Arc<Model>> {
         let cell = self.loaded.lock().entry(*name).or_default().clone();
         let model = cell.get_or_init(|| self.load(name).map(Arc::new));
-        let missing = || CodecError::NoModel(hex(&self.lacking(name)));
-        model.clone().ok_or_else(missing)
+        model
+            .clone()
+            .map_err(|lacking| CodecError::NoModel(hex(&lacking)))
     }
 
     /// The model of this name if it has been loaded.
     pub fn loaded(&self, name: &ShortHash) -> Option<Arc<Model>> {
         let cell = self.loaded.lock().get(name)?.clone();
-        cell.get()?.clone()
+        cell.get()?.clone().ok()
     }
 
-    /// What is missing of a model that cannot be loaded: itself, or its base.
-    pub fn lacking(&self, name: &ShortHash) -> ShortHash {
-        let base = self.file(name).and_then(|file| base_name(&file));
-        base.filter(|base| base != name && self.base(base).is_none())
-            .unwrap_or(*name)
+    /// What is missing of a model that cannot be loaded: itself, or its base. Nothing if it can be.
+    pub fn lacking(&self, name: &ShortHash) -> Option<ShortHash> {
+        let cell = self.loaded.lock().entry(*name).or_default().clone();
+        let model = cell.get_or_init(|| self.load(name).map(Arc::new));
+        model.as_ref().err().copied()
     }
 
-    fn load(&self, name: &ShortHash) -> Option<Model> {
-        let file = self.file(name)?;
-        self.check(name, self.read(&file, Some(name)))
+    fn load(&self, name: &ShortHash) -> std::result::Result<Model, ShortHash> {
+        let file = self.file(name).ok_or(*name)?;
+        let model = self.check(name, self.read(&file, Some(name)));
+        model.ok_or_else(|| {
+            let base = base_name(&file).filter(|base| base != name);
+            base.filter(|base| self.base(base).is_none())
+                .unwrap_or(*name)
+        })
     }
 
     /// The file of a model.
@@ -166,12 +172,12 @@ impl Registry {
     fn base(&self, name: &ShortHash) -> Option<Arc<Model>> {
         let cell = self.loaded.lock().entry(*name).or_default().clone();
         if let Some(found) = cell.get() {
-            return found.clone();
+            return found.clone().ok();
         }
         let file = self.file(name)?;
         let model = Arc::new(self.check(name, Model::from_bytes(&file))?);
         // whoever was faster has the same
-        let _ = cell.set(Some(model.clone()));
+        let _ = cell.set(Ok(model.clone()));
         Some(model)
     }
 

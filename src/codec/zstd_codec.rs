@@ -33,7 +33,11 @@ pub(super) fn encode(codecs: &Codecs, raw: &[u8]) -> Result<Encoded> {
         None,
         &zstd::bulk::compress(raw, LEVEL).map_err(cannot)?,
     );
-    let Some(model) = codecs.encoding_model() else {
+    // the base has the same dictionary, and every program has it sooner than the model on top of it
+    let dictionary = codecs
+        .encoding_model()
+        .map(|model| codecs.base_of(&model).unwrap_or(model));
+    let Some(model) = dictionary.filter(|model| !model.dictionary.is_empty()) else {
         return Ok(plain);
     };
     let mut compressor =

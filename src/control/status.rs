@@ -124,7 +124,7 @@ pub struct IoStatus {
     pub written_bytes: u64,
     /// Bytes that went through a decoder (cache misses).
     pub decoded_bytes: u64,
-    /// Decoded bytes per second of decoder time.
+    /// Decoded bytes per second of the time that groups took, from when they were asked for.
     pub decode_bytes_per_second: f64,
 }
 

@@ -310,7 +310,7 @@ impl TokenStep<'_> {
 fn confidence(x: Option<i32>) -> usize {
     match x.map(i32::unsigned_abs) {
         None => 15,
-        // finer where it is unsure: 64, 128, ... 512, then 768, ... 2304
+        // finer where it is unsure: 64, 128, ... 512, then 768, ... 2048
         Some(x @ ..512) => x as usize / 64,
         Some(x) => (8 + (x as usize - 512) / 256).min(14),
     }

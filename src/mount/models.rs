@@ -6,7 +6,6 @@ use std::path::{Path, PathBuf};
 
 use crate::codec::{CodecError, Codecs};
 use crate::exit::{Context, Exit, Failure, Outcome};
-use crate::model::hash_of;
 use crate::options::{ModelChoice, Settings};
 use crate::store::{MODEL_DIR, Store};
 
@@ -67,7 +66,9 @@ pub fn keep_model(settings: &Settings, store: &Store, codecs: &Codecs) -> Outcom
 /// True if the store has the model under this name, undamaged.
 fn is_kept(store: &Store, name: &str) -> bool {
     let stored = store.get_model(name);
-    if matches!(&stored, Ok(Some(file)) if names(name, file)) {
+    let is_sound =
+        |file: &[u8]| Codecs::model_of_name(name).is_some_and(|n| Codecs::is_model(&n, file));
+    if matches!(&stored, Ok(Some(file)) if is_sound(file)) {
         return true;
     }
     if !matches!(stored, Ok(None)) {
@@ -97,17 +98,6 @@ fn base_of(path: &Path, file: &[u8]) -> io::Result<Option<(String, Vec<u8>)>> {
             .map_err(|e| io::Error::new(e.kind(), format!("its base {name}: {e}")))?,
     };
     Ok(Some((name, base)))
-}
-
-/// True if a model file of the store is named after these bytes.
-fn names(name: &str, file: &[u8]) -> bool {
-    let hash: String = hash_of(file)
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect();
-    name.split('.')
-        .next()
-        .is_some_and(|stem| !stem.is_empty() && hash.starts_with(stem))
 }
 
 fn load(path: &Path, file: &[u8]) -> Outcome<Codecs> {

@@ -68,7 +68,7 @@ pub(super) fn examine(
     blocks.retain(|(id, _)| !records.damaged_blocks.contains(id));
     let mut failures = BTreeMap::new();
     if decode {
-        failures = decode_all(store, codecs, threads, &blocks, progress);
+        failures = decode_all(store, codecs, threads, &blocks, progress)?;
         let bytes = blocks.iter().map(|(_, info)| u64::from(info.raw_len));
         checker.report.decoded_bytes = bytes.sum();
     }

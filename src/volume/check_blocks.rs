@@ -6,9 +6,9 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 
 use parking_lot::Mutex;
 
-use super::{Result, keys};
-use crate::cache::Cache;
-use crate::codec::Codecs;
+use super::{Result, VolumeError, keys};
+use crate::cache::{Cache, CacheError};
+use crate::codec::{CodecError, Codecs};
 use crate::store::{self, BlockId, BlockInfo, ExtentRef, Pair, Store};
 
 /// Memory for decoded anchors and their states.
@@ -95,22 +95,33 @@ pub(super) struct Failure {
 }
 
 /// Reads and decodes every block; returns those that fail, with the reason.
+///
+/// # Errors
+/// If this machine cannot decode at the moment, which says nothing about the blocks.
 pub(super) fn decode_all(
     store: &Arc<Store>,
     codecs: &Arc<Codecs>,
     threads: usize,
     blocks: &[(BlockId, BlockInfo)],
     progress: &(dyn Fn(u64, u64) + Sync),
-) -> BTreeMap<BlockId, Failure> {
+) -> Result<BTreeMap<BlockId, Failure>> {
     let cache = Cache::new(store.clone(), codecs.clone(), CACHE_BYTES, threads);
     let total = blocks.iter().map(|(_, info)| u64::from(info.raw_len)).sum();
     let (next, done) = (AtomicUsize::new(0), AtomicU64::new(0));
     let failures = Mutex::new(BTreeMap::new());
+    let unable = Mutex::new(None);
     std::thread::scope(|scope| {
         for _ in 0..threads.max(1) {
             scope.spawn(|| {
                 while let Some((id, info)) = blocks.get(next.fetch_add(1, Relaxed)) {
-                    if let Err(why) = decode(&cache, *id, info) {
+                    if let Err(fault) = decode(&cache, *id, info) {
+                        let why = match fault {
+                            Fault::Block(why) => why,
+                            Fault::Machine(why) => {
+                                *unable.lock() = Some(why);
+                                return;
+                            }
+                        };
                         let missing_model = missing_model(&cache, codecs, *id);
                         let failure = Failure { why, missing_model };
                         failures.lock().insert(*id, failure);
@@ -122,7 +133,35 @@ pub(super) fn decode_all(
         }
     });
     cache.stop();
-    failures.into_inner()
+    match unable.into_inner() {
+        Some(message) => Err(VolumeError::Store {
+            errno: libc::EIO,
+            message,
+        }),
+        None => Ok(failures.into_inner()),
+    }
+}
+
+/// Whose fault it is that a block was not decoded.
+enum Fault {
+    Block(String),
+    Machine(String),
+}
+
+impl From<CacheError> for Fault {
+    fn from(error: CacheError) -> Fault {
+        let machine = match &error {
+            CacheError::Codec { error, .. } => {
+                matches!(**error, CodecError::Unavailable(_) | CodecError::Stopped)
+            }
+            CacheError::Stopped { .. } => true,
+            _ => false,
+        };
+        match machine {
+            true => Fault::Machine(error.to_string()),
+            false => Fault::Block(error.to_string()),
+        }
+    }
 }
 
 /// The model that a block, or its anchor, needs and that cannot be had.
@@ -137,12 +176,13 @@ fn missing_model(cache: &Cache, codecs: &Codecs, id: BlockId) -> Option<[u8; 8]>
     })
 }
 
-fn decode(cache: &Cache, id: BlockId, info: &BlockInfo) -> std::result::Result<(), String> {
-    let layout = cache.layout(id).map_err(|e| e.to_string())?;
+fn decode(cache: &Cache, id: BlockId, info: &BlockInfo) -> std::result::Result<(), Fault> {
+    let layout = cache.layout(id)?;
     let anchor = layout.anchor.as_ref().map(|anchor| anchor.block);
     if layout.raw_len != info.raw_len || layout.codec as u8 != info.codec || anchor != info.anchor {
-        return Err("its header and the index say different things".into());
+        let why = "its header and the index say different things";
+        return Err(Fault::Block(why.into()));
     }
     let mut raw = vec![0; layout.raw_len as usize];
-    cache.read_once(id, 0, &mut raw).map_err(|e| e.to_string())
+    Ok(cache.read_once(id, 0, &mut raw)?)
 }

@@ -191,7 +191,7 @@ fn mend(
         bad.remove(id);
     }
     bad.extend(
-        decode_all(store, codecs, threads, &adopted, &|_, _| {})
+        decode_all(store, codecs, threads, &adopted, &|_, _| {})?
             .into_iter()
             .filter(|(_, failure)| failure.missing_model.is_none())
             .map(|(id, _)| id),
