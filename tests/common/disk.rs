@@ -211,14 +211,6 @@ pub fn scratch() -> tempfile::TempDir {
     .unwrap()
 }
 
-/// Drops what the page cache holds of a file, which must not be written meanwhile.
-pub fn forget(path: &Path) {
-    let file = std::fs::File::open(path).unwrap();
-    // Only what is on the disk can be dropped.
-    file.sync_all().unwrap();
-    rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).unwrap();
-}
-
 /// An ext4 file system mounted from an image or a block device. Unmounted when dropped.
 pub struct Ext4 {
     pub path: PathBuf,
