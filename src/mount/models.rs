@@ -1,5 +1,6 @@
 //! Models on their way between files, stores and codecs.
 
+use std::borrow::Cow;
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
@@ -43,7 +44,7 @@ pub fn keep_model(settings: &Settings, store: &Store, codecs: &Codecs) -> Outcom
             let base = Codecs::base_name(file);
             let base = base.and_then(|base| Some((Codecs::embedded_file(&base)?, base)));
             let files = base.into_iter().chain([(file, name)]);
-            for (file, name) in files.filter(|(_, name)| !is_kept(store, name)) {
+            for (file, name) in files.filter(|(_, name)| kept(store, name).is_none()) {
                 // Every program of this version has it, so a full disk is no reason to refuse the mount.
                 if let Err(e) = store.put_model(&name, file) {
                     log::warn!("the store has no copy of the built-in model {name}: {e}");
@@ -52,58 +53,59 @@ pub fn keep_model(settings: &Settings, store: &Store, codecs: &Codecs) -> Outcom
             Ok(())
         }
         ModelChoice::File(path) => {
-            let file = read(path).context(path.display())?;
+            let stored = kept(store, &name);
+            let is_new = stored.is_none();
+            let file = stored.map_or_else(|| read(path), Ok);
+            let file = file.context(path.display())?;
             // the base first: a model is never there without it
-            let base = base_of(path, &file).context(path.display())?;
-            for (name, file) in base.into_iter().chain([(name, file)]) {
-                put(store, &name, &file, path)?;
+            let base = Codecs::base_name(&file);
+            if let Some(base) = base.filter(|base| kept(store, base).is_none()) {
+                let file = base_file(path, &base).context(path.display())?;
+                put(store, &base, &file, path)?;
             }
-            Ok(())
+            match is_new {
+                true => put(store, &name, &file, path),
+                false => Ok(()),
+            }
         }
     }
 }
 
-/// True if the store has the model under this name, undamaged.
-fn is_kept(store: &Store, name: &str) -> bool {
+/// The model that the store has under this name, if it is undamaged.
+fn kept(store: &Store, name: &str) -> Option<Vec<u8>> {
     let stored = store.get_model(name);
     let is_sound =
         |file: &[u8]| Codecs::model_of_name(name).is_some_and(|n| Codecs::is_model(&n, file));
-    if matches!(&stored, Ok(Some(file)) if is_sound(file)) {
-        return true;
+    match stored {
+        Ok(Some(file)) if is_sound(&file) => Some(file),
+        Ok(None) => None,
+        _ => {
+            log::warn!("model {name} of the store is damaged: writing it again");
+            None
+        }
     }
-    if !matches!(stored, Ok(None)) {
-        log::warn!("model {name} of the store is damaged: writing it again");
-    }
-    false
 }
 
 fn put(store: &Store, name: &str, file: &[u8], path: &Path) -> Outcome<()> {
-    if is_kept(store, name) {
-        return Ok(());
-    }
     store
         .put_model(name, file)
         .context(format!("keeping model {}", path.display()))
 }
 
-/// The name and file of the base that the model in `file` names, if any: the built-in model, or a file beside
-/// `path` under the name that it would have in a store.
-fn base_of(path: &Path, file: &[u8]) -> io::Result<Option<(String, Vec<u8>)>> {
-    let Some(name) = Codecs::base_name(file) else {
-        return Ok(None);
-    };
-    let base = match Codecs::embedded_file(&name) {
-        Some(built_in) => built_in.to_vec(),
-        None => read(&path.with_file_name(&name))
-            .map_err(|e| io::Error::new(e.kind(), format!("its base {name}: {e}")))?,
-    };
-    Ok(Some((name, base)))
+/// The file of a base: the built-in model, or a file beside `path` under the name that it would have in a store.
+fn base_file(path: &Path, name: &str) -> io::Result<Cow<'static, [u8]>> {
+    match Codecs::embedded_file(name) {
+        Some(built_in) => Ok(Cow::Borrowed(built_in)),
+        None => read(&path.with_file_name(name))
+            .map(Cow::Owned)
+            .map_err(|e| io::Error::new(e.kind(), format!("its base {name}: {e}"))),
+    }
 }
 
 fn load(path: &Path, file: &[u8]) -> Outcome<Codecs> {
-    let base = base_of(path, file).context(path.display())?;
-    let base = base.as_ref().map(|(_, base)| base.as_slice());
-    Codecs::with_model_and_base(file, base).map_err(|e| {
+    let base = Codecs::base_name(file).map(|name| base_file(path, &name));
+    let base = base.transpose().context(path.display())?;
+    Codecs::with_model_and_base(file, base.as_deref()).map_err(|e| {
         let exit = match e {
             CodecError::BadModel(_) => Exit::Damaged,
             _ => Exit::Failed,
