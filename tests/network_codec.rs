@@ -18,7 +18,7 @@ use s2sfs::codec::{AnchorSource, CodecError, CodecId, Codecs, Layout};
 use s2sfs::model::matcher::LENGTH_BUCKETS;
 use s2sfs::model::network::reference::Reference;
 use s2sfs::model::network::simd::{Kernel, Simd};
-use s2sfs::model::network::{Config, Engine, FeedForward, Network};
+use s2sfs::model::network::{Engine, Network};
 use s2sfs::model::tokenizer::Tokenizer;
 use s2sfs::model::vocabulary::Vocabulary;
 use s2sfs::model::{Model, ModelHash};
@@ -31,33 +31,9 @@ const TEXT: &str = concat!(
     include_str!("network_codec.rs")
 );
 
-fn shape(vocabulary: &Vocabulary) -> Config {
-    Config {
-        vocab_size: vocabulary.len(),
-        latent_vocab: 0,
-        window: 16,
-        max_latents: 0,
-        d_model: 32,
-        d_kv: 16,
-        d_ff: 64,
-        num_heads: 2,
-        num_layers: 0,
-        num_decoder_layers: 2,
-        relative_attention_num_buckets: 8,
-        relative_attention_max_distance: 16,
-        feed_forward: FeedForward::SquaredRelu,
-        ngrams: None,
-        classes: vocabulary.classes(24),
-    }
-}
-
 /// A random network and its vocabulary.
 fn network() -> (Network, Tokenizer) {
-    let tokenizer = Tokenizer::train(std::iter::once(TEXT.as_bytes()), 700);
-    let tokenizer = tokenizer.and_then(Tokenizer::sorted).unwrap();
-    let config = shape(&Vocabulary::new(&tokenizer).unwrap());
-    let network = networks::network(&mut Random::new(1), config, false);
-    (network, tokenizer)
+    network_model::of_text(TEXT, 700, 24, 1)
 }
 
 fn base() -> Arc<Model> {
@@ -66,7 +42,8 @@ fn base() -> Arc<Model> {
     BASE.get_or_init(read).clone()
 }
 
-fn train(base: Option<&Model>) -> Model {
+/// Trains the mixer for a moment.
+fn mix(base: Option<&Model>, network: (Network, Tokenizer)) -> Result<Model, TrainError> {
     let options = MixingOptions {
         name: "test".into(),
         bytes: 96 << 10,
@@ -75,7 +52,11 @@ fn train(base: Option<&Model>) -> Model {
     };
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/model");
     let progress = Progress::new(&|_, _, _, _| ());
-    mixing::train(&source, base, Some(network()), &options, &progress).unwrap()
+    mixing::train(&source, base, Some(network), &options, &progress)
+}
+
+fn train(base: Option<&Model>) -> Model {
+    mix(base, network()).unwrap()
 }
 
 /// A model file with tables and a network, its mixer trained for a moment.
@@ -364,17 +345,8 @@ fn a_network_that_does_not_fit_its_vocabulary_is_refused() {
     let text = TEXT.as_bytes();
     let other = Tokenizer::train(std::iter::once(text), 600).and_then(Tokenizer::sorted);
     let unsorted = Tokenizer::train(std::iter::once(text), 700);
-    let progress = Progress::new(&|_, _, _, _| ());
-    let options = MixingOptions {
-        name: "test".into(),
-        bytes: 96 << 10,
-        seed: 1,
-        threads: 1,
-    };
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/model");
     for wrong in [other.unwrap(), unsorted.unwrap()] {
-        let parts = Some((network.clone(), wrong));
-        let trained = mixing::train(&source, None, parts, &options, &progress);
+        let trained = mix(None, (network.clone(), wrong));
         assert!(matches!(trained, Err(TrainError::Model(_))));
     }
     // a class boundary in the middle of a subtree of the vocabulary
@@ -382,7 +354,6 @@ fn a_network_that_does_not_fit_its_vocabulary_is_refused() {
     let vocabulary = Vocabulary::new(&tokenizer).unwrap();
     config.classes = vec![0, vocabulary.find(b"th").unwrap() + 1];
     let crooked = networks::network(&mut Random::new(2), config, false);
-    let parts = Some((crooked, tokenizer));
-    let trained = mixing::train(&source, None, parts, &options, &progress);
+    let trained = mix(None, (crooked, tokenizer));
     assert!(matches!(trained, Err(TrainError::Model(_))));
 }

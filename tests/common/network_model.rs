@@ -15,9 +15,10 @@ use super::random::Random;
 /// Text of the project, for tokens and for tests.
 pub const TEXT: &str = include_str!("../../docs/durability.md");
 
-/// A network of two layers that sees 16 tokens, and its vocabulary.
-pub fn network(seed: u64) -> (Arc<Network>, Tokenizer) {
-    let tokenizer = Tokenizer::train(std::iter::once(TEXT.as_bytes()), 400);
+/// A network of two layers that sees 16 tokens, and its vocabulary of so many tokens of `text`, in classes of
+/// at most `class`.
+pub fn of_text(text: &str, tokens: usize, class: usize, seed: u64) -> (Network, Tokenizer) {
+    let tokenizer = Tokenizer::train(std::iter::once(text.as_bytes()), tokens);
     let tokenizer = tokenizer.and_then(Tokenizer::sorted).unwrap();
     let vocabulary = Vocabulary::new(&tokenizer).unwrap();
     let config = Config {
@@ -35,9 +36,15 @@ pub fn network(seed: u64) -> (Arc<Network>, Tokenizer) {
         relative_attention_max_distance: 16,
         feed_forward: FeedForward::SquaredRelu,
         ngrams: None,
-        classes: vocabulary.classes(16),
+        classes: vocabulary.classes(class),
     };
     let network = networks::network(&mut Random::new(seed), config, false);
+    (network, tokenizer)
+}
+
+/// Such a network for [`TEXT`].
+pub fn network(seed: u64) -> (Arc<Network>, Tokenizer) {
+    let (network, tokenizer) = of_text(TEXT, 400, 16, seed);
     (Arc::new(network), tokenizer)
 }
 
