@@ -97,7 +97,7 @@ fuzz: packages ## Run every fuzz target with cargo-fuzz: make fuzz [SECONDS=60] 
 shuttle: packages ## Run the small lock-ordering parts in thousands of thread orders
 	$(CARGO) test --release --locked --features shuttle --lib shuttle_
 
-tsan: packages ## Run the stress test under the thread sanitizer (needs a nightly compiler)
+tsan: packages ## Run the tests of many threads under the thread sanitizer (needs a nightly compiler)
 	@scripts/tsan.sh
 
 fmt: ## Format the sources

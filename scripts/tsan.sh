@@ -1,5 +1,5 @@
 #!/bin/bash
-# The stress test under the thread sanitizer. It needs the standard library's sources, to build it anew.
+# The tests of many threads under the thread sanitizer. It needs the standard library's sources, to build it anew.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -13,7 +13,9 @@ if [ ! -d "$(rustc +nightly --print sysroot)/lib/rustlib/src/rust/library/std" ]
     exit 1
 fi
 target=$(rustc +nightly -vV | sed -n 's/^host: //p')
-# Only the stress test: it keeps the index in memory. sled orders its memory with fences, which the
-# sanitizer does not understand. Code in C is not instrumented; what it touches is ordered by our locks.
+# Code in C is not instrumented; what it touches is ordered by our locks.
+export TSAN_OPTIONS="suppressions=$PWD/scripts/tsan.supp ${TSAN_OPTIONS:-}"
+export S2SFS_STRESS_SECONDS="${S2SFS_STRESS_SECONDS:-60}"
 RUSTFLAGS="-Zsanitizer=thread" cargo +nightly test -Zbuild-std --target "$target" \
-    --target-dir target/tsan --release --locked --test volume_stress "$@"
+    --target-dir target/tsan --release --locked \
+    --test volume_stress --test store_threads --test network_lanes "$@"
