@@ -7,12 +7,14 @@ use std::process::Command;
 use std::sync::Arc;
 
 use common::{contents, model_codecs, quiet_options};
+use s2sfs::codec::Codecs;
 use s2sfs::store::{OpenOptions, RealStorage, Store};
 use s2sfs::volume::{ROOT, Volume};
 
-fn fixture(part: &str) -> PathBuf {
+fn fixture(name: &str, part: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("tests/fixtures/format-1")
+        .join("tests/fixtures")
+        .join(name)
         .join(part)
 }
 
@@ -29,16 +31,30 @@ fn copy(from: &Path, to: &Path) {
     }
 }
 
-/// A copy of the store of format 1, which has its files in model, zstd and raw blocks.
-fn store_copy() -> tempfile::TempDir {
+/// A copy of a store: `format-1` has its files in model, zstd and raw blocks, `network-1` one by a network of
+/// the first kind.
+fn store_copy(name: &str) -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
-    copy(&fixture("store"), dir.path());
+    copy(&fixture(name, "store"), dir.path());
     dir
+}
+
+fn check(store: &Path) {
+    let output = Command::new(env!("CARGO_BIN_EXE_s2sfs"))
+        .arg("check")
+        .arg(store)
+        .output()
+        .unwrap();
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
 }
 
 #[test]
 fn a_store_of_format_1_reads_bit_for_bit() {
-    let dir = store_copy();
+    let dir = store_copy("format-1");
     let store = Store::open(
         Arc::new(RealStorage::new(dir.path())),
         &OpenOptions::default(),
@@ -48,7 +64,8 @@ fn a_store_of_format_1_reads_bit_for_bit() {
     for name in ["predictor.txt", "durability.md", "noise"] {
         let ino = volume.lookup(ROOT, name.as_bytes()).unwrap().ino;
         assert!(
-            contents(&volume, ino) == std::fs::read(fixture("content").join(name)).unwrap(),
+            contents(&volume, ino)
+                == std::fs::read(fixture("format-1", "content").join(name)).unwrap(),
             "{name}"
         );
     }
@@ -60,21 +77,34 @@ fn a_store_of_format_1_reads_bit_for_bit() {
     assert_eq!(volume.readlink(link).unwrap(), b"noise");
     let parent = volume.lookup(ROOT, b"dir").unwrap().ino;
     let log = volume.lookup(parent, b"app.log").unwrap().ino;
-    assert!(contents(&volume, log) == std::fs::read(fixture("content/dir/app.log")).unwrap());
+    assert!(
+        contents(&volume, log)
+            == std::fs::read(fixture("format-1", "content/dir/app.log")).unwrap()
+    );
     volume.shutdown().unwrap();
 }
 
 #[test]
 fn a_store_of_format_1_passes_the_check() {
-    let dir = store_copy();
-    let output = Command::new(env!("CARGO_BIN_EXE_s2sfs"))
-        .arg("check")
-        .arg(dir.path())
-        .output()
-        .unwrap();
-    assert!(
-        output.status.success(),
-        "{}",
-        String::from_utf8_lossy(&output.stderr)
-    );
+    check(store_copy("format-1").path());
+}
+
+#[test]
+fn blocks_of_the_first_networks_read_bit_for_bit() {
+    let dir = store_copy("network-1");
+    check(dir.path());
+    let model = std::fs::read_dir(dir.path().join("models")).unwrap();
+    let model = std::fs::read(model.last().unwrap().unwrap().path()).unwrap();
+    let base = Codecs::embedded_file(&Codecs::base_name(&model).unwrap());
+    let codecs = Codecs::with_model_and_base(&model, base).unwrap();
+    let store = Store::open(
+        Arc::new(RealStorage::new(dir.path())),
+        &OpenOptions::default(),
+    )
+    .unwrap();
+    let volume = Volume::open(store, Arc::new(codecs), quiet_options()).unwrap();
+    let ino = volume.lookup(ROOT, b"durability.md").unwrap().ino;
+    let content = std::fs::read(fixture("network-1", "content/durability.md")).unwrap();
+    assert!(contents(&volume, ino) == content);
+    volume.shutdown().unwrap();
 }

@@ -1,7 +1,8 @@
 //! End-of-token decisions: whether a token that has longer ones goes on.
 //!
 //! A small mixer of its own joins what the network says, whether the matched earlier occurrence has a token
-//! boundary here, how often the token goes on, and bit histories of two contexts. A one is "goes on".
+//! boundary here, how often the token goes on, bit histories of two contexts, and the outlook: what the other
+//! experts of bytes give to the bytes with which it would go on. A one is "goes on".
 
 use super::contexts::mix as hash;
 use super::logistic::Logistic;
@@ -14,8 +15,11 @@ use super::tables::BUCKET;
 
 /// Inputs of the mixer, padded to a whole SIMD register.
 pub const END_INPUTS: usize = 8;
-/// Weight vectors.
+/// Weight vectors of each set.
 pub const END_VECTORS: usize = 64;
+/// Sets of weight vectors: by network and matches, and by the outlook. The first models with a network have no
+/// outlook, and the first set only.
+pub const END_SETS: usize = 2;
 /// Probabilities by matcher, length class, boundary and whether the predicted byte goes on with the token.
 pub const END_MATCHES: usize = MATCHERS.len() * LENGTH_BUCKETS * 4;
 /// Contexts with bit histories.
@@ -24,6 +28,7 @@ const HISTORIES: usize = 2;
 /// What adapts of the end-of-token decisions.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Ends {
+    /// One set behind the other.
     pub weights: Vec<[i32; END_INPUTS]>,
     pub matches: Vec<u16>,
     /// Probability of going on after each token.
@@ -32,14 +37,24 @@ pub struct Ends {
 }
 
 impl Ends {
-    /// Untrained values for a vocabulary of this many tokens.
-    pub fn new(vocabulary: usize) -> Ends {
+    /// Untrained values for a vocabulary of this many tokens; without an outlook as in the first models.
+    pub fn new(vocabulary: usize, outlook: bool) -> Ends {
+        let sets = if outlook { END_SETS } else { 1 };
         Ends {
-            weights: vec![[(1 << 16) / 4; END_INPUTS]; END_VECTORS],
+            weights: vec![[(1 << 16) / 4; END_INPUTS]; sets * END_VECTORS],
             matches: vec![1 << 15; END_MATCHES],
             tokens: vec![1 << 15; vocabulary],
             histories: vec![[1 << 15; 256]; HISTORIES],
         }
+    }
+
+    /// Whether the outlook is asked for.
+    pub fn has_outlook(&self) -> bool {
+        self.sets() == END_SETS
+    }
+
+    fn sets(&self) -> usize {
+        self.weights.len() / END_VECTORS
     }
 
     /// Memory in bytes.
@@ -67,6 +82,10 @@ pub struct MatchedEnd {
 pub struct Question {
     /// Log-odds of going on; `None` where the network is not asked.
     pub network: Option<i32>,
+    /// Log-odds of going on by the other experts of bytes; nothing where they are not asked.
+    pub outlook: i32,
+    /// Bytes of the token so far.
+    pub bytes: usize,
     pub matches: [Option<MatchedEnd>; MATCHERS.len()],
     /// The token that may end here.
     pub token: u16,
@@ -81,7 +100,9 @@ pub struct Answer {
     /// Probability of going on.
     pub p: u16,
     inputs: [i32; END_INPUTS],
-    vector: usize,
+    /// The vector of each set, and its prediction.
+    vectors: [usize; END_SETS],
+    stretched: [i32; END_SETS],
     matches: [Option<usize>; MATCHERS.len()],
     token: usize,
     places: [Place; HISTORIES],
@@ -98,8 +119,8 @@ impl Question {
         ]
     }
 
-    /// The mixer's vector: whether there is a network and how sure it is, and what the longest match says.
-    fn vector(&self) -> usize {
+    /// The vector of the first set: whether there is a network and how sure it is, and what the longest match says.
+    fn matched_vector(&self) -> usize {
         let sure = match self.network.map(i32::abs) {
             None => 0,
             Some(..256) => 1,
@@ -112,6 +133,12 @@ impl Question {
             long * 4 + usize::from(m.boundary) * 2 + usize::from(m.goes_on)
         });
         sure * 16 + matched
+    }
+
+    /// The vector of the second set: the outlook in nats, and the bytes so far.
+    fn outlook_vector(&self) -> usize {
+        let class = ((self.outlook + 2048) / 256).clamp(0, 15) as usize;
+        END_VECTORS + class * 4 + self.bytes.clamp(1, 4) - 1
     }
 }
 
@@ -142,11 +169,18 @@ impl Ends {
             inputs[4 + context] = i32::from(logistic.stretch(p));
         }
         inputs[6] = 256;
-        let vector = question.vector();
+        inputs[7] = question.outlook;
+        let vectors = [question.matched_vector(), question.outlook_vector()];
+        let mut stretched = [0; END_SETS];
+        for (x, &vector) in stretched.iter_mut().zip(&vectors).take(self.sets()) {
+            *x = small_dot(&self.weights[vector], &inputs);
+        }
+        let mean = stretched.iter().sum::<i32>() / self.sets() as i32;
         Answer {
-            p: logistic.squash(small_dot(&self.weights[vector], &inputs)),
+            p: logistic.squash(mean),
             inputs,
-            vector,
+            vectors,
+            stretched,
             matches,
             token,
             places: claimed.map(|(place, _)| place),
@@ -162,11 +196,19 @@ impl Ends {
         adaptation: Adaptation,
         overlay: &mut Overlay,
         states: &States,
+        logistic: Logistic,
     ) {
         let target = (bit as i32) << 16;
-        let error = ((target - i32::from(answer.p)) * adaptation.mixer.first) >> 8;
-        for (weight, &input) in self.weights[answer.vector].iter_mut().zip(&answer.inputs) {
-            learn(weight, error, input);
+        for (&vector, &x) in answer
+            .vectors
+            .iter()
+            .zip(&answer.stretched)
+            .take(self.sets())
+        {
+            let error = ((target - i32::from(logistic.squash(x))) * adaptation.mixer.first) >> 8;
+            for (weight, &input) in self.weights[vector].iter_mut().zip(&answer.inputs) {
+                learn(weight, error, input);
+            }
         }
         for slot in answer.matches.into_iter().flatten() {
             average(&mut self.matches[slot], bit, adaptation.histories);

@@ -337,6 +337,7 @@ impl Model {
             adaptation,
             base: None,
             network: None,
+            base_params: None,
         }
     }
 
@@ -359,6 +360,7 @@ impl Model {
             adaptation,
             base: None,
             network: None,
+            base_params: None,
         }
     }
 
@@ -432,6 +434,7 @@ impl Model {
             adaptation,
             base: None,
             network: None,
+            base_params: None,
         })
     }
 

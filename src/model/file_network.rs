@@ -17,6 +17,9 @@ use super::vocabulary::{DECISIONS, Vocabulary};
 use super::walk::Division;
 use super::{Expert, Model, ModelError, ModelHash, ModelInfo};
 
+/// In the first byte of `nete`: end-of-token decisions know the outlook.
+const OUTLOOK: u8 = 0x80;
+
 /// What a model with a network is made of, beside the tables of its base.
 #[derive(Debug)]
 pub struct NetworkParts {
@@ -108,12 +111,14 @@ impl Model {
             adaptation,
             base: None,
             network: Some(expert),
+            base_params: None,
         };
         if let Some(base) = base {
             model.dictionary = base.dictionary.clone();
             model.tables = base.tables.clone();
             model.logits = base.logits;
             model.base = Some(base.hash);
+            model.base_params = Some(Arc::new(base.params.clone()));
         }
         model
     }
@@ -137,7 +142,8 @@ impl Model {
         &self,
         expert: &Expert,
     ) -> Result<(Vec<u8>, Vec<u8>), ModelError> {
-        let mut learned = vec![expert.skip as u8];
+        let outlook = self.params.ends.as_ref().is_some_and(Ends::has_outlook);
+        let mut learned = vec![expert.skip as u8 | if outlook { OUTLOOK } else { 0 }];
         if let Some(curves) = &expert.plain {
             put_probabilities(&mut learned, curves.as_flattened());
         }
@@ -172,12 +178,18 @@ pub(super) fn read(
     let network = Network::from_bytes(config, reader.rest)?;
     let mut expert = Expert::new(tokenizer, Arc::new(network))?;
     let mut reader = Sections { rest: learned };
-    expert.skip = usize::from(reader.take(1)?[0]);
+    let first = reader.take(1)?[0];
+    let outlook = first & OUTLOOK != 0;
+    expert.skip = usize::from(first & !OUTLOOK);
+    if outlook && !tables {
+        return Err(damaged("an outlook without tables"));
+    }
     if expert.skip > LENGTH_BUCKETS {
         return Err(damaged("an impossible length of matches"));
     }
     if tables {
-        read_mixer(&mut reader, &mut params, expert.vocabulary.len())?;
+        let ends = Ends::new(expert.vocabulary.len(), outlook);
+        read_mixer(&mut reader, &mut params, ends)?;
     } else {
         let mut curves: Box<PlainCurves> = Box::new([straight(); DECISIONS]);
         reader.probabilities(curves.as_flattened_mut())?;
@@ -187,11 +199,7 @@ pub(super) fn read(
     Ok((expert, params))
 }
 
-fn read_mixer(
-    reader: &mut Sections,
-    params: &mut Params,
-    vocabulary: usize,
-) -> Result<(), ModelError> {
+fn read_mixer(reader: &mut Sections, params: &mut Params, ends: Ends) -> Result<(), ModelError> {
     let Weights {
         network,
         last_network,
@@ -201,7 +209,7 @@ fn read_mixer(
     (weights.network, weights.last_network) = (network, last_network);
     reader.weights(weights.network.as_flattened_mut())?;
     reader.weights(&mut weights.last_network)?;
-    let ends = params.ends.insert(Ends::new(vocabulary));
+    let ends = params.ends.insert(ends);
     reader.weights(ends.weights.as_flattened_mut())?;
     reader.probabilities(&mut ends.matches)?;
     reader.probabilities(&mut ends.tokens)?;

@@ -61,6 +61,8 @@ pub struct Model {
     /// The model whose tables, logits and dictionary these are, if they are not its own.
     base: Option<ModelHash>,
     network: Option<Expert>,
+    /// The parameters of the base, for what its experts expect without the network.
+    base_params: Option<Arc<Params>>,
 }
 
 /// The network of a model, with what turns its logits into decisions.

@@ -40,6 +40,15 @@ impl Overlay {
         prefetch(&self.lines[line_of(hash, self.lines.len())]);
     }
 
+    /// The bucket of a context; an empty one if it has none.
+    #[inline(always)]
+    pub fn find(&self, hash: u64) -> [u8; BUCKET] {
+        let check = check_of(hash);
+        let line = &self.lines[line_of(hash, self.lines.len())].0;
+        let found = line.iter().find(|bucket| bucket[0] == check);
+        found.copied().unwrap_or_default()
+    }
+
     /// The bucket of a context, claimed from another one if need be.
     #[inline(always)]
     pub fn claim(&mut self, hash: u64, states: &States) -> (Place, [u8; BUCKET]) {

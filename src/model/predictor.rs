@@ -1,5 +1,7 @@
 //! Predicts the bytes of a group bit by bit from all experts, and learns from each bit.
 
+mod outlook;
+
 use std::ops::Deref;
 
 use super::Model;
@@ -139,7 +141,7 @@ impl Params {
     pub fn with_network(vocabulary: usize) -> Params {
         Params {
             weights: Weights::with_network(),
-            ends: Some(Ends::new(vocabulary)),
+            ends: Some(Ends::new(vocabulary, true)),
             ..Params::default()
         }
     }
@@ -216,13 +218,42 @@ pub struct Predictor<M> {
     logistic: Logistic,
     avx2: bool,
     state: State,
-    /// The buckets of the nibble at hand, by context.
+    /// The nibble at hand.
+    nibble: Nibble,
+    places: [Place; CONTEXTS],
+    mix: Mix,
+}
+
+/// What the contexts know of a nibble.
+#[derive(Debug, Clone, Copy, Default)]
+struct Nibble {
+    /// Its buckets in the tables and in the overlay, by context.
     frozen: [[u8; BUCKET]; CONTEXTS],
     adaptive: [[u8; BUCKET]; CONTEXTS],
-    places: [Place; CONTEXTS],
     /// Longest plain order known to the tables and to the overlay: 8 * tables + overlay.
     known: usize,
-    mix: Mix,
+}
+
+impl Nibble {
+    /// Takes over what was found of a context, in the order of the contexts.
+    #[inline(always)]
+    fn add(&mut self, context: usize, frozen: Option<&[u8; BUCKET]>, adaptive: [u8; BUCKET]) {
+        self.frozen[context] = frozen.copied().unwrap_or_default();
+        self.adaptive[context] = adaptive;
+        if context < ORDERS {
+            let trained = if frozen.is_some() {
+                context + 1
+            } else {
+                self.known / 8
+            };
+            let learned = if adaptive[1] != 0 {
+                context + 1
+            } else {
+                self.known % 8
+            };
+            self.known = trained * 8 + learned;
+        }
+    }
 }
 
 impl<M: Deref<Target = Model>> Predictor<M> {
@@ -234,10 +265,8 @@ impl<M: Deref<Target = Model>> Predictor<M> {
             logistic: Logistic::default(),
             avx2: has_avx2(),
             state,
-            frozen: [[0; BUCKET]; CONTEXTS],
-            adaptive: [[0; BUCKET]; CONTEXTS],
+            nibble: Nibble::default(),
             places: [Place::default(); CONTEXTS],
-            known: 0,
             mix: Mix::default(),
         }
     }
@@ -343,6 +372,15 @@ impl<M: Deref<Target = Model>> Predictor<M> {
         })
     }
 
+    /// Whether end-of-token decisions know the outlook.
+    pub fn has_outlook(&self) -> bool {
+        self.state
+            .params
+            .ends
+            .as_ref()
+            .is_some_and(Ends::has_outlook)
+    }
+
     /// Predicts an end-of-token decision; `None` in a model without a network.
     pub fn ask_end(&mut self, question: &Question) -> Option<Answer> {
         let State {
@@ -361,7 +399,14 @@ impl<M: Deref<Target = Model>> Predictor<M> {
             ..
         } = &mut self.state;
         if let Some(ends) = &mut params.ends {
-            ends.learn(answer, bit, *adaptation, overlay, self.states);
+            ends.learn(
+                answer,
+                bit,
+                *adaptation,
+                overlay,
+                self.states,
+                self.logistic,
+            );
         }
     }
 
@@ -399,27 +444,18 @@ impl<M: Deref<Target = Model>> Predictor<M> {
     /// Fetches the buckets of a nibble.
     #[inline(always)]
     fn enter_nibble(&mut self, hashes: &[u64; CONTEXTS]) {
-        let (mut trained, mut learned) = (0, 0);
+        self.nibble.known = 0;
         for (context, &hash) in hashes.iter().enumerate() {
             let found = self.model.tables.find(context, hash);
-            self.frozen[context] = found.copied().unwrap_or_default();
             let (place, bucket) = self.state.overlay.claim(hash, self.states);
-            (self.places[context], self.adaptive[context]) = (place, bucket);
-            if context < ORDERS {
-                trained = if found.is_some() {
-                    context + 1
-                } else {
-                    trained
-                };
-                learned = if bucket[1] != 0 { context + 1 } else { learned };
-            }
+            self.places[context] = place;
+            self.nibble.add(context, found, bucket);
         }
-        self.known = trained * 8 + learned;
     }
 
     #[inline(always)]
     fn leave_nibble(&mut self) {
-        for (place, bucket) in self.places.iter().zip(&self.adaptive) {
+        for (place, bucket) in self.places.iter().zip(&self.nibble.adaptive) {
             self.state.overlay.put(*place, bucket);
         }
     }
@@ -470,13 +506,13 @@ impl<M: Deref<Target = Model>> Predictor<M> {
         if G::NETWORK {
             inputs[NETWORK_INPUT] = x;
         }
-        self.ask_contexts(node, &mut inputs);
+        self.ask_contexts(&self.nibble, node, &mut inputs);
         let (matched, longest) = self.ask_matchers(prefix, expected, &mut inputs);
         let vector = G::NETWORK.then_some(vector);
         let newest = self.state.contexts.newest();
         let selectors: [usize; SETS] = [
             prefix as usize,
-            self.known,
+            self.nibble.known,
             usize::from(newest),
             longest * 16 + node,
         ];
@@ -485,7 +521,7 @@ impl<M: Deref<Target = Model>> Predictor<M> {
             .weights
             .mix(&inputs, &selectors, vector, prefix as usize, &mut self.mix);
         let p = self.logistic.squash(x);
-        let curve = ((usize::from(newest) * 0x9E5) ^ (prefix as usize * 0x35)) % CURVES;
+        let curve = curve_of(newest, prefix);
         let (point, refined) = refine(&params.curves[curve], x);
         let coded = ((u32::from(p) + refined) / 2).clamp(1, 65535) as u16;
         if G::NETWORK
@@ -523,11 +559,11 @@ impl<M: Deref<Target = Model>> Predictor<M> {
 
     /// Inputs 0..2 * CONTEXTS: trained logits, then what the bit histories predict.
     #[inline(always)]
-    fn ask_contexts(&self, node: usize, inputs: &mut [i32; INPUTS]) {
+    fn ask_contexts(&self, nibble: &Nibble, node: usize, inputs: &mut [i32; INPUTS]) {
         let histories = &self.state.params.histories;
         for context in 0..CONTEXTS {
-            inputs[context] = i32::from(self.model.logits[self.frozen[context][node] as usize]);
-            let p = histories[context][self.adaptive[context][node] as usize];
+            inputs[context] = i32::from(self.model.logits[nibble.frozen[context][node] as usize]);
+            let p = histories[context][nibble.adaptive[context][node] as usize];
             inputs[CONTEXTS + context] = i32::from(self.logistic.stretch(p));
         }
         inputs[2 * CONTEXTS + MATCHERS.len()] = 256;
@@ -567,12 +603,18 @@ impl<M: Deref<Target = Model>> Predictor<M> {
     fn learn_histories(&mut self, node: usize, bit: u32) {
         let rate = self.state.adaptation.histories;
         for context in 0..CONTEXTS {
-            let history = &mut self.adaptive[context][node];
+            let history = &mut self.nibble.adaptive[context][node];
             let p = &mut self.state.params.histories[context][*history as usize];
             average(p, bit, rate);
             *history = self.states.next(*history, bit);
         }
     }
+}
+
+/// The refinement curve of a decision.
+#[inline(always)]
+fn curve_of(newest: u8, prefix: u32) -> usize {
+    ((usize::from(newest) * 0x9E5) ^ (prefix as usize * 0x35)) % CURVES
 }
 
 /// Interpolates a curve at the stretched prediction `x`; also returns the point nearest to it.

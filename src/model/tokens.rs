@@ -9,7 +9,7 @@ use super::ends::Question;
 use super::logistic::{Logistic, STRETCH_MAX};
 use super::network::Engine;
 use super::predictor::{
-    BitCoder, Guide, Hint, POINTS, Predictor, State, average, refine, straight,
+    BitCoder, Guide, Hint, POINTS, Params, Predictor, State, average, refine, straight,
 };
 use super::vocabulary::DECISIONS;
 use super::walk::{Next, Opinion, Walk};
@@ -163,6 +163,7 @@ impl<M: Deref<Target = Model> + Clone> Tokens<M> {
             step: 0,
             middle: 0,
             failure: None,
+            base_params: model.base_params.as_deref(),
         };
         let known = position.token.map(|token| expert.vocabulary.token(token));
         self.bytes.clear();
@@ -203,6 +204,8 @@ struct TokenStep<'a> {
     middle: u16,
     /// What went wrong in the middle of a byte.
     failure: Option<ModelError>,
+    /// How the experts of the base are mixed without the network.
+    base_params: Option<&'a Params>,
 }
 
 impl TokenStep<'_> {
@@ -246,8 +249,18 @@ impl TokenStep<'_> {
             }
             Some(predictor) => {
                 let (walk, at) = (self.walk, self.at);
+                let outlook = match self.base_params.filter(|_| predictor.has_outlook()) {
+                    Some(params) => {
+                        let mut longer = walk;
+                        longer.take(middle, 1);
+                        predictor.outlook(params, vocabulary, longer, at)
+                    }
+                    None => 0,
+                };
                 let question = Question {
                     network,
+                    outlook,
+                    bytes: at,
                     matches: predictor
                         .matched_ends(|byte| walk.may_go_on_with(vocabulary, at, byte)),
                     token: walk.token(),
