@@ -95,7 +95,7 @@ fn codecs_on(engine: impl Engine + 'static) -> Codecs {
 
 /// Groups of at most `group` bytes, with the network even where it does not pay.
 fn encode(codecs: &Codecs, raw: &[u8], group: u32, anchor: Option<&AnchorSource>) -> Vec<u8> {
-    let encoded = codecs.encode_by_model(raw, group as usize, anchor);
+    let encoded = codecs.encode_by_model(raw, group as usize, anchor, None);
     let (encoded, _) = encoded.unwrap();
     assert_eq!(encoded.codec, CodecId::Model);
     encoded.payload

@@ -41,7 +41,7 @@ fn text() -> &'static [u8] {
 /// The test text as a block.
 fn block(codecs: &Codecs, group: usize) -> (Vec<u8>, Arc<Layout>) {
     let raw = text();
-    let (encoded, _) = codecs.encode_by_model(raw, group, None).unwrap();
+    let (encoded, _) = codecs.encode_by_model(raw, group, None, None).unwrap();
     let layout = codecs.open(&encoded.payload).unwrap();
     (encoded.payload, Arc::new(layout))
 }
@@ -247,7 +247,7 @@ fn threads_that_encode_at_the_same_time_get_their_own_rows() {
             scope.spawn(move || {
                 for round in 0..4 {
                     let raw = &text[number * 700 + round..][..1500 + 100 * number];
-                    let (encoded, _) = codecs.encode_by_model(raw, GROUP, None).unwrap();
+                    let (encoded, _) = codecs.encode_by_model(raw, GROUP, None, None).unwrap();
                     let back = codecs.decode_all(&encoded.payload, None).unwrap();
                     assert_eq!(back, raw);
                 }

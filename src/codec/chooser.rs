@@ -5,7 +5,7 @@ use std::sync::Arc;
 use crate::model::Model;
 
 use super::engines::Engines;
-use super::model_codec::Sample;
+use super::model_codec::{Beginning, Sample};
 use super::payload::AnchorRange;
 use super::{
     AnchorSource, Codecs, EncodeOptions, Encoded, Policy, Result, Snapshot, fast, model_codec,
@@ -116,7 +116,17 @@ fn encode_with(
     let used = anchor
         .as_ref()
         .map(|(range, snapshot)| (range, snapshot.as_ref()));
-    let coded = model_codec::encode(model, engines.as_ref(), raw, group_bytes(options), used)?;
+    let beginning = Beginning {
+        anchor: used,
+        latents: None,
+    };
+    let coded = model_codec::encode(
+        model,
+        engines.as_ref(),
+        raw,
+        group_bytes(options),
+        beginning,
+    )?;
     let exact = is_exact(codecs, &coded, raw, used.map(|(_, snapshot)| snapshot));
     Ok(exact.then_some(coded))
 }

@@ -8,7 +8,7 @@ use parking_lot::{Mutex, RwLock};
 
 use crate::model::network::reference::{Reference, cuda_device, cuda_devices};
 use crate::model::network::simd::Simd;
-use crate::model::network::{Engine, Memory, Network, Sequence};
+use crate::model::network::{Engine, Network, Sequence};
 use crate::model::{Model, ModelError, ModelHash};
 
 use super::gather::Gather;
@@ -129,21 +129,18 @@ impl Evaluator {
         }
     }
 
-    /// Hidden rows of token strings, each a stream of its own.
+    /// Hidden rows of sequences, each a stream of its own.
     ///
     /// # Errors
-    /// If a string is not of this network.
-    pub fn hidden(&self, strings: &[Vec<u16>]) -> Result<Vec<Vec<i8>>, ModelError> {
-        let memory = &Memory::default();
-        let sequence = |tokens| Sequence { tokens, memory };
-        let sequences: Vec<Sequence> = strings.iter().map(|tokens| sequence(tokens)).collect();
+    /// If a sequence is not of this network.
+    pub fn hidden(&self, sequences: &[Sequence]) -> Result<Vec<Vec<i8>>, ModelError> {
         if let Some(device) = self.device() {
-            match device.hidden(&sequences) {
+            match device.hidden(sequences) {
                 Err(ModelError::Device(why)) => self.give_up_device(&ModelError::Device(why)),
                 other => return other,
             }
         }
-        self.cpu.hidden(&sequences)
+        self.cpu.hidden(sequences)
     }
 }
 

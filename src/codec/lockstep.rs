@@ -5,7 +5,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use rayon::iter::{IntoParallelRefMutIterator, ParallelIterator};
 
 use crate::model::ModelError;
-use crate::model::network::{Batch, Engine, Memory, Step};
+use crate::model::network::{Batch, Engine, Step};
 
 use super::model_codec::model_error;
 use super::network_codec::{GroupDecoder, Progress};
@@ -116,7 +116,7 @@ impl<'a, K: Sink> Lockstep<'a, K> {
                 let Some(&slot) = self.free.last() else {
                     return Err((stream, ModelError::Input("all slots are taken".into())));
                 };
-                if let Err(error) = self.batch.start(slot, &Memory::default()) {
+                if let Err(error) = self.batch.start(slot, stream.decoder.memory()) {
                     return Err((stream, error));
                 }
                 self.free.pop();

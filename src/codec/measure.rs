@@ -4,10 +4,13 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crate::model::network::Memory;
 use crate::model::tokens::Counts;
 use crate::model::{Costs, Model};
 
 use super::engines::Engines;
+use super::latents::Latents;
+use super::model_codec::Beginning;
 use super::payload::AnchorRange;
 use super::{AnchorSource, CodecError, Codecs, Encoded, Result, Snapshot};
 use super::{model_codec, network_codec};
@@ -37,15 +40,16 @@ impl std::ops::AddAssign for Measured {
 
 impl Codecs {
     /// Encodes an extent with the encoding model in groups of at most `group` bytes, all from the anchor if
-    /// there is one, whatever else would be smaller. Gives the state after the anchor, too.
+    /// there is one and with these latents, whatever else would be smaller. Gives the state after the anchor, too.
     ///
     /// # Errors
-    /// If there is no encoding model.
+    /// If there is no encoding model, or the latents are not for it.
     pub fn encode_by_model(
         &self,
         raw: &[u8],
         group: usize,
         anchor: Option<&AnchorSource>,
+        latents: Option<&Latents>,
     ) -> Result<(Encoded, Option<Arc<Snapshot>>)> {
         let model = self.encoder()?;
         let engines = self.engines.of(&model);
@@ -55,8 +59,11 @@ impl Codecs {
             let snapshot = self.encoding_snapshot(&model, &source.bytes);
             (AnchorRange { block, range }, snapshot)
         });
-        let used = anchor.as_ref().map(|(range, s)| (range, s.as_ref()));
-        let encoded = model_codec::encode(&model, engines.as_ref(), raw, group, used)?;
+        let beginning = Beginning {
+            anchor: anchor.as_ref().map(|(range, s)| (range, s.as_ref())),
+            latents,
+        };
+        let encoded = model_codec::encode(&model, engines.as_ref(), raw, group, beginning)?;
         Ok((encoded, anchor.map(|(_, snapshot)| snapshot)))
     }
 
@@ -76,7 +83,7 @@ impl Codecs {
         anchor: Option<&AnchorSource>,
     ) -> Result<Measured> {
         let begun = Instant::now();
-        let (encoded, snapshot) = self.encode_by_model(raw, group, anchor)?;
+        let (encoded, snapshot) = self.encode_by_model(raw, group, anchor, None)?;
         let encoding = begun.elapsed();
         let begun = Instant::now();
         let decoded = self.decode_all(&encoded.payload, snapshot.as_deref())?;
@@ -97,7 +104,8 @@ impl Codecs {
         };
         let (cuts, tokens): (Vec<_>, Vec<_>) =
             network_codec::cut(&model, raw, group)?.into_iter().unzip();
-        let predicted = network_codec::predict(&evaluator, tokens)?;
+        let none = Memory::default();
+        let predicted = network_codec::predict(&evaluator, tokens, |_| &none)?;
         for (cut, predicted) in cuts.iter().zip(&predicted) {
             let state = || model_codec::start_state(&model, cut.len, snapshot.as_deref());
             let (heads, costs) = (&*evaluator.cpu, &mut measured.costs);

@@ -9,12 +9,13 @@ mod error;
 mod fast;
 mod gather;
 mod lanes;
+mod latents;
 mod lockstep;
 mod measure;
 mod model_codec;
 mod network_codec;
 mod payload;
-mod range_coder;
+pub(crate) mod range_coder;
 mod registry;
 mod zstd_codec;
 
@@ -22,6 +23,7 @@ pub use chooser::ANCHOR_BYTES;
 pub use engines::{Device, SharedEngine};
 pub use error::CodecError;
 pub use lanes::Receiver;
+pub use latents::Latents;
 pub use measure::Measured;
 pub use payload::{AnchorRange, Layout};
 pub use registry::{ModelSource, file_name};
@@ -351,8 +353,14 @@ impl Codecs {
                 match self.engines.of(&model) {
                     None => model_codec::decode(&model, payload, layout, group, snapshot, sink)?,
                     Some(Engines { evaluator, .. }) => {
-                        let decoder =
-                            GroupDecoder::start(&model, payload, layout, group, snapshot)?;
+                        let decoder = GroupDecoder::start(
+                            &model,
+                            &*evaluator.cpu,
+                            payload,
+                            layout,
+                            group,
+                            snapshot,
+                        )?;
                         let alone = std::iter::once(Ok(Stream { decoder, sink }));
                         lockstep::decode_here(&*evaluator.cpu, 1, alone)?;
                     }
@@ -372,7 +380,7 @@ impl Codecs {
         snapshot: Option<Arc<Snapshot>>,
         mut receiver: Box<dyn Receiver>,
     ) {
-        let (model, Engines { lanes, .. }) = match self.stepping(layout) {
+        let (model, Engines { lanes, evaluator }) = match self.stepping(layout) {
             Ok(Some(found)) => found,
             Ok(None) => {
                 let sink = &mut |piece: &[u8]| receiver.piece(piece);
@@ -386,7 +394,14 @@ impl Codecs {
         }
         let layout = layout.clone();
         let start = Box::new(move || {
-            GroupDecoder::start(&model, &payload, &layout, group, snapshot.as_deref())
+            GroupDecoder::start(
+                &model,
+                &*evaluator.cpu,
+                &payload,
+                &layout,
+                group,
+                snapshot.as_deref(),
+            )
         });
         lanes.submit(start, receiver);
     }
@@ -422,15 +437,24 @@ impl Codecs {
             let start = |group: usize| -> lanes::Start {
                 let (model, payload) = (model.clone(), payload.clone());
                 let (layout, snapshot) = (layout.clone(), snapshot.clone());
+                let evaluator = engines.evaluator.clone();
                 Box::new(move || {
-                    GroupDecoder::start(&model, &payload, &layout, group, snapshot.as_ref())
+                    GroupDecoder::start(
+                        &model,
+                        &*evaluator.cpu,
+                        &payload,
+                        &layout,
+                        group,
+                        snapshot.as_ref(),
+                    )
                 })
             };
             return engines.lanes.decode((0..count).map(start));
         }
         let mut groups: Vec<Vec<u8>> = vec![Vec::new(); count];
         let streams = groups.iter_mut().enumerate().map(|(group, bytes)| {
-            let decoder = GroupDecoder::start(model, payload, layout, group, snapshot)?;
+            let encoder = &*engines.evaluator.cpu;
+            let decoder = GroupDecoder::start(model, encoder, payload, layout, group, snapshot)?;
             let sink = |span: &[u8]| {
                 bytes.extend_from_slice(span);
                 true

@@ -8,8 +8,9 @@ use crate::model::predictor::{Predictor, State};
 use crate::model::{Cost, Model, ModelError};
 
 use super::engines::Engines;
+use super::latents::{self, Latents};
 use super::network_codec::{self, Predicted};
-use super::payload::{self, AnchorRange, Layout};
+use super::payload::{self, ANCHOR, AnchorRange, LATENTS, Layout};
 use super::range_coder::{Decoder, Encoder};
 use super::{CodecError, CodecId, Encoded, Result, Snapshot};
 
@@ -60,14 +61,22 @@ pub(super) fn start_state(model: &Model, len: usize, snapshot: Option<&Snapshot>
     )
 }
 
-/// Codes the groups of an extent, all starting from the anchor if there is one.
+/// What the groups of an extent begin with.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Beginning<'a> {
+    pub anchor: Option<(&'a AnchorRange, &'a Snapshot)>,
+    pub latents: Option<&'a Latents>,
+}
+
+/// Codes the groups of an extent.
 fn code_groups(
     model: &Model,
     engines: Option<&Engines>,
     raw: &[u8],
     group: usize,
-    snapshot: Option<&Snapshot>,
+    beginning: Beginning,
 ) -> Result<(Vec<Cut>, Vec<Vec<u8>>)> {
+    let snapshot = beginning.anchor.map(|(_, snapshot)| snapshot);
     let mut codes = Vec::new();
     let Some(Engines { evaluator, .. }) = engines else {
         let cuts = cut(model, raw, group)?;
@@ -86,7 +95,8 @@ fn code_groups(
     };
     let cuts = network_codec::cut(model, raw, group)?;
     let (cuts, tokens): (Vec<Cut>, Vec<Vec<u16>>) = cuts.into_iter().unzip();
-    let predicted = network_codec::predict(evaluator, tokens)?;
+    let memories = latents::memories(&*evaluator.cpu, beginning.latents, cuts.len())?;
+    let predicted = network_codec::predict(evaluator, tokens, |group| &memories[group])?;
     for (cut, predicted) in cuts.iter().zip(&predicted) {
         let mut encoder = Encoder::default();
         let state = || start_state(model, cut.len, snapshot);
@@ -97,17 +107,18 @@ fn code_groups(
     Ok((cuts, codes))
 }
 
-/// Encodes an extent in groups of at most `group` bytes, all starting from the anchor if there is one. Models
-/// with a network need their engines.
+/// Encodes an extent in groups of at most `group` bytes. Models with a network need their engines, and latents a
+/// network with an encoder.
 pub(super) fn encode(
     model: &Model,
     engines: Option<&Engines>,
     raw: &[u8],
     group: usize,
-    anchor: Option<(&AnchorRange, &Snapshot)>,
+    beginning: Beginning,
 ) -> Result<Encoded> {
-    let snapshot = anchor.map(|(_, snapshot)| snapshot);
-    let (cuts, codes) = code_groups(model, engines, raw, group, snapshot)?;
+    let anchor = beginning.anchor;
+    let latents = beginning.latents.filter(|latents| !latents.is_empty());
+    let (cuts, codes) = code_groups(model, engines, raw, group, beginning)?;
     let mut checks = Vec::new();
     let mut rest = raw;
     for cut in &cuts {
@@ -117,7 +128,14 @@ pub(super) fn encode(
     }
     let mut payload = payload::start(CodecId::Model, raw, false);
     payload.extend_from_slice(&model.hash[..8]);
-    payload.push(u8::from(anchor.is_some()));
+    let flags = [(anchor.is_some(), ANCHOR), (latents.is_some(), LATENTS)];
+    payload.push(
+        flags
+            .iter()
+            .filter(|(is, _)| *is)
+            .map(|(_, flag)| flag)
+            .sum(),
+    );
     if let Some((anchor, _)) = anchor {
         payload::put_varint(&mut payload, anchor.block);
         payload::put_varint(&mut payload, u64::from(anchor.range.start));
@@ -125,6 +143,11 @@ pub(super) fn encode(
             &mut payload,
             u64::from(anchor.range.end - anchor.range.start),
         );
+    }
+    if let Some(latents) = latents {
+        let coded = latents::coded(model, latents, cuts.len())?;
+        payload::put_varint(&mut payload, coded.len() as u64);
+        payload.extend(coded);
     }
     payload::put_varint(&mut payload, cuts.len() as u64);
     for (index, (cut, code)) in cuts.iter().zip(&codes).enumerate() {

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use crate::model::Model;
-use crate::model::network::Engine;
+use crate::model::network::{Engine, Memory, Sequence};
 use crate::model::predictor::{BitCoder, State};
 use crate::model::tokenizer::CHUNK_TOKENS;
 use crate::model::tokens::{Counts, Position, Tokens};
@@ -47,9 +47,20 @@ pub(super) fn cut(model: &Model, raw: &[u8], group: usize) -> Result<Vec<(Cut, V
     Ok(cuts)
 }
 
-/// The hidden rows of token strings, each a stream of its own.
-pub(super) fn predict(evaluator: &Evaluator, strings: Vec<Vec<u16>>) -> Result<Vec<Predicted>> {
-    let rows = evaluator.hidden(&strings).map_err(model_error)?;
+/// The hidden rows of token strings, each a stream of its own; `memory` gives what the encoder made of the latents
+/// of each.
+pub(super) fn predict<'a>(
+    evaluator: &Evaluator,
+    strings: Vec<Vec<u16>>,
+    memory: impl Fn(usize) -> &'a Memory,
+) -> Result<Vec<Predicted>> {
+    let sequence = |(index, tokens)| Sequence {
+        tokens,
+        memory: memory(index),
+    };
+    let each = strings.iter().map(Vec::as_slice).enumerate();
+    let sequences: Vec<Sequence> = each.map(sequence).collect();
+    let rows = evaluator.hidden(&sequences).map_err(model_error)?;
     let pairs = strings.into_iter().zip(rows);
     Ok(pairs
         .map(|(tokens, rows)| Predicted { tokens, rows })
@@ -63,7 +74,8 @@ pub(super) fn predict_bytes(
     bytes: &[u8],
 ) -> Result<Predicted> {
     let expert = model.expert().map_err(model_error)?;
-    let mut found = predict(evaluator, vec![expert.merges.tokens(bytes)])?;
+    let memory = Memory::default();
+    let mut found = predict(evaluator, vec![expert.merges.tokens(bytes)], |_| &memory)?;
     found
         .pop()
         .ok_or_else(|| CodecError::Damaged("the engine made no rows".into()))
@@ -119,13 +131,17 @@ pub(super) struct GroupDecoder {
     /// All tokens so far, and how many of them the network has seen.
     known: Vec<u16>,
     seen: usize,
+    /// What the encoder made of the group's latents.
+    memory: Memory,
     group: usize,
 }
 
 impl GroupDecoder {
-    /// Starts a group of a payload; `snapshot` is the state after its anchor, if it has one.
+    /// Starts a group of a payload; `snapshot` is the state after its anchor, if it has one, and `encoder` reads its
+    /// latents.
     pub fn start(
         model: &Arc<Model>,
+        encoder: &dyn Engine,
         payload: &[u8],
         layout: &Layout,
         group: usize,
@@ -135,6 +151,14 @@ impl GroupDecoder {
         let part = &layout.parts[group];
         let checks = payload[part.checks.clone()].as_chunks::<2>().0.iter();
         let state = || start_state(model, left, snapshot);
+        let memory = match &layout.latents {
+            None => Memory::default(),
+            Some(latents) => {
+                let place = (group, layout.groups.len());
+                let bytes = &payload[latents.clone()];
+                layout.reading.memory(model, encoder, bytes, place)?
+            }
+        };
         Ok(Box::new(GroupDecoder {
             tokens: Tokens::new(model.clone(), state).map_err(model_error)?,
             decoder: Decoder::new(payload[part.code.clone()].to_vec()),
@@ -146,8 +170,14 @@ impl GroupDecoder {
             left,
             known: Vec::new(),
             seen: 0,
+            memory,
             group,
         }))
+    }
+
+    /// What every position attends to.
+    pub fn memory(&self) -> &Memory {
+        &self.memory
     }
 
     /// The tokens that the network's next step sees.

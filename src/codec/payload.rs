@@ -1,7 +1,9 @@
 //! The header that every payload begins with.
 
 use std::ops::Range;
+use std::sync::Arc;
 
+use super::latents::Reading;
 use super::model_codec::SPAN;
 use super::{CodecError, CodecId, MAX_RAW_LEN, Result};
 
@@ -21,6 +23,9 @@ pub struct Layout {
     /// The decoded bytes of each group: consecutive, not empty, together `0..raw_len`.
     pub groups: Vec<Range<u32>>,
     pub anchor: Option<AnchorRange>,
+    /// Where the latents lie in the payload, if there are any.
+    pub(super) latents: Option<Range<usize>>,
+    pub(super) reading: Arc<Reading>,
     /// Chunks of up to 128 tokens, all groups together; 0 where the codec has none.
     pub chunks: u32,
     /// The model that decoding needs, by the first half of its hash.
@@ -136,6 +141,8 @@ pub(super) fn parse(payload: &[u8]) -> Result<Layout> {
         raw_len,
         groups: whole,
         anchor: None,
+        latents: None,
+        reading: Arc::default(),
         chunks: 0,
         model: None,
         parts: vec![],
@@ -176,10 +183,18 @@ fn short_hash(reader: &mut Reader) -> Result<[u8; 8]> {
     Ok(hash)
 }
 
-/// The header of a model payload: model, anchor, group table.
+/// Flags of a model payload: what its header names.
+pub(super) const ANCHOR: u8 = 1;
+pub(super) const LATENTS: u8 = 2;
+
+/// The header of a model payload: model, anchor, latents, group table.
 fn parse_model(reader: &mut Reader, payload_len: usize, layout: &mut Layout) -> Result<()> {
     layout.model = Some(short_hash(reader)?);
-    if flag(reader)? {
+    let flags = reader.byte()?;
+    if flags & !(ANCHOR | LATENTS) != 0 {
+        return Err(CodecError::Damaged(format!("flags {flags} are unknown")));
+    }
+    if flags & ANCHOR != 0 {
         let block = reader.varint()?;
         let start = reader.bounded("anchor position", MAX_RAW_LEN)?;
         let len = reader.bounded("anchor length", MAX_RAW_LEN)?;
@@ -187,6 +202,12 @@ fn parse_model(reader: &mut Reader, payload_len: usize, layout: &mut Layout) -> 
             block,
             range: start..start + len,
         });
+    }
+    if flags & LATENTS != 0 {
+        let len = reader.bounded("length of the latents", payload_len)? as usize;
+        let start = reader.pos();
+        reader.take(len)?;
+        layout.latents = Some(start..start + len);
     }
     let raw_len = layout.raw_len;
     let count = reader.bounded("number of groups", raw_len as usize)? as usize;

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use super::contexts::CONTEXTS;
+use super::latents::LatentPrior;
 use super::mixer::{RATE_MAX, Rates, WEIGHT_MAX};
 use super::predictor::{Adaptation, Params};
 use super::tables::{BUCKET, Line, Tables, WAYS};
@@ -147,9 +148,14 @@ pub(super) fn split_sections(file: &[u8]) -> Result<Vec<Section>, ModelError> {
     } else {
         NETWORK_TAGS
     };
-    tags.iter()
+    let mut all: Vec<Section> = tags
+        .iter()
         .map(|tag| Ok((**tag, sections.section(tag)?)))
-        .collect()
+        .collect::<Result<_, ModelError>>()?;
+    if !sections.rest.is_empty() {
+        all.push((*b"late", sections.section(b"late")?));
+    }
+    Ok(all)
 }
 
 /// The version and the sections of a model file.
@@ -381,6 +387,9 @@ impl Model {
             put_section(&mut file, b"parm", &params, LEVEL)?;
             put_section(&mut file, b"nete", &learned, LEVEL)?;
             put_section(&mut file, b"netw", &network, LEVEL)?;
+            if let Some(prior) = &expert.prior {
+                put_section(&mut file, b"late", &prior.to_bytes(), LEVEL)?;
+            }
             return Ok(file);
         }
         file.extend_from_slice(&VERSION.to_le_bytes());
@@ -455,8 +464,11 @@ impl Model {
         let learned = sections.section(b"nete")?;
         let network = sections.section(b"netw")?;
         let adaptation = adaptation_from(info.rates)?;
-        let (expert, params) =
+        let (mut expert, params) =
             file_network::read(&tokenizer, params, base.is_some(), &learned, &network)?;
+        let has_encoder = expert.network.config().max_latents > 0;
+        let prior = has_encoder.then(|| LatentPrior::from_bytes(&sections.section(b"late")?));
+        expert.set_prior(prior.transpose()?)?;
         Ok(Model::assemble(
             info,
             tokenizer,

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::ends::Ends;
 use super::file::{Sections, damaged, put_probabilities, put_weights};
+use super::latents::LatentPrior;
 use super::matcher::LENGTH_BUCKETS;
 use super::merges::Merges;
 use super::mixer::Weights;
@@ -27,6 +28,8 @@ pub struct NetworkParts {
     /// Tokens sorted by their bytes.
     pub tokenizer: Tokenizer,
     pub network: Arc<Network>,
+    /// What latents cost, if the network has an encoder for them.
+    pub prior: Option<LatentPrior>,
     pub adaptation: Adaptation,
 }
 
@@ -44,7 +47,22 @@ impl Expert {
             network,
             skip: LENGTH_BUCKETS,
             plain: None,
+            prior: None,
         })
+    }
+
+    /// Says what latents cost.
+    ///
+    /// # Errors
+    /// If the network has an encoder and there is no prior, or the other way round, or it is one of other latents.
+    pub(super) fn set_prior(&mut self, prior: Option<LatentPrior>) -> Result<(), ModelError> {
+        let config = self.network.config();
+        let sizes = |prior: &LatentPrior| (prior.alphabet(), prior.most());
+        if prior.as_ref().map_or((0, 0), sizes) != (config.latent_vocab, config.max_latents) {
+            return Err(damaged("the prior is not for the latents of the network"));
+        }
+        self.prior = prior;
+        Ok(())
     }
 }
 
@@ -58,6 +76,7 @@ impl Model {
             return Err(damaged("a base cannot have a network itself"));
         }
         let mut expert = Expert::new(&parts.tokenizer, parts.network)?;
+        expert.set_prior(parts.prior)?;
         let params = match base {
             Some(_) => Params::with_network(expert.vocabulary.len()),
             None => {

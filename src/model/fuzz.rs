@@ -75,6 +75,7 @@ pub(crate) fn tiny_network_model(base: Option<&Model>) -> Model {
         name: "tiny".into(),
         tokenizer,
         network: Arc::new(Network::new(config, weights).expect("values within bounds")),
+        prior: None,
         adaptation: ADAPTATION,
     };
     Model::with_network(base, parts).expect("parts that fit")

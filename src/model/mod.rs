@@ -9,6 +9,7 @@ mod error;
 mod file;
 mod file_network;
 pub(crate) mod fuzz;
+pub mod latents;
 pub mod logistic;
 pub mod masses;
 pub mod matcher;
@@ -30,6 +31,7 @@ pub use error::ModelError;
 pub use file::{ModelInfo, base_of, hash_of};
 pub use file_network::NetworkParts;
 
+use latents::LatentPrior;
 use merges::Merges;
 use network::Network;
 use predictor::{Adaptation, Params, State};
@@ -77,6 +79,8 @@ pub struct Expert {
     pub skip: usize,
     /// Refinement of a model that leaves the table experts out.
     pub plain: Option<Box<PlainCurves>>,
+    /// What latents cost; where the network has an encoder for them.
+    pub prior: Option<LatentPrior>,
 }
 
 impl Model {

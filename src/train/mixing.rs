@@ -77,6 +77,7 @@ pub fn train(
         name: options.name.clone(),
         tokenizer,
         network,
+        prior: None,
         adaptation: ADAPTATION,
     };
     let mut model = Model::with_network(base, network_parts)?;

@@ -1,0 +1,163 @@
+//! The latents of a block: those that all its groups share, and those of each group.
+//!
+//! Before the first token of a group the network's encoder reads the shared latents and then the group's own;
+//! what it makes of them is what every position of the group attends to.
+
+use std::sync::OnceLock;
+
+use crate::model::Model;
+use crate::model::latents::LatentPrior;
+use crate::model::network::{Engine, Memory};
+use crate::model::predictor::BitCoder;
+
+use super::model_codec::model_error;
+use super::range_coder::{Decoder, Encoder};
+use super::{CodecError, Result};
+
+/// Whether groups have latents of their own is as likely as not.
+const HALF: u16 = 1 << 15;
+
+/// Latents of one block.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Latents {
+    /// For all groups.
+    pub shared: Vec<u16>,
+    /// One string for every group, or none at all.
+    pub own: Vec<Vec<u16>>,
+}
+
+impl Latents {
+    /// True if no group has any.
+    pub fn is_empty(&self) -> bool {
+        self.shared.is_empty() && self.own.iter().all(Vec::is_empty)
+    }
+
+    /// What the encoder reads for a group.
+    pub fn of_group(&self, group: usize) -> Vec<u16> {
+        let own = self.own.get(group).map_or(&[] as &[u16], Vec::as_slice);
+        [&self.shared, own].concat()
+    }
+
+    /// The coded latents of a block of so many groups.
+    ///
+    /// # Errors
+    /// If there is not one string for each group, or one is not of the prior.
+    pub fn encode(&self, prior: &LatentPrior, groups: usize) -> Result<Vec<u8>> {
+        let has_own = self.own.iter().any(|string| !string.is_empty());
+        if has_own && self.own.len() != groups {
+            let lengths = (self.own.len(), groups);
+            let why = format!("{} strings of latents for {} groups", lengths.0, lengths.1);
+            return Err(CodecError::Damaged(why));
+        }
+        let mut coder = Encoder::default();
+        coder.code(HALF, u32::from(has_own));
+        let own = self.own.iter().filter(|_| has_own);
+        for string in std::iter::once(&self.shared).chain(own) {
+            prior.encode(&mut coder, string).map_err(model_error)?;
+        }
+        Ok(coder.finish())
+    }
+
+    /// The latents of a block of so many groups, of which each may have at most `most`.
+    ///
+    /// # Errors
+    /// If a group has more.
+    pub fn decode(
+        bytes: &[u8],
+        prior: &LatentPrior,
+        groups: usize,
+        most: usize,
+    ) -> Result<Latents> {
+        let mut coder = Decoder::new(bytes);
+        let has_own = coder.code(HALF, 0) == 1;
+        let shared = prior.decode(&mut coder);
+        let count = if has_own { groups } else { 0 };
+        let own: Vec<Vec<u16>> = (0..count).map(|_| prior.decode(&mut coder)).collect();
+        let longest = own.iter().map(Vec::len).max().unwrap_or(0);
+        match shared.len() + longest <= most {
+            true => Ok(Latents { shared, own }),
+            false => Err(CodecError::Damaged("too many latents".into())),
+        }
+    }
+}
+
+/// The latents of a block while it is decoded, read when they are first needed.
+#[derive(Debug, Default)]
+pub(super) struct Reading {
+    latents: OnceLock<Latents>,
+    /// Of the groups that have no latents of their own.
+    shared: OnceLock<Memory>,
+}
+
+impl Reading {
+    /// What the encoder makes of the latents of a group, which are coded in `bytes`.
+    ///
+    /// # Errors
+    /// If the model has no encoder, or the latents are not for it.
+    pub fn memory(
+        &self,
+        model: &Model,
+        engine: &dyn Engine,
+        bytes: &[u8],
+        (group, groups): (usize, usize),
+    ) -> Result<Memory> {
+        let latents = match self.latents.get() {
+            Some(latents) => latents,
+            None => {
+                let read = read(model, bytes, groups)?;
+                self.latents.get_or_init(|| read)
+            }
+        };
+        let is_shared = latents.own.get(group).is_none_or(Vec::is_empty);
+        if let Some(memory) = self.shared.get().filter(|_| is_shared) {
+            return Ok(memory.clone());
+        }
+        let memory = memory_of(engine, &latents.of_group(group))?;
+        if is_shared {
+            return Ok(self.shared.get_or_init(|| memory).clone());
+        }
+        Ok(memory)
+    }
+}
+
+fn prior(model: &Model) -> Result<(&LatentPrior, usize)> {
+    let expert = model.expert().map_err(model_error)?;
+    let none = || CodecError::Damaged("latents for a model without encoder".into());
+    let prior = expert.prior.as_ref().ok_or_else(none)?;
+    Ok((prior, expert.network.config().max_latents))
+}
+
+fn read(model: &Model, bytes: &[u8], groups: usize) -> Result<Latents> {
+    let (prior, most) = prior(model)?;
+    Latents::decode(bytes, prior, groups, most)
+}
+
+/// The latents of a block of so many groups as they stand in its header.
+pub(super) fn coded(model: &Model, latents: &Latents, groups: usize) -> Result<Vec<u8>> {
+    latents.encode(prior(model)?.0, groups)
+}
+
+/// What an encoder makes of the latents of each group.
+pub(super) fn memories(
+    engine: &dyn Engine,
+    latents: Option<&Latents>,
+    groups: usize,
+) -> Result<Vec<Memory>> {
+    let none = Latents::default();
+    let latents = latents.unwrap_or(&none);
+    let shared = memory_of(engine, &latents.shared)?;
+    let memory = |group: usize| match latents.own.get(group).is_none_or(Vec::is_empty) {
+        true => Ok(shared.clone()),
+        false => memory_of(engine, &latents.of_group(group)),
+    };
+    (0..groups).map(memory).collect()
+}
+
+/// What an encoder makes of one string of latents; nothing of none.
+fn memory_of(engine: &dyn Engine, latents: &[u16]) -> Result<Memory> {
+    if latents.is_empty() {
+        return Ok(Memory::default());
+    }
+    let found = engine.encode(&[latents]).map_err(model_error)?.pop();
+    found.ok_or_else(|| CodecError::Damaged("the engine made no memory".into()))
+}

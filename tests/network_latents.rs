@@ -1,0 +1,265 @@
+//! Blocks with latents: what the encoder of the network reads is stored with the block, for all groups or for
+//! each, and every engine decodes with it.
+
+#[path = "common/network_model.rs"]
+mod network_model;
+#[path = "common/network.rs"]
+mod networks;
+#[path = "common/random.rs"]
+mod random;
+
+use std::sync::{Arc, OnceLock};
+
+use candle_core::Device;
+use proptest::prelude::*;
+use random::Random;
+use s2sfs::codec::{Codecs, Latents};
+use s2sfs::model::latents::{LatentCounts, LatentPrior};
+use s2sfs::model::network::reference::Reference;
+use s2sfs::model::network::simd::{Kernel, Simd};
+use s2sfs::model::{Model, ModelError, NetworkParts};
+
+const ALPHABET: usize = 20;
+const MOST: usize = 6;
+const TEXT: &str = network_model::TEXT;
+
+fn prior(alphabet: usize, most: usize) -> LatentPrior {
+    LatentPrior::new(&LatentCounts::new(alphabet, most).unwrap())
+}
+
+fn untrained(base: Option<&Model>, prior: Option<LatentPrior>) -> Result<Model, ModelError> {
+    let (network, tokenizer) = network_model::with_latents(TEXT, (400, 16), (ALPHABET, MOST), 5);
+    let adaptation = base_model().fresh(0).adaptation;
+    let parts = NetworkParts {
+        name: "latents".into(),
+        tokenizer,
+        network: Arc::new(network),
+        prior,
+        adaptation,
+    };
+    Model::with_network(base, parts)
+}
+
+fn base_model() -> &'static Arc<Model> {
+    static BASE: OnceLock<Arc<Model>> = OnceLock::new();
+    BASE.get_or_init(|| Arc::new(Model::from_bytes(network_model::base_file()).unwrap()))
+}
+
+/// A model with tables.
+fn file() -> &'static [u8] {
+    static FILE: OnceLock<Vec<u8>> = OnceLock::new();
+    FILE.get_or_init(|| {
+        let model = untrained(Some(base_model()), Some(prior(ALPHABET, MOST))).unwrap();
+        model.to_bytes().unwrap()
+    })
+}
+
+fn codecs_of(file: &[u8]) -> Codecs {
+    Codecs::with_model_and_base(file, Some(network_model::base_file())).unwrap()
+}
+
+fn codecs() -> &'static Codecs {
+    static CODECS: OnceLock<Codecs> = OnceLock::new();
+    CODECS.get_or_init(|| codecs_of(file()))
+}
+
+/// The network alone: nothing but latents and tokens decides what is written.
+fn alone() -> &'static Codecs {
+    static CODECS: OnceLock<Codecs> = OnceLock::new();
+    CODECS.get_or_init(|| {
+        let model = untrained(None, Some(prior(ALPHABET, MOST))).unwrap();
+        Codecs::with_model(&model.to_bytes().unwrap()).unwrap()
+    })
+}
+
+fn encode(codecs: &Codecs, raw: &[u8], group: usize, latents: &Latents) -> Vec<u8> {
+    let encoded = codecs.encode_by_model(raw, group, None, Some(latents));
+    encoded.unwrap().0.payload
+}
+
+fn shared(latents: &[u16]) -> Latents {
+    Latents {
+        shared: latents.to_vec(),
+        own: vec![],
+    }
+}
+
+/// Different latents for each group of a block, and one group without any.
+fn own(groups: usize) -> Latents {
+    let string = |group: usize| {
+        (0..group % 4)
+            .map(|i| (group * 3 + i) as u16 % 20)
+            .collect()
+    };
+    Latents {
+        shared: vec![7, 1],
+        own: (0..groups).map(string).collect(),
+    }
+}
+
+fn groups_of(codecs: &Codecs, raw: &[u8], group: usize) -> usize {
+    let payload = encode(codecs, raw, group, &shared(&[]));
+    codecs.open(&payload).unwrap().groups.len()
+}
+
+#[test]
+fn blocks_with_latents_come_back_whole_and_group_by_group() {
+    let raw = &TEXT.as_bytes()[..9000];
+    for codecs in [codecs(), alone()] {
+        let count = groups_of(codecs, raw, 1000);
+        for latents in [shared(&[3]), shared(&[0, 19, 4, 4, 4, 9]), own(count)] {
+            let payload = encode(codecs, raw, 1000, &latents);
+            assert_eq!(codecs.decode_all(&payload, None).unwrap(), raw);
+            let layout = codecs.open(&payload).unwrap();
+            for group in (0..count).rev() {
+                let range = &layout.groups[group];
+                let mut bytes = Vec::new();
+                let sink = &mut |piece: &[u8]| {
+                    bytes.extend_from_slice(piece);
+                    true
+                };
+                codecs
+                    .decode_group(&payload, &layout, group, None, sink)
+                    .unwrap();
+                assert_eq!(bytes, raw[range.start as usize..range.end as usize]);
+            }
+        }
+    }
+}
+
+#[test]
+fn latents_change_what_the_network_says_and_nothing_costs_nothing() {
+    let raw = &TEXT.as_bytes()[..4000];
+    let none = encode(alone(), raw, 1000, &shared(&[]));
+    let plain = alone().encode_by_model(raw, 1000, None, None).unwrap();
+    assert_eq!(none, plain.0.payload);
+    let groups = groups_of(alone(), raw, 1000);
+    let empty = Latents {
+        shared: vec![],
+        own: vec![vec![]; groups],
+    };
+    assert_eq!(encode(alone(), raw, 1000, &empty), none);
+    let mut written = vec![none, encode(alone(), raw, 1000, &own(groups))];
+    for latents in [[1, 2], [2, 1], [1, 3]] {
+        written.push(encode(alone(), raw, 1000, &shared(&latents)));
+    }
+    // the codes of the groups differ, not only the header
+    let mut codes: Vec<&[u8]> = written.iter().map(|p| &p[p.len() - 200..]).collect();
+    codes.sort_unstable();
+    codes.dedup();
+    assert_eq!(codes.len(), written.len());
+}
+
+#[test]
+fn every_engine_writes_the_same_and_reads_the_others() {
+    let raw = &TEXT.as_bytes()[2000..6000];
+    let latents = own(groups_of(codecs(), raw, 700));
+    let payload = encode(codecs(), raw, 700, &latents);
+    let find = |_: &_| Some(base_model().clone());
+    let model = Model::from_bytes_and(file(), &find).unwrap();
+    let network = &model.expert().unwrap().network;
+    let on = |engine: s2sfs::codec::SharedEngine| {
+        let codecs = codecs_of(file());
+        codecs.set_engine("test", engine);
+        codecs
+    };
+    let reference = Reference::new(network.clone(), &[Device::Cpu]).unwrap();
+    let mut all = vec![on(Arc::new(reference))];
+    for kernel in Kernel::available() {
+        all.push(on(Arc::new(
+            Simd::new(network.clone(), 2).with_kernel(kernel),
+        )));
+    }
+    for codecs in &all {
+        assert_eq!(encode(codecs, raw, 700, &latents), payload);
+        assert_eq!(codecs.decode_all(&payload, None).unwrap(), raw);
+    }
+}
+
+#[test]
+fn the_prior_belongs_to_the_model_and_stays_with_it() {
+    let find = |_: &_| Some(base_model().clone());
+    let again = Model::from_bytes_and(file(), &find).unwrap();
+    assert_eq!(again.to_bytes().unwrap(), file());
+    let prior_of = |model: &Model| model.expert().unwrap().prior.clone();
+    assert_eq!(prior_of(&again), Some(prior(ALPHABET, MOST)));
+    for wrong in [
+        None,
+        Some(prior(ALPHABET + 1, MOST)),
+        Some(prior(ALPHABET, MOST - 1)),
+    ] {
+        assert!(untrained(None, wrong).is_err());
+    }
+    for at in (file().len() - 120..file().len()).step_by(7) {
+        let mut bad = file().to_vec();
+        bad[at] ^= 4;
+        assert!(Model::from_bytes_and(&bad, &find).is_err(), "byte {at}");
+        assert!(Model::from_bytes_and(&file()[..at], &find).is_err());
+    }
+}
+
+#[test]
+fn latents_that_do_not_fit_are_errors() {
+    let raw = &TEXT.as_bytes()[..3000];
+    let refused = |latents: &Latents| {
+        let encoded = alone().encode_by_model(raw, 1000, None, Some(latents));
+        encoded.is_err()
+    };
+    assert!(refused(&shared(&[ALPHABET as u16])), "not of the alphabet");
+    assert!(refused(&shared(&[0; MOST + 1])), "too many");
+    let groups = groups_of(alone(), raw, 1000);
+    let mut long = own(groups);
+    long.own[1] = vec![0; MOST];
+    assert!(refused(&long), "too many together");
+    assert!(refused(&own(groups + 3)), "for other groups");
+    // a model without encoder
+    let plain = Codecs::with_model(&network_model::file(1)).unwrap();
+    let encoded = plain.encode_by_model(raw, 1000, None, Some(&shared(&[1])));
+    assert!(encoded.is_err());
+    let mut payload = encode(alone(), raw, 1000, &shared(&[1]));
+    let hash = plain
+        .encode_by_model(raw, 1000, None, None)
+        .unwrap()
+        .0
+        .payload[3..11]
+        .to_vec();
+    payload[3..11].copy_from_slice(&hash);
+    assert!(plain.decode_all(&payload, None).is_err());
+}
+
+#[test]
+fn damaged_latents_are_errors() {
+    let raw = &TEXT.as_bytes()[..3000];
+    let latents = own(groups_of(alone(), raw, 500));
+    let payload = encode(alone(), raw, 500, &latents);
+    let mut random = Random::new(9);
+    for _ in 0..200 {
+        let mut bad = payload.clone();
+        // the header: its latents come first
+        let at = 11 + random.below(24);
+        bad[at] ^= 1 << random.below(8);
+        if let Ok(decoded) = alone().decode_all(&bad, None) {
+            assert_eq!(decoded, raw, "byte {at}");
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(40))]
+
+    #[test]
+    fn any_latents_come_back(
+        shared in prop::collection::vec(0..ALPHABET as u16, 0..=3),
+        own in prop::collection::vec(prop::collection::vec(0..ALPHABET as u16, 0..=MOST - 3), 1..40),
+    ) {
+        let groups = own.len();
+        let latents = Latents { shared, own };
+        let prior = prior(ALPHABET, MOST);
+        let coded = latents.encode(&prior, groups).unwrap();
+        let decoded = Latents::decode(&coded, &prior, groups, MOST).unwrap();
+        for group in 0..groups {
+            prop_assert_eq!(decoded.of_group(group), latents.of_group(group));
+        }
+        prop_assert_eq!(decoded.is_empty(), latents.is_empty());
+    }
+}
