@@ -19,6 +19,7 @@ mod suite;
 mod target;
 mod train;
 mod train_network;
+mod train_s2s;
 mod umount;
 
 use std::ffi::OsString;

@@ -8,6 +8,7 @@ use parking_lot::Mutex;
 
 use super::output::{bytes, share_bar};
 use super::train_network::{self, NetworkArguments};
+use super::train_s2s;
 use crate::exit::{Context, Exit, Failure, Outcome};
 use crate::model::network::Network;
 use crate::model::tokenizer::Tokenizer;
@@ -21,7 +22,7 @@ use crate::train::{self, Progress, TrainError, TrainOptions};
 pub struct TrainArguments {
     /// Directory of training files, with subdirectories
     dir: PathBuf,
-    /// Where to write the model, or, with --network, the directory of the network
+    /// Where to write the model, or, with --network or --s2s, the directory of the network
     #[arg(short, long, value_name = "FILE")]
     output: PathBuf,
     /// Name that the model carries [default: name of the output without its extension]
@@ -56,6 +57,12 @@ pub fn run(arguments: &TrainArguments) -> Outcome<()> {
         let paths = (arguments.dir.as_path(), output.as_path());
         let how = (arguments.seed, arguments.force);
         return train_network::run(&arguments.network, config, paths, how);
+    }
+    if let Some(config) = arguments.network.s2s_config() {
+        check_dir(&arguments.dir)?;
+        let paths = (arguments.dir.as_path(), output.as_path());
+        let how = (arguments.seed, arguments.force);
+        return train_s2s::run(&arguments.network, config, paths, how);
     }
     if !arguments.force && output.symlink_metadata().is_ok() {
         return Err(Failure::usage(format!(

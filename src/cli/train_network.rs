@@ -4,7 +4,7 @@ use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 
 use candle_core::Device;
-use clap::Args;
+use clap::{ArgGroup, Args};
 use indicatif::ProgressBar;
 use parking_lot::Mutex;
 
@@ -12,10 +12,11 @@ use super::output::share_bar;
 use super::{measure, memory, train};
 use crate::exit::{Exit, Failure, Outcome};
 use crate::train::network::NetworkError;
-use crate::train::network::recipe::Recipe;
+use crate::train::network::recipe::{Recipe, Training};
 use crate::train::network::session::{self, News, Order, Report};
 
 #[derive(Debug, Args)]
+#[command(group = ArgGroup::new("networks").args(["network", "s2s"]))]
 pub struct NetworkArguments {
     /// Train a network of this configuration (TOML or JSON); the output is then a directory
     #[arg(
@@ -24,17 +25,25 @@ pub struct NetworkArguments {
         conflicts_with_all = ["base", "with_network", "name", "buckets", "mixer_bytes"]
     )]
     network: Option<PathBuf>,
-    /// With --network: go on from the checkpoint in the output
-    #[arg(long, requires = "network", conflicts_with = "force")]
-    resume: bool,
-    /// With --network: use this vocabulary (the JSON of the tokenizers library) instead of training one
+    /// Train a network that reads latents, and the compressor that writes them, by this configuration (TOML or
+    /// JSON); the output is then a directory
+    #[arg(
+        long,
+        value_name = "CONFIG",
+        conflicts_with_all = ["base", "with_network", "name", "buckets", "mixer_bytes", "from"]
+    )]
+    s2s: Option<PathBuf>,
+    /// With --network or --s2s: go on from the checkpoint in the output
+    #[arg(long, requires = "networks", conflicts_with = "force")]
+    pub(super) resume: bool,
+    /// With --network or --s2s: use this vocabulary (the JSON of the tokenizers library) instead of training one
     #[arg(
         long,
         value_name = "FILE",
-        requires = "network",
+        requires = "networks",
         conflicts_with = "resume"
     )]
-    tokenizer: Option<PathBuf>,
+    pub(super) tokenizer: Option<PathBuf>,
     /// With --network: start from the published T5 in this directory instead of from nothing
     #[arg(
         long,
@@ -43,25 +52,25 @@ pub struct NetworkArguments {
         conflicts_with = "resume"
     )]
     from: Option<PathBuf>,
-    /// With --network: train for N minutes in all, whatever the configuration says
-    #[arg(long, value_name = "N", requires = "network", conflicts_with = "steps")]
+    /// With --network or --s2s: train for N minutes in all, whatever the configuration says
+    #[arg(long, value_name = "N", requires = "networks", conflicts_with = "steps")]
     minutes: Option<f64>,
-    /// With --network: train for N steps in all, whatever the configuration says
-    #[arg(long, value_name = "N", requires = "network")]
+    /// With --network or --s2s: train for N steps in all, whatever the configuration says
+    #[arg(long, value_name = "N", requires = "networks")]
     steps: Option<u64>,
-    /// With --network: where to compute: cpu or cuda:N
+    /// With --network or --s2s: where to compute: cpu or cuda:N
     #[arg(
         long,
         value_name = "DEVICE",
-        requires = "network",
+        requires = "networks",
         default_value = "cpu"
     )]
-    device: String,
-    /// With --network: threads on the processor [default: one for each core]
+    pub(super) device: String,
+    /// With --network or --s2s: threads on the processor [default: one for each core]
     #[arg(
         long,
         value_name = "N",
-        requires = "network",
+        requires = "networks",
         value_parser = clap::value_parser!(u16).range(1..=1024)
     )]
     threads: Option<u16>,
@@ -71,6 +80,26 @@ impl NetworkArguments {
     /// The configuration file, if a network is asked for.
     pub fn config(&self) -> Option<&Path> {
         self.network.as_deref()
+    }
+
+    /// The configuration file, if a network with a compressor is asked for.
+    pub fn s2s_config(&self) -> Option<&Path> {
+        self.s2s.as_deref()
+    }
+
+    /// Puts what the command line says in place of what the configuration says.
+    pub(super) fn change(&self, training: &mut Training, seed: Option<u64>) {
+        training.seed = seed.unwrap_or(training.seed);
+        training.minutes = self.minutes.unwrap_or(training.minutes);
+        if self.minutes.is_some() {
+            training.steps = None;
+        }
+        training.steps = self.steps.or(training.steps);
+    }
+
+    pub(super) fn threads(&self) -> usize {
+        let cores = || std::thread::available_parallelism().map_or(1, |n| n.get());
+        self.threads.map_or_else(cores, usize::from)
     }
 }
 
@@ -84,14 +113,7 @@ pub fn run(
     memory::keep_memory();
     check_output(arguments, output, force)?;
     let mut recipe = Recipe::read(config).map_err(explain)?;
-    let training = &mut recipe.training;
-    training.seed = seed.unwrap_or(training.seed);
-    training.minutes = arguments.minutes.unwrap_or(training.minutes);
-    if arguments.minutes.is_some() {
-        training.steps = None;
-    }
-    training.steps = arguments.steps.or(training.steps);
-    let cores = || std::thread::available_parallelism().map_or(1, |n| n.get());
+    arguments.change(&mut recipe.training, seed);
     let order = Order {
         dir: dir.to_owned(),
         output: output.to_owned(),
@@ -100,16 +122,16 @@ pub fn run(
         from: arguments.from.clone(),
         resume: arguments.resume,
         device: device(&arguments.device)?,
-        threads: arguments.threads.map_or_else(cores, usize::from),
+        threads: arguments.threads(),
     };
     let reporter = Reporter::new();
     let result = session::run(&order, &|news| reporter.tell(news));
-    reporter.bar.finish_and_clear();
+    reporter.finish();
     eprintln!("{}: {}", output.display(), result.map_err(explain)?);
     Ok(())
 }
 
-fn check_output(arguments: &NetworkArguments, output: &Path, force: bool) -> Outcome<()> {
+pub(super) fn check_output(arguments: &NetworkArguments, output: &Path, force: bool) -> Outcome<()> {
     let checkpoint = output.join(session::CHECKPOINT);
     match arguments.resume {
         true if !checkpoint.is_file() => Err(Failure::usage(format!(
@@ -124,7 +146,7 @@ fn check_output(arguments: &NetworkArguments, output: &Path, force: bool) -> Out
     }
 }
 
-fn device(name: &str) -> Outcome<Device> {
+pub(super) fn device(name: &str) -> Outcome<Device> {
     if name == "cpu" {
         return Ok(Device::Cpu);
     }
@@ -141,7 +163,7 @@ fn device(name: &str) -> Outcome<Device> {
     Device::new_cuda(number).map_err(|error| Failure::failed(format!("{name}: {error}")))
 }
 
-fn explain(error: NetworkError) -> Failure {
+pub(super) fn explain(error: NetworkError) -> Failure {
     use NetworkError::{Checkpoint, Corpus, Data, OtherRun, Published, Recipe, Tokenizer};
     let exit = match &error {
         Recipe(_) | Data { .. } | OtherRun { .. } => Exit::Usage,
@@ -154,7 +176,7 @@ fn explain(error: NetworkError) -> Failure {
 }
 
 /// Shows progress as a bar on a terminal, and as a line now and then elsewhere.
-struct Reporter {
+pub(super) struct Reporter {
     bar: ProgressBar,
     held_out: Mutex<Option<f64>>,
     is_terminal: bool,
@@ -164,7 +186,7 @@ struct Reporter {
 const STEPS: u64 = 10_000;
 
 impl Reporter {
-    fn new() -> Reporter {
+    pub fn new() -> Reporter {
         let is_terminal = std::io::stderr().is_terminal();
         Reporter {
             bar: share_bar(STEPS),
@@ -173,7 +195,11 @@ impl Reporter {
         }
     }
 
-    fn tell(&self, news: News) {
+    pub fn finish(&self) {
+        self.bar.finish_and_clear();
+    }
+
+    pub fn tell(&self, news: News) {
         match news {
             News::Doing(what) if self.is_terminal => self.bar.set_message(what.to_string()),
             News::Doing(what) => eprintln!("{what}"),

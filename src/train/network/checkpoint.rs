@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use candle_core::{Device, Tensor};
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::NetworkError;
@@ -51,6 +52,22 @@ impl State {
             tokens: 0,
             seconds: 0.0,
         }
+    }
+}
+
+/// The state of a kind of run, in the versions of its checkpoints.
+pub trait Versioned: Serialize + DeserializeOwned {
+    /// The one that this program reads.
+    const VERSION: u32;
+
+    fn version(&self) -> u32;
+}
+
+impl Versioned for State {
+    const VERSION: u32 = VERSION;
+
+    fn version(&self) -> u32 {
+        self.version
     }
 }
 
@@ -98,7 +115,11 @@ pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<(), NetworkError> {
 ///
 /// # Errors
 /// If a tensor cannot be read from its device, or the disk refuses.
-pub fn save(path: &Path, state: &State, tensors: &[(String, Tensor)]) -> Result<(), NetworkError> {
+pub fn save<S: Versioned>(
+    path: &Path,
+    state: &S,
+    tensors: &[(String, Tensor)],
+) -> Result<(), NetworkError> {
     let mut data = Vec::with_capacity(tensors.len());
     for (name, tensor) in tensors {
         let values = tensor.flatten_all()?.to_vec1::<f32>()?;
@@ -132,18 +153,18 @@ pub fn save(path: &Path, state: &State, tensors: &[(String, Tensor)]) -> Result<
 
 /// A checkpoint that was read: its state, and its tensors by name.
 #[derive(Debug)]
-pub struct Checkpoint {
+pub struct Checkpoint<S = State> {
     path: PathBuf,
-    pub state: State,
+    pub state: S,
     tensors: HashMap<String, Tensor>,
 }
 
-impl Checkpoint {
+impl<S: Versioned> Checkpoint<S> {
     /// Reads a checkpoint.
     ///
     /// # Errors
     /// If there is none, it is damaged, or of another version.
-    pub fn read(path: &Path, device: &Device) -> Result<Checkpoint, NetworkError> {
+    pub fn read(path: &Path, device: &Device) -> Result<Checkpoint<S>, NetworkError> {
         let bytes = std::fs::read(path).map_err(|source| NetworkError::File {
             path: path.display().to_string(),
             source,
@@ -185,17 +206,21 @@ impl Checkpoint {
 }
 
 /// The state and the tensors in a file.
-fn parse(bytes: &[u8], device: &Device) -> Result<(State, HashMap<String, Tensor>), String> {
+fn parse<S: Versioned>(
+    bytes: &[u8],
+    device: &Device,
+) -> Result<(S, HashMap<String, Tensor>), String> {
     let damaged = |what: &dyn std::fmt::Display| format!("the checkpoint is damaged: {what}");
     let (_, header) = SafeTensors::read_metadata(bytes).map_err(|e| damaged(&e))?;
     let metadata = header.metadata().as_ref();
     let entry = |name| metadata.and_then(|metadata| metadata.get(name));
     let json = entry(STATE).ok_or("no checkpoint of s2sfs")?;
-    let state: State = serde_json::from_str(json).map_err(|e| damaged(&e))?;
-    if state.version != VERSION {
+    let state: S = serde_json::from_str(json).map_err(|e| damaged(&e))?;
+    if state.version() != S::VERSION {
         return Err(format!(
-            "the checkpoint has version {}, this program reads {VERSION}",
-            state.version
+            "the checkpoint has version {}, this program reads {}",
+            state.version(),
+            S::VERSION
         ));
     }
     let file = SafeTensors::deserialize(bytes).map_err(|e| damaged(&e))?;

@@ -1,0 +1,45 @@
+//! `s2sfs train --s2s`.
+
+use std::path::Path;
+
+use super::train_network::{self, NetworkArguments, Reporter};
+use crate::exit::{Exit, Failure, Outcome};
+use crate::train::s2s::recipe::Recipe;
+use crate::train::s2s::session::{self, Order};
+use crate::train::s2s::S2sError;
+
+/// Trains compressor and decompressor and says what came of it.
+pub fn run(
+    arguments: &NetworkArguments,
+    config: &Path,
+    (dir, output): (&Path, &Path),
+    (seed, force): (Option<u64>, bool),
+) -> Outcome<()> {
+    train_network::check_output(arguments, output, force)?;
+    let mut recipe = Recipe::read(config).map_err(explain)?;
+    arguments.change(&mut recipe.training, seed);
+    let order = Order {
+        dir: dir.to_owned(),
+        output: output.to_owned(),
+        recipe,
+        tokenizer: arguments.tokenizer.clone(),
+        resume: arguments.resume,
+        device: train_network::device(&arguments.device)?,
+        threads: arguments.threads(),
+    };
+    let reporter = Reporter::new();
+    let result = session::run(&order, &|news| reporter.tell(news));
+    reporter.finish();
+    eprintln!("{}: {}", output.display(), result.map_err(explain)?);
+    Ok(())
+}
+
+fn explain(error: S2sError) -> Failure {
+    let exit = match error {
+        S2sError::Network(error) => return train_network::explain(error),
+        S2sError::Config(_) => Exit::Usage,
+        S2sError::File { .. } => Exit::Damaged,
+        _ => Exit::Failed,
+    };
+    Failure::new(exit, error)
+}

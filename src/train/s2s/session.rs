@@ -1,0 +1,465 @@
+//! A training run of compressor and decompressor: from a directory of files and a recipe to a network that reads
+//! latents, the prior of these, and who writes them.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use candle_core::Device;
+use serde::{Deserialize, Serialize};
+
+use super::log::{Line, Log};
+use super::reading::Usual;
+use super::recipe::Recipe;
+use super::{Compressor, Result, S2sError};
+use crate::model::latents::{LatentCounts, LatentPrior};
+use crate::model::network::simd::Simd;
+use crate::train::corpus::{Corpus, Random};
+use crate::train::network::checkpoint::{self, Checkpoint, Versioned, write_whole};
+use crate::train::network::data::{Language, Position, Source, sample};
+use crate::train::network::evaluate::exact_cost;
+use crate::train::network::export::export;
+use crate::train::network::float::{FloatNetwork, Parameter, Sample};
+use crate::train::network::optimiser::{Optimiser, Rates};
+use crate::train::network::session::{self, CHECKPOINT, LOSS_MAX, News, Report};
+use crate::train::{self, VOCABULARY_BYTES};
+
+/// The compressor's directory in that of the output, and the file of the prior.
+pub const COMPRESSOR: &str = "compressor";
+pub const PRIOR: &str = "latents.prior";
+/// Bytes that tell how often tokens usually occur.
+const USUAL_BYTES: usize = 4 << 20;
+/// Strings that the shipped prior is made of, at least.
+const PRIOR_STRINGS: usize = 512;
+
+/// What to train.
+#[derive(Debug, Clone)]
+pub struct Order {
+    pub dir: PathBuf,
+    /// The directory that gets network, prior and compressor.
+    pub output: PathBuf,
+    pub recipe: Recipe,
+    /// A vocabulary to use instead of training one.
+    pub tokenizer: Option<PathBuf>,
+    pub resume: bool,
+    pub device: Device,
+    pub threads: usize,
+}
+
+impl Order {
+    /// The decompressor's part.
+    fn network(&self) -> session::Order {
+        session::Order {
+            dir: self.dir.clone(),
+            output: self.output.clone(),
+            recipe: self.recipe.decompressor(),
+            tokenizer: self.tokenizer.clone(),
+            from: None,
+            resume: self.resume,
+            device: self.device.clone(),
+            threads: self.threads,
+        }
+    }
+}
+
+/// All of a run but its tensors.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct State {
+    version: u32,
+    recipe: Recipe,
+    tokenizer: String,
+    data: String,
+    position: Position,
+    pub(super) step: u64,
+    tokens: u64,
+    seconds: f64,
+    /// The prior in force, and the strings that will make the next.
+    prior: Vec<u8>,
+    recent: Vec<Vec<u16>>,
+    random: u64,
+}
+
+impl Versioned for State {
+    const VERSION: u32 = 1;
+
+    fn version(&self) -> u32 {
+        self.version
+    }
+}
+
+/// What came of a run, on held-out data.
+#[derive(Debug, Clone, Copy)]
+pub struct Outcome {
+    pub line: Line,
+    pub tokens: u64,
+    /// How much more than the network as it was trained the exact one costs.
+    pub loss: f64,
+}
+
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        let line = &self.line;
+        write!(
+            f,
+            "{} steps, {:.1} M tokens; bits per byte of held-out data: {:.4} without latents, {:.4} with and {:.4} with what they \
+             cost; {:.1} latents of {:.1} bits in a string; loss of quantisation {:.2} %",
+            line.step,
+            self.tokens as f64 / 1e6,
+            line.without,
+            line.residual,
+            line.total,
+            line.latents,
+            line.latent_bits / line.latents.max(1e-9),
+            self.loss * 100.0,
+        )
+    }
+}
+
+/// All that changes in a run.
+pub(super) struct Run<'a> {
+    pub order: &'a Order,
+    pub source: Source<'a>,
+    pub language: &'a Language,
+    pub usual: Usual,
+    /// Held-out extents.
+    pub held_out: Vec<Vec<u16>>,
+    pub compressor: Compressor,
+    pub compressor_optimiser: Optimiser,
+    pub decompressor: FloatNetwork,
+    pub decompressor_optimiser: Optimiser,
+    pub prior: LatentPrior,
+    pub random: Random,
+    pub state: State,
+}
+
+/// Trains, and writes what came of it to the directory of the output.
+///
+/// # Errors
+/// If there is too little data, a file cannot be read or written, a checkpoint does not fit, a loss diverges, or the
+/// exact network would lose too much.
+pub fn run(order: &Order, tell: &dyn Fn(News)) -> Result<Outcome> {
+    order.recipe.check()?;
+    tell(News::Doing("reading"));
+    let network = order.network();
+    let corpus = Corpus::read_at_least(&order.dir).map_err(session_error)?;
+    let mut random = Random(order.recipe.training.seed);
+    let parts = train::divide(&corpus, &mut random);
+    let data = session::hash_of(&corpus);
+    let checkpoint = order.resume.then(|| resumed(order, &data)).transpose()?;
+    let language = match &checkpoint {
+        Some(checkpoint) => session::language_from(&checkpoint.state.tokenizer)?,
+        None => session::new_language(&network, &corpus, &parts.tables, tell)?,
+    };
+    tell(News::Doing("counting"));
+    let mut run = Run::start(order, (&corpus, &parts), data, &language, &mut random)?;
+    session::prepare(&network)?;
+    if let Some(checkpoint) = checkpoint {
+        run.restore(checkpoint)?;
+    }
+    run.train(tell)?;
+    tell(News::Doing("exporting"));
+    run.finish()
+}
+
+fn session_error(error: train::TrainError) -> S2sError {
+    S2sError::Network(error.into())
+}
+
+/// The checkpoint to go on from, if it is one of such a run.
+fn resumed(order: &Order, data: &str) -> Result<Checkpoint<State>> {
+    let checkpoint = Checkpoint::<State>::read(&order.output.join(CHECKPOINT), &order.device)?;
+    let state = &checkpoint.state;
+    let mut asked = order.recipe.clone();
+    let known = &state.recipe.training;
+    asked.training.steps = known.steps;
+    asked.training.minutes = known.minutes;
+    if asked != state.recipe {
+        let why = "was made with another configuration: only its duration may change";
+        return Err(checkpoint.refuse(why.into()).into());
+    }
+    if state.data != data {
+        let why = "was made with another set of training data";
+        return Err(checkpoint.refuse(why.into()).into());
+    }
+    Ok(checkpoint)
+}
+
+impl<'a> Run<'a> {
+    fn start(
+        order: &'a Order,
+        (corpus, parts): (&'a Corpus, &train::Parts),
+        data: String,
+        language: &'a Language,
+        random: &mut Random,
+    ) -> Result<Run<'a>> {
+        let recipe = order.recipe.decompressor();
+        let vocabulary = &language.vocabulary;
+        let classes = vocabulary.classes(recipe.network.class_tokens);
+        let config = recipe.config(vocabulary.len(), classes);
+        let source = |pieces| {
+            let found = Source::new(corpus, language, pieces, &recipe.training);
+            found.ok_or_else(|| S2sError::Config("too few files to set some aside".into()))
+        };
+        let held_out = source(&parts.measure)?.batch(recipe.training.held_out_tokens)?;
+        let source = source(&parts.tables)?;
+        let compressor = order.recipe.compressor_config(vocabulary.len())?;
+        let compressor = Compressor::new(compressor, random, &order.device)?;
+        let decompressor = FloatNetwork::new(config, random, &order.device)?;
+        let shape = compressor.config();
+        let counts = LatentCounts::new(shape.latent_vocab, shape.max_latents)?;
+        let prior = LatentPrior::new(&counts);
+        let json = language.tokenizer.to_json()?;
+        let adam = |parameter| Parameter {
+            is_matrix: false,
+            ..parameter
+        };
+        let parameters = compressor.parameters().into_iter().map(adam).collect();
+        Ok(Run {
+            usual: usual(corpus, parts, language, recipe.training.balance)?,
+            compressor_optimiser: Optimiser::new(parameters, order.threads)?,
+            decompressor_optimiser: Optimiser::new(decompressor.parameters(), order.threads)?,
+            state: State {
+                version: State::VERSION,
+                recipe: order.recipe.clone(),
+                tokenizer: String::from_utf8_lossy(&json).into_owned(),
+                data,
+                position: source.position().clone(),
+                step: 0,
+                tokens: 0,
+                seconds: 0.0,
+                prior: prior.to_bytes(),
+                recent: vec![],
+                random: 0,
+            },
+            random: Random(random.bits()),
+            order,
+            source,
+            language,
+            held_out,
+            compressor,
+            decompressor,
+            prior,
+        })
+    }
+
+    /// Parameters and what the optimisers remember, by name.
+    fn tensors(&self) -> Vec<(String, candle_core::Tensor)> {
+        let named = |part: &str, all: Vec<Parameter>, optimiser: &Optimiser| {
+            let own = all
+                .into_iter()
+                .map(|p| (p.name, p.var.as_tensor().clone()));
+            let memory = optimiser.memory().into_iter();
+            let memory = memory.map(|(name, tensor)| (format!("optimiser.{name}"), tensor));
+            let all = own.chain(memory);
+            all.map(|(name, tensor)| (format!("{part}.{name}"), tensor))
+                .collect::<Vec<_>>()
+        };
+        let compressor = self.compressor.parameters();
+        let mut all = named(COMPRESSOR, compressor, &self.compressor_optimiser);
+        let decompressor = self.decompressor.parameters();
+        all.extend(named(
+            "decompressor",
+            decompressor,
+            &self.decompressor_optimiser,
+        ));
+        all
+    }
+
+    fn restore(&mut self, mut checkpoint: Checkpoint<State>) -> Result<()> {
+        if !self.source.seek(checkpoint.state.position.clone()) {
+            let why = "it stands in other training data";
+            return Err(checkpoint.refuse(why.into()).into());
+        }
+        let steps = i32::try_from(checkpoint.state.step).unwrap_or(i32::MAX);
+        for (part, parameters, optimiser) in [
+            (
+                COMPRESSOR,
+                self.compressor.parameters(),
+                &mut self.compressor_optimiser,
+            ),
+            (
+                "decompressor",
+                self.decompressor.parameters(),
+                &mut self.decompressor_optimiser,
+            ),
+        ] {
+            for parameter in parameters {
+                let name = format!("{part}.{}", parameter.name);
+                let saved = checkpoint.take(&name, parameter.var.as_tensor())?;
+                parameter.var.set(&saved)?;
+            }
+            let mut memory = Vec::new();
+            for (name, like) in optimiser.memory() {
+                memory.push(checkpoint.take(&format!("{part}.optimiser.{name}"), &like)?);
+            }
+            optimiser.restore(steps, memory);
+        }
+        self.prior = LatentPrior::from_bytes(&checkpoint.state.prior)?;
+        self.random = Random(checkpoint.state.random);
+        self.state = checkpoint.state;
+        self.state.recipe = self.order.recipe.clone();
+        Ok(())
+    }
+
+    fn save(&mut self) -> Result<()> {
+        self.state.position = self.source.position().clone();
+        self.state.prior = self.prior.to_bytes();
+        self.state.random = self.random.0;
+        let path = self.order.output.join(CHECKPOINT);
+        checkpoint::save(&path, &self.state, &self.tensors())?;
+        Ok(())
+    }
+
+    /// The share of training that is over.
+    fn done(&self) -> f64 {
+        let training = &self.order.recipe.training;
+        let done = match training.steps {
+            Some(steps) => self.state.step as f64 / steps as f64,
+            None => self.state.seconds / 60.0 / training.minutes,
+        };
+        done.min(1.0)
+    }
+
+    fn train(&mut self, tell: &dyn Fn(News)) -> Result<()> {
+        let training = self.order.recipe.training.clone();
+        let mut log = Log::open(&self.order.output, self.state.step)?;
+        let (started, before) = (Instant::now(), self.state.seconds);
+        let tokens_before = self.state.tokens;
+        let mut saved = before;
+        while self.done() < 1.0 {
+            let line = self.step()?;
+            if self.state.step.is_multiple_of(self.order.recipe.latents.log_steps) {
+                log.write(&line)?;
+            }
+            let held_out = match self.state.step.is_multiple_of(training.evaluate_steps) {
+                true => Some(self.held_out()?.total),
+                false => None,
+            };
+            let seconds = started.elapsed().as_secs_f64();
+            self.state.seconds = before + seconds;
+            tell(News::Progress(Report {
+                step: self.state.step,
+                tokens: self.state.tokens,
+                done: self.done(),
+                tokens_per_second: (self.state.tokens - tokens_before) as f64 / seconds,
+                training: line.total,
+                held_out,
+            }));
+            if self.state.seconds - saved >= 60.0 * training.checkpoint_minutes {
+                self.save()?;
+                saved = self.state.seconds;
+            }
+        }
+        self.save()
+    }
+
+    /// One step of whichever phase it is.
+    fn step(&mut self) -> Result<Line> {
+        let done = self.done();
+        let (training, method) = (&self.order.recipe.training, &self.order.recipe.latents);
+        self.decompressor.rounded = done >= training.float_phase;
+        let share = training.rate_at(self.state.step, done);
+        let rates = Rates {
+            matrices: training.matrix_rate * share,
+            others: training.rate * share,
+        };
+        let line = match done < method.copy_share {
+            true => self.copy_step(rates)?,
+            false => {
+                let rewarded = (done - method.copy_share) / (1.0 - method.copy_share).max(1e-9);
+                self.reward_step(method.cost.factor_at(rewarded), rates)?
+            }
+        };
+        self.state.step += 1;
+        self.state.tokens += (method.batch * method.tokens_of_string()) as u64;
+        if self.state.step.is_multiple_of(method.prior_steps) {
+            self.renew_prior()?;
+        }
+        Ok(line)
+    }
+
+    /// Remembers strings for the next prior.
+    pub(super) fn note<'s>(&mut self, strings: impl Iterator<Item = &'s [u16]>) -> Result<()> {
+        self.state.recent.extend(strings.map(<[u16]>::to_vec));
+        Ok(())
+    }
+
+    fn renew_prior(&mut self) -> Result<()> {
+        let strings = std::mem::take(&mut self.state.recent);
+        self.prior = self.prior_of(&strings)?;
+        Ok(())
+    }
+
+    fn prior_of(&self, strings: &[Vec<u16>]) -> Result<LatentPrior> {
+        let config = self.compressor.config();
+        let mut counts = LatentCounts::new(config.latent_vocab, config.max_latents)?;
+        for string in strings {
+            counts.add(string)?;
+        }
+        Ok(LatentPrior::new(&counts))
+    }
+
+    /// Makes the shipped prior, exports the network, measures all and, if it is as good as it should be, writes it.
+    fn finish(mut self) -> Result<Outcome> {
+        self.decompressor.rounded = true;
+        let batches = PRIOR_STRINGS.div_ceil(self.order.recipe.latents.batch);
+        let strings = self.likeliest(batches)?;
+        self.prior = self.prior_of(&strings)?;
+        let held_out = self.held_out()?;
+        let network = std::sync::Arc::new(export(&self.decompressor)?);
+        let engine = Simd::new(network.clone(), self.order.threads);
+        let chunk = self.order.recipe.latents.chunk;
+        let chunks = self.held_out.iter().flat_map(|tokens| tokens.chunks(chunk));
+        let samples: Vec<Sample> = chunks.map(Sample::from).collect();
+        let exact = exact_cost(&engine, &network, &samples)?;
+        let rounded: f64 = self.decompressor.costs(&samples)?.iter().sum();
+        let outcome = Outcome {
+            line: Line {
+                step: self.state.step,
+                ..held_out
+            },
+            tokens: self.state.tokens,
+            loss: exact / rounded - 1.0,
+        };
+        if outcome.loss.is_nan() || outcome.loss > LOSS_MAX {
+            return Err(S2sError::Lossy(outcome));
+        }
+        let network = session::FILES.iter().zip(self.files(&network)?);
+        for (name, bytes) in network.map(|(name, bytes)| (*name, bytes)) {
+            write_whole(&self.order.output.join(name), &bytes)?;
+        }
+        self.compressor.save(&self.order.output.join(COMPRESSOR))?;
+        write_whole(&self.order.output.join(PRIOR), &self.prior.to_bytes())?;
+        Ok(outcome)
+    }
+
+    /// The files of the exact network, in the order of [`session::FILES`].
+    fn files(&self, network: &crate::model::network::Network) -> Result<[Vec<u8>; 3]> {
+        let (config, tensors) = network.to_bytes()?;
+        Ok([self.state.tokenizer.clone().into_bytes(), tensors, config])
+    }
+}
+
+/// How often tokens occur in a balanced sample of the training data.
+fn usual(
+    corpus: &Corpus,
+    parts: &train::Parts,
+    language: &Language,
+    balance: f64,
+) -> Result<Usual> {
+    let mut usual = Usual::new(language.vocabulary.len());
+    for piece in sample(corpus, &parts.tables, balance, USUAL_BYTES.min(VOCABULARY_BYTES)) {
+        usual.add(&language.tokenizer.token_ids(corpus.bytes(piece))?)?;
+    }
+    Ok(usual)
+}
+
+/// Reads the prior that a run has left in a directory.
+///
+/// # Errors
+/// If there is none, or it is damaged.
+pub fn read_prior(dir: &Path) -> Result<LatentPrior> {
+    let path = dir.join(PRIOR);
+    let bytes = std::fs::read(&path).map_err(|source| S2sError::Read { path, source })?;
+    Ok(LatentPrior::from_bytes(&bytes)?)
+}
