@@ -11,7 +11,7 @@ use candle_core::{D, DType, Device, Tensor};
 use candle_nn::ops::log_softmax;
 use s2sfs::model::network::{self, FeedForward};
 use s2sfs::train::corpus::Random;
-use s2sfs::train::network::float::{FloatNetwork, Parameter};
+use s2sfs::train::network::float::{FloatNetwork, Parameter, Sample};
 use s2sfs::train::network::optimiser::{Optimiser, Rates};
 use s2sfs::train::published::{CandleT5, Checkpoint, FloatT5, PublishedError, measure, start};
 use serde_json::{Value, json};
@@ -586,7 +586,7 @@ fn a_network_that_starts_from_a_checkpoint_knows_what_the_checkpoint_knows() {
         &Device::Cpu,
     )
     .unwrap();
-    let chunks: Vec<&[u16]> = tokens.chunks(16).collect();
+    let chunks: Vec<Sample> = tokens.chunks(16).map(Sample::from).collect();
     let loss = |network: &FloatNetwork| values(&network.loss(&chunks).unwrap())[0];
     let fresh = FloatNetwork::new(shape, &mut Random(1), &Device::Cpu).unwrap();
     let without = loss(&fresh);

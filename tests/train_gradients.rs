@@ -7,7 +7,7 @@ use candle_core::{Device, Tensor};
 use decoder::decoder;
 use s2sfs::model::network::FeedForward;
 use s2sfs::train::corpus::Random;
-use s2sfs::train::network::float::FloatNetwork;
+use s2sfs::train::network::float::{FloatNetwork, Sample};
 use s2sfs::train::network::fused::Fused;
 
 /// Moves every parameter a little, so that none is at a special value.
@@ -57,7 +57,8 @@ fn gradients_by_hand_are_those_of_candle() {
             })
             .collect();
         let sequences: Vec<&[u16]> = sequences.iter().map(Vec::as_slice).collect();
-        let loss = network.loss(&sequences).unwrap();
+        let samples: Vec<Sample> = sequences.iter().map(|&s| s.into()).collect();
+        let loss = network.loss(&samples).unwrap();
         let expected = loss.backward().unwrap();
         let loss = f64::from(loss.to_scalar::<f32>().unwrap());
         let mut fused = Fused::new(2);

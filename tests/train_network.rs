@@ -5,13 +5,16 @@
 mod cli;
 #[path = "common/decoder.rs"]
 mod decoder;
+#[path = "common/moment.rs"]
+mod moment;
 
 use std::path::Path;
 use std::sync::Arc;
 
-use candle_core::{Device, Tensor, Var};
+use candle_core::Device;
 use cli::{Bed, assert_refused, exit, s2sfs, text};
 use decoder::decoder;
+use moment::{by_columns, train};
 use s2sfs::model::network::simd::Simd;
 use s2sfs::model::network::{FeedForward, Network};
 use s2sfs::train::corpus::Random;
@@ -19,8 +22,7 @@ use s2sfs::train::network::NetworkError;
 use s2sfs::train::network::checkpoint::Checkpoint;
 use s2sfs::train::network::evaluate::{Computer, exact_cost};
 use s2sfs::train::network::export::export;
-use s2sfs::train::network::float::FloatNetwork;
-use s2sfs::train::network::optimiser::{Optimiser, Rates};
+use s2sfs::train::network::float::{FloatNetwork, Sample};
 use s2sfs::train::network::recipe::{Recipe, Shape, Training};
 use s2sfs::train::network::session::{self, CHECKPOINT, News, Order};
 
@@ -28,24 +30,6 @@ use s2sfs::train::network::session::{self, CHECKPOINT, News, Order};
 fn tokens(below: usize) -> Vec<u16> {
     let text = include_str!("train_network.rs");
     text.bytes().map(|b| u16::from(b) % below as u16).collect()
-}
-
-/// Trains for a moment on sequences of twice the window, by `computer`.
-fn train(network: &FloatNetwork, computer: &mut Computer, sequences: &[&[u16]], steps: u32) {
-    let mut optimiser = Optimiser::new(network.parameters(), 2).unwrap();
-    let mut random = Random(2);
-    for step in 0..steps {
-        let batch: Vec<&[u16]> = (0..16)
-            .map(|_| sequences[random.below(sequences.len())])
-            .collect();
-        let (_, gradients) = computer.gradients(network, &batch).unwrap();
-        let rate = 1.0 - f64::from(step) / f64::from(steps);
-        let rates = Rates {
-            matrices: 0.02 * rate,
-            others: 0.01 * rate,
-        };
-        optimiser.step(&gradients, rates).unwrap();
-    }
 }
 
 #[test]
@@ -57,7 +41,7 @@ fn a_network_learns_and_its_exact_form_costs_at_most_one_percent_more() {
     ] {
         let config = decoder(feed_forward);
         let data = tokens(config.vocab_size);
-        let sequences: Vec<&[u16]> = data.chunks(2 * config.window).collect();
+        let sequences: Vec<Sample> = data.chunks(2 * config.window).map(Sample::from).collect();
         let network = FloatNetwork::new(config.clone(), &mut Random(1), &Device::Cpu).unwrap();
         let mut computer = match by_hand {
             true => Computer::new(&network, &Device::Cpu, 2),
@@ -83,15 +67,6 @@ fn a_network_learns_and_its_exact_form_costs_at_most_one_percent_more() {
             "exact {cost}, float {float}"
         );
     }
-}
-
-/// Multiplies columns of a parameter by these factors in turn.
-fn by_columns(var: &Var, factors: &[f32]) {
-    let columns = *var.dims().last().unwrap();
-    let factors: Vec<f32> = factors.iter().copied().cycle().take(columns).collect();
-    let factors = Tensor::from_vec(factors, columns, &Device::Cpu).unwrap();
-    let moved = var.as_tensor().broadcast_mul(&factors).unwrap();
-    var.set(&moved).unwrap();
 }
 
 /// Changes a network so that it computes the same in floats, but with weights that no scale of the exact network holds in
@@ -137,7 +112,7 @@ fn outgrow(network: &FloatNetwork) {
 fn weights_that_outgrow_the_units_of_training_are_exported_in_others() {
     let config = decoder(FeedForward::SquaredRelu);
     let data = tokens(config.vocab_size);
-    let sequences: Vec<&[u16]> = data.chunks(2 * config.window).collect();
+    let sequences: Vec<Sample> = data.chunks(2 * config.window).map(Sample::from).collect();
     let mut network = FloatNetwork::new(config, &mut Random(1), &Device::Cpu).unwrap();
     let mut computer = Computer::new(&network, &Device::Cpu, 2);
     train(&network, &mut computer, &sequences, 100);
@@ -167,7 +142,7 @@ fn weights_that_outgrow_the_units_of_training_are_exported_in_others() {
 fn training_by_hand_and_by_candle_go_the_same_way() {
     let config = decoder(FeedForward::SquaredRelu);
     let data = tokens(config.vocab_size);
-    let sequences: Vec<&[u16]> = data.chunks(2 * config.window).collect();
+    let sequences: Vec<Sample> = data.chunks(2 * config.window).map(Sample::from).collect();
     let device = Device::cuda_if_available(0).unwrap();
     let needed = std::env::var_os("S2SFS_NEEDS_CUDA").is_some();
     assert!(device.is_cuda() || !needed, "there is no CUDA device");

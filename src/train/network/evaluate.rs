@@ -4,10 +4,10 @@ use candle_core::{Device, Tensor};
 
 use super::NetworkError;
 use super::export::LOGIT_UNIT;
-use super::float::FloatNetwork;
+use super::float::{FloatNetwork, Sample};
 use super::fused::{self, Fused};
 use super::optimiser::derived;
-use crate::model::network::{Engine, Memory, Network, Sequence};
+use crate::model::network::{Engine, Network, Sequence};
 
 /// Computes costs and gradients on a device.
 #[derive(Debug)]
@@ -34,12 +34,12 @@ impl Computer {
     pub fn gradients(
         &mut self,
         network: &FloatNetwork,
-        sequences: &[&[u16]],
+        samples: &[Sample],
     ) -> Result<(f64, Vec<Tensor>), NetworkError> {
         match self {
-            Computer::Fused(fused) => Ok(fused.gradients(network, sequences)?),
+            Computer::Fused(fused) => Ok(fused.gradients(network, &plain(network, samples)?)?),
             Computer::Candle => {
-                let loss = network.loss(sequences)?;
+                let loss = network.loss(samples)?;
                 let gradients = derived(&loss, &network.parameters())?;
                 Ok((f64::from(loss.to_scalar::<f32>()?), gradients))
             }
@@ -50,47 +50,55 @@ impl Computer {
     pub fn cost(
         &mut self,
         network: &FloatNetwork,
-        sequences: &[&[u16]],
+        samples: &[Sample],
     ) -> Result<f64, NetworkError> {
         if let Computer::Fused(fused) = self {
-            return Ok(fused.cost(network, sequences)?);
+            return Ok(fused.cost(network, &plain(network, samples)?)?);
         }
-        let longest = sequences.iter().map(|s| s.len()).max().unwrap_or(1);
+        let longest = samples.iter().map(|s| s.tokens.len()).max().unwrap_or(1);
         let mut total = 0f64;
-        for part in sequences.chunks((CANDLE_TOKENS / longest.max(1)).max(1)) {
-            let tokens: usize = part.iter().map(|s| s.len()).sum();
+        for part in samples.chunks((CANDLE_TOKENS / longest.max(1)).max(1)) {
+            let tokens: usize = part.iter().map(|s| s.tokens.len()).sum();
             total += f64::from(network.loss(part)?.to_scalar::<f32>()?) * tokens as f64;
         }
         Ok(total)
     }
 }
 
+/// The tokens of samples without latents, for a network that reads none.
+fn plain<'a>(
+    network: &FloatNetwork,
+    samples: &[Sample<'a>],
+) -> candle_core::Result<Vec<&'a [u16]>> {
+    network.check_latents(samples)?;
+    Ok(samples.iter().map(|sample| sample.tokens).collect())
+}
+
 /// Total cost in nats by the logits of an exact network.
 ///
 /// # Errors
-/// If a token is not of the vocabulary, or the device fails.
+/// If a token or a latent is not of the network, or the device fails.
 pub fn exact_cost(
     engine: &dyn Engine,
     network: &Network,
-    sequences: &[&[u16]],
+    samples: &[Sample],
 ) -> Result<f64, NetworkError> {
     let config = network.config();
-    let memory = Memory::default();
-    let asked: Vec<Sequence> = sequences
+    let latents: Vec<&[u16]> = samples.iter().map(|sample| sample.latents).collect();
+    let memories = engine.encode(&latents)?;
+    let asked: Vec<Sequence> = samples
         .iter()
-        .map(|tokens| Sequence {
-            tokens,
-            memory: &memory,
-        })
+        .zip(&memories)
+        .map(|(&Sample { tokens, .. }, memory)| Sequence { tokens, memory })
         .collect();
     let rows = engine.hidden(&asked)?;
     let mut cost = 0f64;
-    for (rows, tokens) in rows.iter().zip(sequences) {
+    for (rows, sample) in rows.iter().zip(samples) {
         let classes = engine.class_logits(rows)?;
         let by_token = rows
             .chunks_exact(config.d_model)
             .zip(classes.chunks_exact(config.classes.len()));
-        for ((row, classes), &token) in by_token.zip(*tokens) {
+        for ((row, classes), &token) in by_token.zip(sample.tokens) {
             let class = config.classes.partition_point(|&first| first <= token) - 1;
             let members = engine.token_logits(row, class)?;
             let member = usize::from(token - config.classes[class]);

@@ -3,8 +3,8 @@
 use candle_core::{Tensor, Var};
 
 use super::float::{
-    ACTIVATION_UNIT, FloatAttention, FloatLayer, FloatNetwork, RESIDUAL_UNIT, SQUARE_UNIT,
-    hidden_unit, stored_scale,
+    ACTIVATION_UNIT, FloatAttention, FloatEncoder, FloatLayer, FloatNetwork, RESIDUAL_UNIT,
+    SQUARE_UNIT, hidden_unit, stored_scale,
 };
 use crate::model::ModelError;
 use crate::model::network::{
@@ -33,33 +33,48 @@ fn largest(var: &Var) -> Result<f64> {
 /// Units that training does not fix: the exact network computes the same in others, but not every scale fits in all.
 #[derive(Debug, Clone, Copy)]
 struct Units {
-    /// Exact residual values per 1.0: every reader normalises, so nobody sees it.
-    residual: f64,
+    /// Exact residual values per 1.0 in the decoder: every reader normalises, so nobody sees it.
+    decoder: f64,
+    /// The same in the encoder, which has a residual stream of its own.
+    encoder: f64,
     /// Exact hidden values per 1.0 in front of the heads: the last gains have it, and the heads take it away.
     hidden: f64,
+}
+
+/// The largest ratio of units for a matrix: rows are stored in steps of their largest value / 127.
+fn ratio(var: &Var) -> Result<f64> {
+    let steps = f64::from(exact::ACT_MAX) / largest(var)?.max(1e-8);
+    Ok(steps * f64::from(exact::PRODUCT_SCALE_MAX) / f64::from(1u32 << exact::SCALE_BITS))
+}
+
+/// Exact values per 1.0 of a residual stream that these layers write into.
+fn residual_unit(layers: &[FloatLayer], hidden: f64) -> Result<f64> {
+    let mut most = f64::INFINITY;
+    for layer in layers {
+        let attentions = std::iter::once(&layer.attention).chain(&layer.cross);
+        for attention in attentions {
+            most = most.min(ratio(&attention.output)? * ACTIVATION_UNIT);
+        }
+        most = most.min(ratio(&layer.down)? * hidden);
+    }
+    let mut unit = RESIDUAL_UNIT;
+    while unit > most && unit > 1.0 {
+        unit /= 2.0;
+    }
+    Ok(unit)
 }
 
 impl Units {
     /// Those of training, or the nearest in which the scales of all rows fit.
     fn new(network: &FloatNetwork) -> Result<Units> {
-        // the largest ratio of units for a matrix: rows are stored in steps of their largest value / 127
-        let ratio = |var: &Var| -> Result<f64> {
-            let steps = f64::from(exact::ACT_MAX) / largest(var)?.max(1e-8);
-            Ok(steps * f64::from(exact::PRODUCT_SCALE_MAX) / f64::from(1u32 << exact::SCALE_BITS))
-        };
         let hidden = hidden_unit(network.config.feed_forward);
-        let mut most = f64::INFINITY;
-        for layer in &network.layers {
-            most = most.min(ratio(&layer.attention.output)? * ACTIVATION_UNIT);
-            most = most.min(ratio(&layer.down)? * hidden);
-        }
+        let encoder = network.encoder.as_ref();
+        let encoder = encoder.map_or(&[][..], |encoder| &encoder.layers);
         let mut units = Units {
-            residual: RESIDUAL_UNIT,
+            decoder: residual_unit(&network.layers, hidden)?,
+            encoder: residual_unit(encoder, hidden)?,
             hidden: ACTIVATION_UNIT,
         };
-        while units.residual > most && units.residual > 1.0 {
-            units.residual /= 2.0;
-        }
         let heads = ratio(&network.class_head)?.min(ratio(&network.token_head)?);
         let gain = largest(&network.norm)? * NORM_ONE / ACTIVATION_UNIT;
         let fits = |hidden: f64| gain * hidden <= f64::from(exact::GAIN_MAX);
@@ -145,10 +160,11 @@ fn byte(value: f64) -> i8 {
     integer(value, -exact::ACT_MAX, exact::ACT_MAX) as i8
 }
 
-fn embedding(var: &Var, units: Units) -> Result<Embedding> {
+/// A table whose rows enter a residual stream with this unit.
+fn embedding(var: &Var, residual_unit: f64) -> Result<Embedding> {
     let (rows, columns) = var.dims2()?;
-    let scale = stored_scale(largest(var)? as f32, units.residual);
-    let step = f64::from(scale) / units.residual;
+    let scale = stored_scale(largest(var)? as f32, residual_unit);
+    let step = f64::from(scale) / residual_unit;
     let weight = values(var)?
         .into_iter()
         .map(|value| byte(value / step))
@@ -176,39 +192,72 @@ fn sizes(var: &Var, unit: f64, most: i32) -> Result<Vec<i32>> {
     Ok(sizes)
 }
 
-fn attention(from: &FloatAttention, d_kv: usize, units: Units) -> Result<Attention> {
+/// An attention that adds to a residual stream with this unit. Its keys and values are made of what `memory_norm`
+/// has normalised.
+fn attention(
+    from: &FloatAttention,
+    memory_norm: &Var,
+    d_kv: usize,
+    residual_unit: f64,
+) -> Result<Attention> {
     let score =
         SCORE_UNIT / (ACTIVATION_UNIT * ACTIVATION_UNIT) * f64::from(1u32 << exact::SCALE_BITS);
     let context = f64::from(1u32 << exact::CONTEXT_BITS);
-    let inputs = signs(&from.norm, 1)?;
-    let read = |var| Result::Ok(Matrix::new(var)?.by_columns(&inputs));
+    let (inputs, memory) = (signs(&from.norm, 1)?, signs(memory_norm, 1)?);
+    let query = Matrix::new(&from.query)?.by_columns(&inputs);
+    let read = |var| Result::Ok(Matrix::new(var)?.by_columns(&memory));
     let project = |matrix: Matrix| matrix.exact(ACTIVATION_UNIT, ACTIVATION_UNIT);
     let output = Matrix::new(&from.output)?.by_columns(&signs(&from.gain, d_kv)?);
     Ok(Attention {
         norm: sizes(&from.norm, NORM_ONE, exact::GAIN_MAX)?,
-        query: project(read(&from.query)?.by_rows(&signs(&from.score, d_kv)?)),
+        query: project(query.by_rows(&signs(&from.score, d_kv)?)),
         key: project(read(&from.key)?),
         value: project(read(&from.value)?),
-        output: output.exact(ACTIVATION_UNIT, units.residual),
+        output: output.exact(ACTIVATION_UNIT, residual_unit),
         score: sizes(&from.score, score, exact::SCALE_MAX)?,
         gain: sizes(&from.gain, context, exact::SCALE_MAX)?,
-        bias: numbers(&from.bias, SCORE_UNIT, -exact::BIAS_MAX, exact::BIAS_MAX)?,
+        bias: Vec::new(),
     })
 }
 
-fn layer(from: &FloatLayer, config: &Config, units: Units) -> Result<Layer> {
+/// A layer of a residual stream with this unit; `encoder` is what its cross-attention attends to.
+fn layer(
+    from: &FloatLayer,
+    encoder: Option<&FloatEncoder>,
+    config: &Config,
+    residual_unit: f64,
+) -> Result<Layer> {
     let kind = config.feed_forward;
     let sums = match kind {
         FeedForward::Relu => ACTIVATION_UNIT,
         FeedForward::SquaredRelu => SQUARE_UNIT,
     };
     let up = Matrix::new(&from.up)?.by_columns(&signs(&from.norm, 1)?);
+    let own = &from.attention;
+    let cross = from.cross.as_ref().zip(encoder);
+    let cross =
+        cross.map(|(cross, encoder)| attention(cross, &encoder.norm, config.d_kv, residual_unit));
     Ok(Layer {
-        attention: attention(&from.attention, config.d_kv, units)?,
-        cross: None,
+        attention: Attention {
+            bias: numbers(&from.bias, SCORE_UNIT, -exact::BIAS_MAX, exact::BIAS_MAX)?,
+            ..attention(own, &own.norm, config.d_kv, residual_unit)?
+        },
+        cross: cross.transpose()?,
         norm: sizes(&from.norm, NORM_ONE, exact::GAIN_MAX)?,
         up: up.exact(ACTIVATION_UNIT, sums),
-        down: Matrix::new(&from.down)?.exact(hidden_unit(kind), units.residual),
+        down: Matrix::new(&from.down)?.exact(hidden_unit(kind), residual_unit),
+    })
+}
+
+/// The parts of the exact network that read latents, in an otherwise empty one.
+fn encoder(from: &FloatEncoder, config: &Config, residual_unit: f64) -> Result<Weights> {
+    let layers = from.layers.iter();
+    let layers = layers.map(|from| layer(from, None, config, residual_unit));
+    Ok(Weights {
+        latents: Some(embedding(&from.latents, residual_unit)?),
+        encoder: layers.collect::<Result<_>>()?,
+        encoder_norm: sizes(&from.norm, NORM_ONE, exact::GAIN_MAX)?,
+        ..Weights::default()
     })
 }
 
@@ -224,11 +273,15 @@ pub fn export(network: &FloatNetwork) -> Result<Network> {
         Result::Ok(matrix.exact(units.hidden, LOGIT_UNIT))
     };
     let bias = |var| numbers(var, LOGIT_UNIT, -exact::BIAS_MAX, exact::BIAS_MAX);
-    let layers = network.layers.iter().map(|from| layer(from, config, units));
-    let ngrams = network.ngrams.iter().map(|table| embedding(table, units));
+    let reader = network.encoder.as_ref();
+    let layers = network.layers.iter();
+    let layers = layers.map(|from| layer(from, reader, config, units.decoder));
+    let ngrams = network.ngrams.iter();
+    let ngrams = ngrams.map(|table| embedding(table, units.decoder));
     let gain = NORM_ONE * units.hidden / ACTIVATION_UNIT;
+    let reading = reader.map(|from| encoder(from, config, units.encoder));
     let weights = Weights {
-        tokens: embedding(&network.tokens, units)?,
+        tokens: embedding(&network.tokens, units.decoder)?,
         ngrams: ngrams.collect::<Result<_>>()?,
         decoder: layers.collect::<Result<_>>()?,
         decoder_norm: sizes(&network.norm, gain, exact::GAIN_MAX)?,
@@ -236,7 +289,7 @@ pub fn export(network: &FloatNetwork) -> Result<Network> {
         class_bias: bias(&network.class_bias)?,
         token_head: head(&network.token_head)?,
         token_bias: bias(&network.token_bias)?,
-        ..Weights::default()
+        ..reading.transpose()?.unwrap_or_default()
     };
     Network::new(config.clone(), weights)
 }

@@ -5,7 +5,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use super::NetworkError;
-use crate::model::network::{Config, FeedForward, Ngrams};
+use crate::model::network::{Config, FeedForward, Ngrams, exact};
 
 /// A whole configuration file.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
@@ -36,6 +36,12 @@ pub struct Shape {
     pub max_distance: usize,
     /// Hashed n-gram embeddings, if any.
     pub ngrams: Option<Ngrams>,
+    /// Most latents of a sequence; 0 for a network without encoder.
+    pub latents: usize,
+    /// The alphabet of the latents, if there are any.
+    pub latent_vocabulary: usize,
+    /// Layers of the encoder, if there are latents.
+    pub encoder_layers: usize,
 }
 
 impl Default for Shape {
@@ -53,6 +59,9 @@ impl Default for Shape {
             buckets: 32,
             max_distance: 128,
             ngrams: None,
+            latents: 0,
+            latent_vocabulary: 1024,
+            encoder_layers: 1,
         }
     }
 }
@@ -146,6 +155,17 @@ impl Recipe {
                 "257 to 65536",
             ),
             ("class_tokens", shape.class_tokens > 0, "1 or more"),
+            ("latents", shape.latents <= exact::KEYS_MAX, "0 to 128"),
+            (
+                "latent_vocabulary",
+                (1..=65_536).contains(&shape.latent_vocabulary),
+                "1 to 65536",
+            ),
+            (
+                "encoder_layers",
+                (1..=64).contains(&shape.encoder_layers),
+                "1 to 64",
+            ),
             (
                 "batch_tokens",
                 (1..=most).contains(&training.batch_tokens),
@@ -191,16 +211,17 @@ impl Recipe {
     /// The shape of the network with a vocabulary of this size, divided into these classes.
     pub fn config(&self, vocab_size: usize, classes: Vec<u16>) -> Config {
         let shape = &self.network;
+        let if_latents = |size| if shape.latents > 0 { size } else { 0 };
         Config {
             vocab_size,
-            latent_vocab: 0,
+            latent_vocab: if_latents(shape.latent_vocabulary),
             window: shape.window,
-            max_latents: 0,
+            max_latents: shape.latents,
             d_model: shape.d_model,
             d_kv: shape.d_kv.unwrap_or(shape.d_model / shape.heads.max(1)),
             d_ff: shape.d_ff,
             num_heads: shape.heads,
-            num_layers: 0,
+            num_layers: if_latents(shape.encoder_layers),
             num_decoder_layers: shape.layers,
             relative_attention_num_buckets: shape.buckets,
             relative_attention_max_distance: shape.max_distance,
@@ -237,10 +258,16 @@ impl Training {
     }
 }
 
-/// Multiply-adds of one step of a network: what a token costs, given that a class of average size is evaluated.
+/// Multiply-adds of one step of a network: what a token costs, given that a class of average size is evaluated and, in a
+/// network with an encoder, that there are as many latents as there can be. The encoder, and the keys and values of
+/// the latents, are computed once for a sequence and do not count.
 pub fn multiply_adds(config: &Config) -> usize {
     let (d, inner) = (config.d_model, config.inner());
-    let layer = 4 * d * inner + 2 * d * config.d_ff + 2 * config.window * inner;
+    let cross = match config.max_latents {
+        0 => 0,
+        latents => 2 * d * inner + 2 * latents * inner,
+    };
+    let layer = 4 * d * inner + 2 * d * config.d_ff + 2 * config.window * inner + cross;
     let members = config.vocab_size / config.classes.len().max(1);
     config.num_decoder_layers * layer + d * (config.classes.len() + members)
 }
@@ -256,6 +283,26 @@ mod tests {
         assert_eq!(training.rate_at(60, 0.3), 1.0);
         assert!((training.rate_at(600, 0.7) - 0.5).abs() < 1e-9);
         assert_eq!(training.rate_at(900, 1.0), 0.02);
+    }
+
+    #[test]
+    fn latents_are_those_of_the_configuration_and_cost_each_token() {
+        let mut recipe = Recipe::default();
+        let config = |recipe: &Recipe| recipe.config(4096, vec![0]);
+        let without = config(&recipe);
+        let encoder = |c: &Config| (c.max_latents, c.latent_vocab, c.num_layers);
+        assert_eq!(encoder(&without), (0, 0, 0));
+        recipe.network.latents = 32;
+        recipe.network.encoder_layers = 3;
+        recipe.check().unwrap();
+        let with = config(&recipe);
+        assert_eq!(encoder(&with), (32, 1024, 3));
+        // in each of 2 layers query and output, scores and means of values
+        let more = 2 * (2 * 256 * 256 + 2 * 32 * 256);
+        assert_eq!(multiply_adds(&with), multiply_adds(&without) + more);
+        recipe.network.latents = 129;
+        let error = recipe.check().unwrap_err().to_string();
+        assert!(error.contains("latents must be 0 to 128"), "{error}");
     }
 
     #[test]

@@ -13,7 +13,7 @@ use super::checkpoint::{Checkpoint, State, save, write_whole};
 use super::data::{Language, Source, sample};
 use super::evaluate::{Computer, exact_cost};
 use super::export::export;
-use super::float::FloatNetwork;
+use super::float::{FloatNetwork, Sample};
 use super::optimiser::{Optimiser, Rates};
 use super::recipe::{Recipe, multiply_adds};
 use crate::model::ModelError;
@@ -134,8 +134,11 @@ struct Run<'a> {
     state: State,
 }
 
-fn views(sequences: &[Vec<u16>]) -> Vec<&[u16]> {
-    sequences.iter().map(Vec::as_slice).collect()
+fn samples(sequences: &[Vec<u16>]) -> Vec<Sample<'_>> {
+    sequences
+        .iter()
+        .map(|tokens| tokens.as_slice().into())
+        .collect()
 }
 
 fn bytes_of(sequences: &[Vec<u16>], language: &Language) -> f64 {
@@ -162,10 +165,15 @@ fn hash_of(corpus: &Corpus) -> String {
 /// Trains a network and writes it to the directory of the output.
 ///
 /// # Errors
-/// If there is too little data, a file cannot be read or written, a checkpoint does not fit, the loss diverges, or
+/// If the network is to have latents, there is too little data, a file cannot be read or written, a checkpoint does not fit, the loss diverges, or
 /// the exact network would lose too much.
 pub fn run(order: &Order, tell: &dyn Fn(News)) -> Result<Outcome, NetworkError> {
     order.recipe.check()?;
+    if order.recipe.network.latents > 0 {
+        return Err(NetworkError::Recipe(
+            "latents must be 0: text alone teaches a network nothing about them".into(),
+        ));
+    }
     tell(News::Doing("reading"));
     let corpus = Corpus::read_at_least(&order.dir)?;
     let mut random = Random(order.recipe.training.seed);
@@ -423,7 +431,7 @@ impl Run<'_> {
     fn step(&mut self, share: f64) -> Result<f64, NetworkError> {
         let training = &self.order.recipe.training;
         let batch = self.source.batch(training.batch_tokens)?;
-        let (nats, gradients) = self.computer.gradients(&self.network, &views(&batch))?;
+        let (nats, gradients) = self.computer.gradients(&self.network, &samples(&batch))?;
         if !nats.is_finite() {
             return Err(NetworkError::Diverged(self.state.step));
         }
@@ -442,7 +450,7 @@ impl Run<'_> {
     fn held_out(&mut self) -> Result<f64, NetworkError> {
         let nats = self
             .computer
-            .cost(&self.network, &views(&self.held_out.sequences))?;
+            .cost(&self.network, &samples(&self.held_out.sequences))?;
         Ok(bits(nats, self.held_out.bytes))
     }
 
@@ -453,7 +461,7 @@ impl Run<'_> {
         let plain = self.held_out()?;
         let network = Arc::new(export(&self.network)?);
         let engine = Simd::new(network.clone(), self.order.threads);
-        let nats = exact_cost(&engine, &network, &views(&self.held_out.sequences))?;
+        let nats = exact_cost(&engine, &network, &samples(&self.held_out.sequences))?;
         let outcome = Outcome {
             step: self.state.step,
             tokens: self.state.tokens,

@@ -319,7 +319,7 @@ fn take_biases(from: &Checkpoint, to: &[FloatLayer], ours: &network::Config) -> 
     }
     let bias = from.tensor(&bias_name("decoder"))?.t()?;
     for layer in to {
-        set(&layer.attention.bias, &bias)?;
+        set(&layer.bias, &bias)?;
     }
     Ok(Ok(()))
 }

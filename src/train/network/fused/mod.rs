@@ -21,9 +21,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use candle_core::{Result, Storage, Tensor, Var};
 use parking_lot::Mutex;
 
-use super::float::{
-    FloatAttention, FloatLayer, FloatNetwork, Parameter, RESIDUAL_UNIT, stored_scale,
-};
+use super::float::{FloatLayer, FloatNetwork, Parameter, RESIDUAL_UNIT, stored_scale};
 use crate::model::network::{Config, exact};
 use attention::Heads;
 use head::{Head, HeadWork};
@@ -71,9 +69,9 @@ struct Prepared<'a> {
     rounded: bool,
 }
 
-/// True if this code can train such a network.
+/// True if this code can train such a network: it has no encoder.
 pub fn supports(config: &Config) -> bool {
-    config.d_kv.is_multiple_of(2)
+    config.d_kv.is_multiple_of(2) && config.max_latents == 0
 }
 
 impl Fused {
@@ -399,7 +397,7 @@ fn layer<'a>(
     Layer {
         attention_norm: of(&attention.norm).to_vec(),
         qkv: Matrix::new(&qkv, d, rounded),
-        heads: heads(config, attention, of),
+        heads: heads(config, from, of),
         output: Matrix::new(of(&attention.output), inner, rounded),
         norm: of(&from.norm).to_vec(),
         up: Matrix::new(of(&from.up), d, rounded),
@@ -409,13 +407,9 @@ fn layer<'a>(
     }
 }
 
-fn heads<'a>(
-    config: &Config,
-    attention: &FloatAttention,
-    of: &impl Fn(&Var) -> &'a [f32],
-) -> Heads {
-    let window = config.window;
-    let by_bucket = of(&attention.bias).chunks_exact(config.relative_attention_num_buckets);
+fn heads<'a>(config: &Config, from: &FloatLayer, of: &impl Fn(&Var) -> &'a [f32]) -> Heads {
+    let (window, attention) = (config.window, &from.attention);
+    let by_bucket = of(&from.bias).chunks_exact(config.relative_attention_num_buckets);
     let buckets = places::buckets(config);
     Heads {
         heads: config.num_heads,
