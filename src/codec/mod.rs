@@ -14,7 +14,7 @@ mod measure;
 mod model_codec;
 mod network_codec;
 mod payload;
-mod range_coder;
+pub(crate) mod range_coder;
 mod registry;
 mod zstd_codec;
 

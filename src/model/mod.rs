@@ -9,6 +9,7 @@ mod error;
 mod file;
 mod file_network;
 pub(crate) mod fuzz;
+pub mod latents;
 pub mod logistic;
 pub mod masses;
 pub mod matcher;

@@ -82,7 +82,12 @@ pub struct Parameter {
 }
 
 /// Normally distributed values.
-fn normal(random: &mut Random, shape: &[usize], deviation: f64, device: &Device) -> Result<Var> {
+pub(crate) fn normal(
+    random: &mut Random,
+    shape: &[usize],
+    deviation: f64,
+    device: &Device,
+) -> Result<Var> {
     let uniform = |random: &mut Random| (random.bits() >> 11) as f64 / (1u64 << 53) as f64;
     let value = |random: &mut Random| {
         let (u, v) = (uniform(random).max(1e-12), uniform(random));
