@@ -293,7 +293,7 @@ mod tests {
         assert_eq!(prior.ends[0], (65536 * 3 / 10 + 1) as u16);
         assert_eq!(prior.ends[1], 3 << 13);
         // (2 * 4 + 1) of 14 parts, and 1, 1 and 3
-        let expected = [9.0 / 14.0, 1.0 / 14.0, 1.0 / 14.0, 3.0 / 14.0];
+        let expected: [f64; 4] = [9.0 / 14.0, 1.0 / 14.0, 1.0 / 14.0, 3.0 / 14.0];
         for (latent, share) in expected.iter().enumerate() {
             let costs = prior.costs(&[latent as u16]).unwrap();
             let cost = -(0.7 * share).log2();
