@@ -53,7 +53,12 @@ pub struct NetworkArguments {
     )]
     from: Option<PathBuf>,
     /// With --network or --s2s: train for N minutes in all, whatever the configuration says
-    #[arg(long, value_name = "N", requires = "networks", conflicts_with = "steps")]
+    #[arg(
+        long,
+        value_name = "N",
+        requires = "networks",
+        conflicts_with = "steps"
+    )]
     minutes: Option<f64>,
     /// With --network or --s2s: train for N steps in all, whatever the configuration says
     #[arg(long, value_name = "N", requires = "networks")]
@@ -131,7 +136,11 @@ pub fn run(
     Ok(())
 }
 
-pub(super) fn check_output(arguments: &NetworkArguments, output: &Path, force: bool) -> Outcome<()> {
+pub(super) fn check_output(
+    arguments: &NetworkArguments,
+    output: &Path,
+    force: bool,
+) -> Outcome<()> {
     let checkpoint = output.join(session::CHECKPOINT);
     match arguments.resume {
         true if !checkpoint.is_file() => Err(Failure::usage(format!(

@@ -4,9 +4,9 @@ use std::path::Path;
 
 use super::train_network::{self, NetworkArguments, Reporter};
 use crate::exit::{Exit, Failure, Outcome};
+use crate::train::s2s::S2sError;
 use crate::train::s2s::recipe::Recipe;
 use crate::train::s2s::session::{self, Order};
-use crate::train::s2s::S2sError;
 
 /// Trains compressor and decompressor and says what came of it.
 pub fn run(

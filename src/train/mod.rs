@@ -8,6 +8,8 @@ pub mod mixing;
 pub mod network;
 pub mod params;
 pub mod published;
+pub mod s2s;
+pub mod t5;
 pub mod tables;
 
 use std::path::Path;

@@ -120,6 +120,22 @@ pub fn save<S: Versioned>(
     state: &S,
     tensors: &[(String, Tensor)],
 ) -> Result<(), NetworkError> {
+    let json = serde_json::to_string(state).map_err(|e| NetworkError::Checkpoint {
+        path: path.display().to_string(),
+        what: e.to_string(),
+    })?;
+    save_tensors(path, json, tensors)
+}
+
+/// Writes tensors with what is said about them, and a hash of all.
+///
+/// # Errors
+/// If a tensor cannot be read from its device, or the disk refuses.
+pub(crate) fn save_tensors(
+    path: &Path,
+    json: String,
+    tensors: &[(String, Tensor)],
+) -> Result<(), NetworkError> {
     let mut data = Vec::with_capacity(tensors.len());
     for (name, tensor) in tensors {
         let values = tensor.flatten_all()?.to_vec1::<f32>()?;
@@ -130,11 +146,6 @@ pub fn save<S: Versioned>(
         data.push((name.as_str(), tensor.dims().to_vec(), bytes));
     }
     data.sort();
-    let refuse = |what: String| NetworkError::Checkpoint {
-        path: path.display().to_string(),
-        what,
-    };
-    let json = serde_json::to_string(state).map_err(|e| refuse(e.to_string()))?;
     let named = data
         .iter()
         .map(|(name, _, bytes)| (*name, bytes.as_slice()));
@@ -147,7 +158,10 @@ pub fn save<S: Versioned>(
     let metadata = HashMap::from([(STATE.to_string(), json), (HASH.to_string(), hash)]);
     let bytes = views
         .and_then(|views| safetensors::serialize(views, Some(metadata)))
-        .map_err(|e| refuse(e.to_string()))?;
+        .map_err(|e| NetworkError::Checkpoint {
+            path: path.display().to_string(),
+            what: e.to_string(),
+        })?;
     write_whole(path, &bytes)
 }
 
@@ -205,17 +219,17 @@ impl<S: Versioned> Checkpoint<S> {
     }
 }
 
+fn damaged(what: &dyn std::fmt::Display) -> String {
+    format!("the checkpoint is damaged: {what}")
+}
+
 /// The state and the tensors in a file.
 fn parse<S: Versioned>(
     bytes: &[u8],
     device: &Device,
 ) -> Result<(S, HashMap<String, Tensor>), String> {
-    let damaged = |what: &dyn std::fmt::Display| format!("the checkpoint is damaged: {what}");
-    let (_, header) = SafeTensors::read_metadata(bytes).map_err(|e| damaged(&e))?;
-    let metadata = header.metadata().as_ref();
-    let entry = |name| metadata.and_then(|metadata| metadata.get(name));
-    let json = entry(STATE).ok_or("no checkpoint of s2sfs")?;
-    let state: S = serde_json::from_str(json).map_err(|e| damaged(&e))?;
+    let (json, tensors) = parse_tensors(bytes, device)?;
+    let state: S = serde_json::from_str(&json).map_err(|e| damaged(&e))?;
     if state.version() != S::VERSION {
         return Err(format!(
             "the checkpoint has version {}, this program reads {}",
@@ -223,6 +237,18 @@ fn parse<S: Versioned>(
             S::VERSION
         ));
     }
+    Ok((state, tensors))
+}
+
+/// What [`save_tensors`] wrote; says what is wrong otherwise.
+pub(crate) fn parse_tensors(
+    bytes: &[u8],
+    device: &Device,
+) -> Result<(String, HashMap<String, Tensor>), String> {
+    let (_, header) = SafeTensors::read_metadata(bytes).map_err(|e| damaged(&e))?;
+    let metadata = header.metadata().as_ref();
+    let entry = |name| metadata.and_then(|metadata| metadata.get(name));
+    let json = entry(STATE).ok_or("no checkpoint of s2sfs")?;
     let file = SafeTensors::deserialize(bytes).map_err(|e| damaged(&e))?;
     let mut views = file.tensors();
     views.sort_by(|a, b| a.0.cmp(&b.0));
@@ -242,5 +268,5 @@ fn parse<S: Versioned>(
         let tensor = Tensor::from_vec(values, view.shape(), device).map_err(|e| damaged(&e))?;
         tensors.insert(name, tensor);
     }
-    Ok((state, tensors))
+    Ok((json.clone(), tensors))
 }

@@ -14,8 +14,9 @@ use candle_core::{Device, Result, Tensor, Var};
 use crate::model::network::{Config, FeedForward, exact};
 use crate::train::corpus::Random;
 pub use encoder::FloatEncoder;
+use layer::constant;
+pub(crate) use layer::normal;
 pub use layer::{FloatAttention, FloatLayer};
-use layer::{constant, normal};
 pub use rounding::stored_scale;
 
 /// Exact activations per 1.0.
@@ -26,6 +27,8 @@ pub const RESIDUAL_UNIT: f64 = 512.0;
 pub const SQUARE_UNIT: f64 = 48.0;
 /// Deviation with which tables that are looked up begin.
 const EMBEDDING_DEVIATION: f64 = 0.3;
+/// Tokens that are computed at once when costs are only measured.
+const COST_TOKENS: usize = 1 << 14;
 /// Very low, but not so low that differences are lost.
 const NEVER: f32 = -1e9;
 
@@ -182,6 +185,33 @@ impl FloatNetwork {
     /// # Errors
     /// If latents are not of this network, or the device fails.
     pub fn loss(&self, samples: &[Sample]) -> Result<Tensor> {
+        let (classes, tokens) = self.token_costs(samples)?;
+        classes.mean_all()? + tokens.mean_all()?
+    }
+
+    /// Cost of each sequence in nats, without gradients.
+    ///
+    /// # Errors
+    /// As for [`FloatNetwork::loss`].
+    pub fn costs(&self, samples: &[Sample]) -> Result<Vec<f64>> {
+        let mut costs = Vec::with_capacity(samples.len());
+        let longest = samples.iter().map(|s| s.tokens.len()).max().unwrap_or(1);
+        for part in samples.chunks((COST_TOKENS / longest.max(1)).max(1)) {
+            let (classes, tokens) = self.token_costs(part)?;
+            let each = (classes + tokens)?.to_vec1::<f32>()?;
+            let mut rest = each.as_slice();
+            for sample in part {
+                let (own, others) = rest.split_at(sample.tokens.len());
+                costs.push(own.iter().map(|&nats| f64::from(nats)).sum());
+                rest = others;
+            }
+        }
+        Ok(costs)
+    }
+
+    /// What the class of each token costs in nats, and the token among those of the class, one sequence behind the
+    /// other.
+    fn token_costs(&self, samples: &[Sample]) -> Result<(Tensor, Tensor)> {
         let device = self.tokens.device();
         let hidden = self.hidden(samples)?;
         let targets = samples.iter().flat_map(|sample| sample.tokens);
@@ -197,7 +227,8 @@ impl FloatNetwork {
             .multiply(&hidden, &self.token_head)?
             .broadcast_add(&self.token_bias)?;
         let token_logits = (token_logits + self.outside.index_select(&classes, 0)?)?;
-        cross_entropy(&class_logits, &classes)? + cross_entropy(&token_logits, &targets)?
+        let classes = nats(&class_logits, &classes)?;
+        Ok((classes, nats(&token_logits, &targets)?))
     }
 
     /// Hidden rows of all tokens, without what sequences are filled up with.
@@ -282,10 +313,10 @@ fn outside_table(config: &Config, device: &Device) -> Result<Tensor> {
     Tensor::from_vec(table, (config.classes.len(), config.vocab_size), device)
 }
 
-/// Mean of -ln p over rows.
-fn cross_entropy(logits: &Tensor, targets: &Tensor) -> Result<Tensor> {
+/// -ln p of the target of each row.
+fn nats(logits: &Tensor, targets: &Tensor) -> Result<Tensor> {
     let shifted = logits.broadcast_sub(&logits.max_keepdim(1)?.detach())?;
     let total = shifted.exp()?.sum_keepdim(1)?.log()?;
     let chosen = shifted.gather(&targets.unsqueeze(1)?, 1)?;
-    (total - chosen)?.mean_all()
+    (total - chosen)?.squeeze(1)
 }

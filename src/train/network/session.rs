@@ -27,7 +27,7 @@ use crate::train::{self, VOCABULARY_BYTES, published};
 /// The checkpoint in the directory of the output.
 pub const CHECKPOINT: &str = "checkpoint.safetensors";
 /// The files of a network, the one that readers begin with last.
-const FILES: [&str; 3] = ["tokenizer.json", "model.safetensors", "config.json"];
+pub const FILES: [&str; 3] = ["tokenizer.json", "model.safetensors", "config.json"];
 /// Most that the exact network may lose.
 pub const LOSS_MAX: f64 = 0.01;
 
@@ -152,7 +152,7 @@ fn bits(nats: f64, bytes: f64) -> f64 {
 }
 
 /// Hash of all files and their kinds.
-fn hash_of(corpus: &Corpus) -> String {
+pub(crate) fn hash_of(corpus: &Corpus) -> String {
     let mut hasher = blake3::Hasher::new();
     for piece in corpus.files() {
         hasher.update(&(corpus.kind(piece.file) as u64).to_le_bytes());
@@ -198,7 +198,7 @@ pub fn run(order: &Order, tell: &dyn Fn(News)) -> Result<Outcome, NetworkError> 
 }
 
 /// Makes the directory of the output; a run from the beginning takes away what an earlier one left there.
-fn prepare(order: &Order) -> Result<(), NetworkError> {
+pub(crate) fn prepare(order: &Order) -> Result<(), NetworkError> {
     let failed = |path: &Path, source| NetworkError::File {
         path: path.display().to_string(),
         source,
@@ -218,7 +218,7 @@ fn prepare(order: &Order) -> Result<(), NetworkError> {
 /// The checkpoint to go on from, if it is one of such a run.
 fn resumed(order: &Order, data: &str) -> Result<Checkpoint, NetworkError> {
     let file = order.output.join(CHECKPOINT);
-    let checkpoint = Checkpoint::read(&file, &order.device)?;
+    let checkpoint = Checkpoint::<State>::read(&file, &order.device)?;
     let other = |what| NetworkError::OtherRun {
         path: file.display().to_string(),
         what,
@@ -243,11 +243,25 @@ fn language(
     pieces: &[Piece],
     tell: &dyn Fn(News),
 ) -> Result<Language, NetworkError> {
-    if let Some(checkpoint) = checkpoint {
-        let tokenizer = Tokenizer::from_json(checkpoint.state.tokenizer.as_bytes());
-        let language = tokenizer.and_then(Language::new);
-        return language.map_err(|error| checkpoint.refuse(error.to_string()));
+    match checkpoint {
+        Some(checkpoint) => language_from(&checkpoint.state.tokenizer)
+            .map_err(|error| checkpoint.refuse(error.to_string())),
+        None => new_language(order, corpus, pieces, tell),
     }
+}
+
+/// The vocabulary of a checkpoint.
+pub(crate) fn language_from(tokenizer: &str) -> Result<Language, ModelError> {
+    Tokenizer::from_json(tokenizer.as_bytes()).and_then(Language::new)
+}
+
+/// The vocabulary that the order names, or one trained on a byte-balanced sample.
+pub(crate) fn new_language(
+    order: &Order,
+    corpus: &Corpus,
+    pieces: &[Piece],
+    tell: &dyn Fn(News),
+) -> Result<Language, NetworkError> {
     if let Some(file) = &order.tokenizer {
         let path = file.display().to_string();
         let json = match std::fs::read(file) {

@@ -9,8 +9,9 @@ use candle_core::{DType, Tensor};
 use candle_nn::VarBuilder;
 use candle_transformers::models::t5;
 
-use super::tensors::{Tensors, bias_name};
+use super::tensors::Tensors;
 use super::{Activation, Checkpoint, Config, Result};
+use crate::train::t5::bias_name;
 
 /// A model that candle-transformers runs.
 #[derive(Debug)]

@@ -8,6 +8,7 @@ use serde::Deserialize;
 use super::pieces::TOKENIZER;
 use super::tensors::WHOLE;
 use super::{PublishedError, Result};
+use crate::train::t5::{self, Sizes};
 
 /// Name of the file.
 pub(super) const CONFIG: &str = "config.json";
@@ -124,6 +125,23 @@ impl Config {
     /// Dimension of all heads together.
     pub fn inner(&self) -> usize {
         self.num_heads * self.d_kv
+    }
+
+    /// What its layers share.
+    pub fn sizes(&self) -> Sizes {
+        Sizes {
+            d_model: self.d_model,
+            d_kv: self.d_kv,
+            d_ff: self.d_ff,
+            heads: self.num_heads,
+            buckets: self.relative_attention_num_buckets,
+            distance: self.relative_attention_max_distance,
+            epsilon: self.epsilon,
+            activation: match self.activation {
+                Activation::Relu => t5::Activation::Relu,
+                Activation::GatedGelu => t5::Activation::GatedGelu,
+            },
+        }
     }
 
     /// Reads the configuration in `dir`.

@@ -15,12 +15,12 @@
 
 use candle_core::{DType, Device, Tensor, Var};
 
-use super::tensors::bias_name;
 use super::{Activation, Checkpoint, Config, FloatT5, PublishedError, Result};
 use crate::model::ModelError;
 use crate::model::network::{self, FeedForward};
 use crate::train::corpus::Random;
 use crate::train::network::float::{FloatAttention, FloatLayer, FloatNetwork};
+use crate::train::t5::bias_name;
 
 /// Root mean square of the embedding's values, as in a network that starts from nothing.
 const EMBEDDING_SIZE: f64 = 0.3;

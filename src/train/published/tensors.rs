@@ -10,7 +10,8 @@ use safetensors::{Dtype, SafeTensors};
 use serde::Deserialize;
 
 use super::config::read as read_file;
-use super::{Activation, Config, PublishedError, Result};
+use super::{Config, PublishedError, Result};
+use crate::train::t5;
 
 /// All tensors of a checkpoint by their published names.
 pub(super) type Tensors = HashMap<String, Tensor>;
@@ -27,62 +28,15 @@ const EMBEDDINGS: [&str; 3] = [
     "encoder.embed_tokens.weight",
 ];
 
-/// Name of the relative position biases of a stack, buckets x heads.
-pub(super) fn bias_name(stack: &str) -> String {
-    format!("{stack}.block.0.layer.0.SelfAttention.relative_attention_bias.weight")
-}
-
-/// The matrices of a feed-forward layer, those that read the residual stream first.
-pub(super) fn feed_forward_names(activation: Activation) -> &'static [&'static str] {
-    match activation {
-        Activation::Relu => &["wi", "wo"],
-        Activation::GatedGelu => &["wi_0", "wi_1", "wo"],
-    }
-}
-
 /// Every tensor that a T5 of this shape has, but its embedding, with its shape.
 fn expected(config: &Config) -> Vec<(String, Vec<usize>)> {
-    let (d, inner, ff) = (config.d_model, config.inner(), config.d_ff);
     let mut all = Vec::new();
     if !config.tied {
-        all.push((HEAD.into(), vec![config.vocab_size, d]));
+        all.push((HEAD.into(), vec![config.vocab_size, config.d_model]));
     }
-    let stacks = [
-        ("encoder", config.num_layers, &["SelfAttention"][..]),
-        (
-            "decoder",
-            config.num_decoder_layers,
-            &["SelfAttention", "EncDecAttention"],
-        ),
-    ];
-    for (stack, layers, attentions) in stacks {
-        let bias = vec![config.relative_attention_num_buckets, config.num_heads];
-        all.push((bias_name(stack), bias));
-        all.push((format!("{stack}.final_layer_norm.weight"), vec![d]));
-        for layer in 0..layers {
-            let block = format!("{stack}.block.{layer}.layer");
-            for (at, attention) in attentions.iter().enumerate() {
-                all.push((format!("{block}.{at}.layer_norm.weight"), vec![d]));
-                for matrix in ["q", "k", "v"] {
-                    all.push((
-                        format!("{block}.{at}.{attention}.{matrix}.weight"),
-                        vec![inner, d],
-                    ));
-                }
-                all.push((format!("{block}.{at}.{attention}.o.weight"), vec![d, inner]));
-            }
-            let block = format!("{block}.{}", attentions.len());
-            all.push((format!("{block}.layer_norm.weight"), vec![d]));
-            for &matrix in feed_forward_names(config.activation) {
-                let shape = if matrix == "wo" {
-                    vec![d, ff]
-                } else {
-                    vec![ff, d]
-                };
-                all.push((format!("{block}.DenseReluDense.{matrix}.weight"), shape));
-            }
-        }
-    }
+    let sizes = config.sizes();
+    all.extend(t5::tensors(t5::ENCODER, config.num_layers, &sizes));
+    all.extend(t5::tensors(t5::DECODER, config.num_decoder_layers, &sizes));
     all
 }
 

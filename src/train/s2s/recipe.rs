@@ -142,7 +142,9 @@ impl Method {
             ("prior_steps", self.prior_steps > 0, "1 or more"),
         ] {
             if !sound {
-                return Err(S2sError::Config(format!("latents.{name} must be {allowed}")));
+                return Err(S2sError::Config(format!(
+                    "latents.{name} must be {allowed}"
+                )));
             }
         }
         self.a2c.check()

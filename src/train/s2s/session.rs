@@ -245,9 +245,7 @@ impl<'a> Run<'a> {
     /// Parameters and what the optimisers remember, by name.
     fn tensors(&self) -> Vec<(String, candle_core::Tensor)> {
         let named = |part: &str, all: Vec<Parameter>, optimiser: &Optimiser| {
-            let own = all
-                .into_iter()
-                .map(|p| (p.name, p.var.as_tensor().clone()));
+            let own = all.into_iter().map(|p| (p.name, p.var.as_tensor().clone()));
             let memory = optimiser.memory().into_iter();
             let memory = memory.map(|(name, tensor)| (format!("optimiser.{name}"), tensor));
             let all = own.chain(memory);
@@ -328,7 +326,11 @@ impl<'a> Run<'a> {
         let mut saved = before;
         while self.done() < 1.0 {
             let line = self.step()?;
-            if self.state.step.is_multiple_of(self.order.recipe.latents.log_steps) {
+            if self
+                .state
+                .step
+                .is_multiple_of(self.order.recipe.latents.log_steps)
+            {
                 log.write(&line)?;
             }
             let held_out = match self.state.step.is_multiple_of(training.evaluate_steps) {
@@ -367,7 +369,7 @@ impl<'a> Run<'a> {
             true => self.copy_step(rates)?,
             false => {
                 let rewarded = (done - method.copy_share) / (1.0 - method.copy_share).max(1e-9);
-                self.reward_step(method.cost.factor_at(rewarded), rates)?
+                self.reward_step(method.cost.factor(rewarded), rates)?
             }
         };
         self.state.step += 1;
@@ -448,7 +450,12 @@ fn usual(
     balance: f64,
 ) -> Result<Usual> {
     let mut usual = Usual::new(language.vocabulary.len());
-    for piece in sample(corpus, &parts.tables, balance, USUAL_BYTES.min(VOCABULARY_BYTES)) {
+    for piece in sample(
+        corpus,
+        &parts.tables,
+        balance,
+        USUAL_BYTES.min(VOCABULARY_BYTES),
+    ) {
         usual.add(&language.tokenizer.token_ids(corpus.bytes(piece))?)?;
     }
     Ok(usual)

@@ -7,6 +7,7 @@ use super::log::Line;
 use super::reading::sampled;
 use super::session::Run;
 use super::{Choice, Result, S2sError, Written};
+use crate::train::corpus::Random;
 use crate::train::network::float::Sample;
 use crate::train::network::optimiser::{Rates, derived};
 
@@ -112,9 +113,10 @@ impl Run<'_> {
         let strings = written.iter().step_by(method.samples);
         let strings: Vec<Vec<u16>> = strings.map(|string| string.latents.clone()).collect();
         self.move_decompressor(&batch, &strings, rates)?;
-        let rewards = costs.iter().zip(&saved).map(|(costs, saved)| {
-            -(factor * costs.iter().sum::<f64>() + saved)
-        });
+        let rewards = costs
+            .iter()
+            .zip(&saved)
+            .map(|(costs, saved)| -(factor * costs.iter().sum::<f64>() + saved));
         let line = Line {
             rewarded: true,
             reward: rewards.sum::<f64>() / written.len() as f64,
@@ -247,7 +249,7 @@ impl Run<'_> {
     }
 
     /// What held-out extents cost with the likeliest latents.
-    pub(super) fn held_out(&mut self) -> Result<Line> {
+    pub(super) fn held_out(&self) -> Result<Line> {
         let size = self.order.recipe.latents.batch;
         let mut all = Line::default();
         let (mut bytes, mut strings) = (0.0, 0.0);
@@ -274,10 +276,13 @@ impl Run<'_> {
         })
     }
 
-    fn greedy(&mut self, batch: &Batch) -> Result<Vec<Vec<u16>>> {
+    fn greedy(&self, batch: &Batch) -> Result<Vec<Vec<u16>>> {
+        // nothing is left to chance
+        let mut random = Random(0);
+        let inputs = batch.inputs(1);
         let written = self
             .compressor
-            .write(&batch.inputs(1), Choice::Greedy, &mut self.random)?;
+            .write(&inputs, Choice::Greedy, &mut random)?;
         Ok(written.into_iter().map(|string| string.latents).collect())
     }
 

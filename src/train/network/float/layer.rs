@@ -34,7 +34,7 @@ pub struct FloatLayer {
 }
 
 /// Normally distributed values.
-pub(super) fn normal(
+pub(crate) fn normal(
     random: &mut Random,
     shape: &[usize],
     deviation: f64,
