@@ -1,6 +1,7 @@
 //! `s2sfs train`.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use clap::{ArgGroup, Args};
 use indicatif::ProgressBar;
@@ -9,12 +10,16 @@ use parking_lot::Mutex;
 use super::output::{bytes, share_bar};
 use super::train_network::{self, NetworkArguments};
 use super::train_s2s;
+use crate::codec::LatentWriter;
 use crate::exit::{Context, Exit, Failure, Outcome};
 use crate::model::network::Network;
 use crate::model::tokenizer::Tokenizer;
 use crate::model::{Model, hash_of};
-use crate::train::mixing::{self, MixingOptions};
+use crate::train::mixing::{self, MixingOptions, Trained};
 use crate::train::network::checkpoint::write_whole;
+use crate::train::s2s::recipe::Purpose;
+use crate::train::s2s::session;
+use crate::train::s2s::writer::Writer;
 use crate::train::{self, Progress, TrainError, TrainOptions};
 
 #[derive(Debug, Args)]
@@ -91,16 +96,7 @@ fn train_mixer(
         let file = std::fs::read(path).context(path.display())?;
         Model::from_bytes(&file).context(path.display())
     });
-    let network = arguments.with_network.as_ref().map(|dir| {
-        let read = |name: &str| {
-            let path = dir.join(name);
-            std::fs::read(&path).context(path.display())
-        };
-        let (config, tensors) = (read("config.json")?, read("model.safetensors")?);
-        let network = Network::from_bytes(&config, &tensors).context(dir.display())?;
-        let tokenizer = Tokenizer::from_json(&read("tokenizer.json")?).context(dir.display())?;
-        Ok::<_, Failure>((network, tokenizer))
-    });
+    let network = arguments.with_network.as_deref().map(read_network);
     let TrainOptions { name, seed, .. } = options(arguments);
     let options = MixingOptions {
         name,
@@ -117,6 +113,32 @@ fn train_mixer(
         &options,
         progress,
     ))
+}
+
+/// The network that training has left in a directory, with what it needs for latents if it reads any.
+fn read_network(dir: &Path) -> Outcome<Trained> {
+    let read = |name: &str| {
+        let path = dir.join(name);
+        std::fs::read(&path).context(path.display())
+    };
+    let (config, tensors) = (read("config.json")?, read("model.safetensors")?);
+    let network = Network::from_bytes(&config, &tensors).context(dir.display())?;
+    let tokenizer = Tokenizer::from_json(&read("tokenizer.json")?).context(dir.display())?;
+    let latents = match network.config().max_latents {
+        0 => None,
+        _ => {
+            let prior = session::read_prior(dir).map_err(train_s2s::explain)?;
+            // groups are what latents are written for, whatever they are for later
+            let writer = Writer::load(&dir.join(session::COMPRESSOR), Purpose::Extent, 1);
+            let writer: Arc<dyn LatentWriter> = Arc::new(writer.map_err(train_s2s::explain)?);
+            Some((prior, writer))
+        }
+    };
+    Ok(Trained {
+        network,
+        tokenizer,
+        latents,
+    })
 }
 
 fn check_dir(dir: &Path) -> Outcome<()> {

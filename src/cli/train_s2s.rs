@@ -34,7 +34,7 @@ pub fn run(
     Ok(())
 }
 
-fn explain(error: S2sError) -> Failure {
+pub(super) fn explain(error: S2sError) -> Failure {
     let exit = match error {
         S2sError::Network(error) => return train_network::explain(error),
         S2sError::Config(_) => Exit::Usage,

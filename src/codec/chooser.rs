@@ -5,11 +5,12 @@ use std::sync::Arc;
 use crate::model::Model;
 
 use super::engines::Engines;
+use super::latents::Latents;
 use super::model_codec::{Beginning, Sample};
 use super::payload::AnchorRange;
 use super::{
     AnchorSource, Codecs, EncodeOptions, Encoded, Policy, Result, Snapshot, fast, model_codec,
-    zstd_codec,
+    network_codec, zstd_codec,
 };
 
 /// Group sizes in bytes where no option says otherwise.
@@ -116,19 +117,37 @@ fn encode_with(
     let used = anchor
         .as_ref()
         .map(|(range, snapshot)| (range, snapshot.as_ref()));
-    let beginning = Beginning {
-        anchor: used,
-        latents: None,
+    let group = group_bytes(options);
+    let with = |latents: Option<&Latents>| {
+        let beginning = Beginning {
+            anchor: used,
+            latents,
+        };
+        model_codec::encode(model, engines.as_ref(), raw, group, beginning)
     };
-    let coded = model_codec::encode(
-        model,
-        engines.as_ref(),
-        raw,
-        group_bytes(options),
-        beginning,
-    )?;
+    let mut coded = with(None)?;
+    for latents in written(codecs, model, raw, group)? {
+        let other = with(Some(&latents))?;
+        if other.payload.len() < coded.payload.len() {
+            coded = other;
+        }
+    }
     let exact = is_exact(codecs, &coded, raw, used.map(|(_, snapshot)| snapshot));
     Ok(exact.then_some(coded))
+}
+
+/// The latents that there are to try for an extent; none for a model that reads none.
+fn written(codecs: &Codecs, model: &Model, raw: &[u8], group: usize) -> Result<Vec<Latents>> {
+    let reads = model.network().is_some_and(|expert| expert.prior.is_some());
+    let Some(writer) = codecs.writer.as_ref().filter(|_| reads) else {
+        return Ok(vec![]);
+    };
+    let groups = network_codec::cut(model, raw, group)?;
+    let groups: Vec<Vec<u16>> = groups.into_iter().map(|(_, tokens)| tokens).collect();
+    Ok(writer.write(&groups).unwrap_or_else(|why| {
+        log::warn!("no latents are tried: {why}");
+        vec![]
+    }))
 }
 
 /// Whether the strongest level could get down to `limit` bytes, judging by a fast one: trying takes

@@ -14,6 +14,16 @@ use super::model_codec::model_error;
 use super::range_coder::{Decoder, Encoder};
 use super::{CodecError, Result};
 
+/// Writes latents for blocks: what training calls the compressor. It may guess as it likes; what it writes is tried,
+/// and kept only where that is smaller.
+pub trait LatentWriter: Send + Sync + std::fmt::Debug {
+    /// Candidates for a block whose groups have these tokens.
+    ///
+    /// # Errors
+    /// Says why there are none.
+    fn write(&self, groups: &[Vec<u16>]) -> std::result::Result<Vec<Latents>, String>;
+}
+
 /// Whether groups have latents of their own is as likely as not.
 const HALF: u16 = 1 << 15;
 

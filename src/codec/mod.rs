@@ -23,7 +23,7 @@ pub use chooser::ANCHOR_BYTES;
 pub use engines::{Device, SharedEngine};
 pub use error::CodecError;
 pub use lanes::Receiver;
-pub use latents::Latents;
+pub use latents::{LatentWriter, Latents};
 pub use measure::Measured;
 pub use payload::{AnchorRange, Layout};
 pub use registry::{ModelSource, file_name};
@@ -147,6 +147,8 @@ pub struct Codecs {
     engines: EngineTable,
     /// The model that encodes; None leaves raw and zstd.
     encoder: Option<[u8; 8]>,
+    /// Who writes latents for the model that encodes.
+    writer: Option<Arc<dyn LatentWriter>>,
     /// By model and the hash of the anchor's bytes: block ids alone are only unique within one store.
     snapshots: Mutex<LruCache<(ModelHash, u128), Arc<Snapshot>>>,
 }
@@ -158,6 +160,7 @@ impl Codecs {
             registry: Registry::default(),
             engines: EngineTable::new(),
             encoder,
+            writer: None,
             snapshots,
         }
     }
@@ -216,6 +219,12 @@ impl Codecs {
     /// about so many bytes: fewer at a time where that is little, but one for every thread.
     pub fn within(mut self, stream_memory: u64) -> Codecs {
         self.engines.stream_memory = stream_memory;
+        self
+    }
+
+    /// Tries the latents that this one writes, where the model that encodes can read them.
+    pub fn writing(mut self, writer: Arc<dyn LatentWriter>) -> Codecs {
+        self.writer = Some(writer);
         self
     }
 

@@ -7,6 +7,8 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use crate::codec::LatentWriter;
+use crate::model::latents::LatentPrior;
 use crate::model::matcher::LENGTH_BUCKETS;
 use crate::model::network::simd::Simd;
 use crate::model::network::{Engine, Memory, Network, Sequence};
@@ -31,6 +33,15 @@ pub struct MixingOptions {
     pub threads: usize,
 }
 
+/// A network as training left it.
+#[derive(Debug)]
+pub struct Trained {
+    pub network: Network,
+    pub tokenizer: Tokenizer,
+    /// What latents cost, and who writes them, if the network reads any.
+    pub latents: Option<(LatentPrior, Arc<dyn LatentWriter>)>,
+}
+
 /// Groups whose hidden rows are made together.
 const BATCH: usize = 32;
 /// Bytes that decide from which match length on the heads are not evaluated.
@@ -46,7 +57,7 @@ const SKIP_LOSS: f64 = 0.001;
 pub fn train(
     dir: &Path,
     base: Option<&Model>,
-    network: Option<(Network, Tokenizer)>,
+    network: Option<Trained>,
     options: &MixingOptions,
     progress: &Progress,
 ) -> Result<Model, TrainError> {
@@ -63,7 +74,7 @@ pub fn train(
     if parts.params.is_empty() {
         return Err(TrainError::MixerBytes(options.bytes));
     }
-    let Some((network, tokenizer)) = network else {
+    let Some(trained) = network else {
         let none = || ModelError::Input("neither tables nor a network".into());
         let base = base.ok_or_else(none)?;
         let trained = params::train(base, &corpus, &parts.params, &mut random, progress);
@@ -71,13 +82,14 @@ pub fn train(
         model.info.held_out_bits_per_byte = measure(&model, &corpus, &parts.measure, progress);
         return Ok(model);
     };
-    let network = Arc::new(network);
+    let network = Arc::new(trained.network);
+    let (prior, writer) = trained.latents.unzip();
     let engine = Simd::new(network.clone(), options.threads);
     let network_parts = NetworkParts {
         name: options.name.clone(),
-        tokenizer,
+        tokenizer: trained.tokenizer,
         network,
-        prior: None,
+        prior,
         adaptation: ADAPTATION,
     };
     let mut model = Model::with_network(base, network_parts)?;
@@ -85,6 +97,7 @@ pub fn train(
     let trainer = Trainer {
         corpus: &corpus,
         engine: &engine,
+        writer: writer.as_deref(),
         progress,
     };
     let groups = trainer.cut(&parts.params, &mut random);
@@ -103,6 +116,8 @@ pub fn train(
 struct Trainer<'a> {
     corpus: &'a Corpus,
     engine: &'a Simd,
+    /// Writes latents for every other group that is trained on.
+    writer: Option<&'a dyn LatentWriter>,
     progress: &'a Progress<'a>,
 }
 
@@ -157,14 +172,16 @@ impl<'a> Trainer<'a> {
         &self,
         model: &Model,
         pieces: &[Piece],
+        writer: Option<&dyn LatentWriter>,
         mut visit: impl FnMut(&Group) -> Result<(), ModelError>,
     ) -> Result<(), ModelError> {
         let mut batches = pieces.chunks(BATCH);
-        let mut ready = self.predict(model, batches.next().unwrap_or_default())?;
+        let mut ready = self.predict(model, batches.next().unwrap_or_default(), writer)?;
         std::thread::scope(|scope| {
             loop {
                 let next = batches.next();
-                let coming = next.map(|batch| scope.spawn(move || self.predict(model, batch)));
+                let coming =
+                    next.map(|batch| scope.spawn(move || self.predict(model, batch, writer)));
                 ready.iter().try_for_each(&mut visit)?;
                 let Some(coming) = coming else { return Ok(()) };
                 let panicked = |_| ModelError::Device("a thread panicked".into());
@@ -173,16 +190,23 @@ impl<'a> Trainer<'a> {
         })
     }
 
-    fn predict(&self, model: &Model, pieces: &[Piece]) -> Result<Vec<Group<'a>>, ModelError> {
+    fn predict(
+        &self,
+        model: &Model,
+        pieces: &[Piece],
+        writer: Option<&dyn LatentWriter>,
+    ) -> Result<Vec<Group<'a>>, ModelError> {
         let expert = model.expert()?;
         let bytes: Vec<&[u8]> = pieces
             .iter()
             .map(|&piece| self.corpus.bytes(piece))
             .collect();
         let tokens: Vec<Vec<u16>> = bytes.iter().map(|b| expert.merges.tokens(b)).collect();
-        let memory = &Memory::default();
-        let sequence = |tokens| Sequence { tokens, memory };
-        let sequences: Vec<Sequence> = tokens.iter().map(|tokens| sequence(tokens)).collect();
+        let memories = self.memories(&tokens, writer)?;
+        let pairs = tokens.iter().zip(&memories);
+        let sequences: Vec<Sequence> = pairs
+            .map(|(tokens, memory)| Sequence { tokens, memory })
+            .collect();
         let rows = self.engine.hidden(&sequences)?;
         Ok(bytes
             .into_iter()
@@ -196,13 +220,34 @@ impl<'a> Trainer<'a> {
             .collect())
     }
 
+    /// What the encoder makes of the latents of groups: every other one has some, if there is who writes them.
+    fn memories(
+        &self,
+        groups: &[Vec<u16>],
+        writer: Option<&dyn LatentWriter>,
+    ) -> Result<Vec<Memory>, ModelError> {
+        let mut memories = vec![Memory::default(); groups.len()];
+        let Some(writer) = writer else {
+            return Ok(memories);
+        };
+        for (tokens, memory) in groups.iter().zip(&mut memories).step_by(2) {
+            let group = std::slice::from_ref(tokens);
+            let written = writer.write(group).map_err(ModelError::Input)?;
+            if let Some(latents) = written.first() {
+                let made = self.engine.encode(&[&latents.of_group(0)])?;
+                *memory = made.into_iter().next().unwrap_or_default();
+            }
+        }
+        Ok(memories)
+    }
+
     /// Trains everything that adapts, one group after the other. Half of the groups skip the heads at some match
     /// length, so that both ways are known.
     fn train_params(&self, model: &Model, groups: &[Piece]) -> Result<Params, ModelError> {
         let total: usize = groups.iter().map(|piece| piece.len as usize).sum();
         let mut trained = Some(Params::with_network(model.expert()?.vocabulary.len()));
         let (mut done, mut count, mut cost) = (0, 0, Cost::default());
-        self.each(model, groups, |group| {
+        self.each(model, groups, self.writer, |group| {
             let len = group.bytes.len();
             let params = trained.take().unwrap_or_default();
             let rates = rates_at(done as f64 / total as f64);
@@ -232,7 +277,7 @@ impl<'a> Trainer<'a> {
         let mut curves = None;
         let (mut done, mut cost) = (0, Cost::default());
         let known: &Model = model;
-        self.each(known, groups, |group| {
+        self.each(known, groups, self.writer, |group| {
             let rate = if done < total / 10 { 7 } else { 10 };
             let mut tokens = Tokens::new(known, || known.fresh(0))?.learning(rate);
             if let Some(curves) = curves.take() {
@@ -264,7 +309,7 @@ impl<'a> Trainer<'a> {
         let choices: Vec<usize> = SKIPS.into_iter().chain([LENGTH_BUCKETS]).collect();
         let mut costs = vec![Cost::default(); choices.len()];
         let (mut done, known) = (0, &*model);
-        self.each(known, &groups, |group| {
+        self.each(known, &groups, None, |group| {
             for (&skip, cost) in choices.iter().zip(&mut costs) {
                 let state = || known.fresh(group.bytes.len());
                 let mut tokens = Tokens::new(known, state)?.with_skip(skip);
@@ -292,7 +337,7 @@ impl<'a> Trainer<'a> {
         let groups: Vec<Piece> = cut.collect();
         let total: usize = groups.iter().map(|piece| piece.len as usize).sum();
         let (mut done, mut cost) = (0, Cost::default());
-        self.each(model, &groups, |group| {
+        self.each(model, &groups, None, |group| {
             let state = || model.fresh(group.bytes.len());
             group.code(&mut Tokens::new(model, state)?, self.engine, &mut cost)?;
             done += group.bytes.len();

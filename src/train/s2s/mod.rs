@@ -14,6 +14,7 @@ pub mod recipe;
 pub mod session;
 mod steps;
 pub mod write;
+pub mod writer;
 
 use std::path::PathBuf;
 

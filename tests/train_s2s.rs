@@ -1,0 +1,174 @@
+//! Training of compressor and decompressor: it goes from copying to rewards, writes all its files, keeps a log, goes on
+//! where it stopped, and refuses what does not fit.
+
+use std::path::{Path, PathBuf};
+
+use candle_core::Device;
+use s2sfs::model::network::Network;
+use s2sfs::train::network::session::CHECKPOINT;
+use s2sfs::train::s2s::log::LOG;
+use s2sfs::train::s2s::recipe::{Copy, Purpose, Recipe};
+use s2sfs::train::s2s::session::{COMPRESSOR, Order, Outcome, PRIOR, read_prior, run};
+use s2sfs::train::s2s::{Compressor, S2sError};
+use tempfile::TempDir;
+
+fn recipe(steps: u64) -> Recipe {
+    let mut recipe = Recipe::default();
+    let (network, training) = (&mut recipe.network, &mut recipe.training);
+    network.d_model = 32;
+    network.layers = 1;
+    network.heads = 2;
+    network.d_ff = 64;
+    network.window = 32;
+    network.vocabulary = 400;
+    network.class_tokens = 32;
+    network.latents = 6;
+    network.latent_vocabulary = 40;
+    training.steps = Some(steps);
+    training.evaluate_steps = 4;
+    training.held_out_tokens = 512;
+    training.warm_up = 4;
+    // the rates must not depend on how long the run is to be
+    training.decay_from = 1.0;
+    recipe.compressor.input = 48;
+    recipe.compressor.d_model = 16;
+    recipe.compressor.layers = 1;
+    recipe.compressor.heads = 2;
+    recipe.compressor.d_ff = 32;
+    let method = &mut recipe.latents;
+    method.chunk = 24;
+    method.chunks = 3;
+    method.batch = 3;
+    method.copy_share = 0.5;
+    method.cost.share = 0.0;
+    method.log_steps = 1;
+    method.prior_steps = 3;
+    recipe
+}
+
+fn order(output: &Path, recipe: Recipe) -> Order {
+    Order {
+        dir: Path::new(env!("CARGO_MANIFEST_DIR")).join("src/model"),
+        output: output.join("out"),
+        recipe,
+        tokenizer: None,
+        resume: false,
+        device: Device::Cpu,
+        threads: 1,
+    }
+}
+
+fn trained(order: &Order) -> Result<Outcome, S2sError> {
+    run(order, &|_| ())
+}
+
+fn log_of(order: &Order) -> Vec<Vec<String>> {
+    let text = std::fs::read_to_string(order.output.join(LOG)).unwrap();
+    let fields = |line: &str| line.split(',').map(String::from).collect();
+    text.lines().skip(1).map(fields).collect()
+}
+
+fn files(dir: &Path) -> Vec<(PathBuf, Vec<u8>)> {
+    let mut all = Vec::new();
+    for name in ["config.json", "model.safetensors", "tokenizer.json", PRIOR] {
+        all.push((name.into(), std::fs::read(dir.join(name)).unwrap()));
+    }
+    for name in ["config.json", "model.safetensors"] {
+        let path = dir.join(COMPRESSOR).join(name);
+        all.push((path.clone(), std::fs::read(path).unwrap()));
+    }
+    all
+}
+
+#[test]
+fn a_run_copies_then_is_rewarded_and_leaves_files_that_fit_each_other() {
+    let dir = TempDir::new().unwrap();
+    let order = order(dir.path(), recipe(8));
+    let outcome = trained(&order).unwrap();
+    assert!(outcome.loss.abs() < 0.01);
+    let line = outcome.line;
+    assert!(line.total >= line.residual && line.without > 0.5 && line.without < 9.0);
+    let log = log_of(&order);
+    assert_eq!(log.len(), 8);
+    let phases: Vec<&str> = log.iter().map(|line| line[1].as_str()).collect();
+    assert_eq!(phases, [["copy"; 4], ["a2c"; 4]].concat());
+    for line in &log {
+        let numbers = line[2..].iter().map(|field| field.parse::<f64>().unwrap());
+        assert!(numbers.into_iter().all(f64::is_finite), "{line:?}");
+    }
+    let read = |name: &str| std::fs::read(order.output.join(name)).unwrap();
+    let network = Network::from_bytes(&read("config.json"), &read("model.safetensors")).unwrap();
+    let config = network.config();
+    assert_eq!((config.latent_vocab, config.max_latents), (40, 6));
+    let prior = read_prior(&order.output).unwrap();
+    assert_eq!((prior.alphabet(), prior.most()), (40, 6));
+    let compressor = Compressor::load(&order.output.join(COMPRESSOR), &Device::Cpu).unwrap();
+    assert_eq!(compressor.config().vocab_size, config.vocab_size);
+}
+
+#[test]
+fn every_way_of_using_latents_can_be_trained() {
+    for (purpose, copy, again) in [
+        (Purpose::Chunk, Copy::First, 0),
+        (Purpose::Chunk, Copy::Salient, 1),
+        (Purpose::Extent, Copy::First, 1),
+    ] {
+        let dir = TempDir::new().unwrap();
+        let mut recipe = recipe(4);
+        recipe.latents.purpose = purpose;
+        recipe.latents.copy = copy;
+        recipe.latents.again = again;
+        let outcome = trained(&order(dir.path(), recipe)).unwrap();
+        assert!(outcome.line.total.is_finite());
+    }
+}
+
+#[test]
+fn a_run_that_goes_on_is_a_run_that_never_stopped() {
+    let dir = TempDir::new().unwrap();
+    let mut recipe = recipe(6);
+    // all of it copies, so that the phases do not depend on the length either
+    recipe.latents.copy_share = 1.0;
+    let whole = order(&dir.path().join("whole"), recipe.clone());
+    trained(&whole).unwrap();
+    let mut part = order(&dir.path().join("part"), recipe.clone());
+    part.recipe.training.steps = Some(3);
+    trained(&part).unwrap();
+    part.recipe.training.steps = Some(6);
+    part.resume = true;
+    trained(&part).unwrap();
+    assert_eq!(log_of(&whole), log_of(&part));
+    let names = |order: &Order| {
+        let files = files(&order.output).into_iter();
+        files
+            .map(|(_, bytes)| blake3::hash(&bytes))
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(names(&whole), names(&part));
+    // another configuration
+    part.recipe.latents.without = 0.5;
+    part.recipe.training.steps = Some(8);
+    let error = trained(&part).unwrap_err().to_string();
+    assert!(error.contains("another configuration"), "{error}");
+    // a damaged checkpoint
+    let path = part.output.join(CHECKPOINT);
+    let mut bytes = std::fs::read(&path).unwrap();
+    let at = bytes.len() - 9;
+    bytes[at] ^= 1;
+    std::fs::write(&path, bytes).unwrap();
+    part.recipe.latents.without = recipe.latents.without;
+    assert!(trained(&part).is_err());
+}
+
+#[test]
+fn what_cannot_be_trained_is_refused() {
+    let dir = TempDir::new().unwrap();
+    let mut without = recipe(2);
+    without.network.latents = 0;
+    let error = trained(&order(dir.path(), without)).unwrap_err();
+    assert!(matches!(error, S2sError::Config(_)), "{error}");
+    let mut wild = recipe(40);
+    wild.latents.rate = 1e30;
+    let error = trained(&order(dir.path(), wild)).unwrap_err();
+    assert!(matches!(error, S2sError::Diverged(_)), "{error}");
+}
