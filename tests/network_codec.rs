@@ -22,7 +22,7 @@ use s2sfs::model::network::{Engine, Network};
 use s2sfs::model::tokenizer::Tokenizer;
 use s2sfs::model::vocabulary::Vocabulary;
 use s2sfs::model::{Model, ModelHash};
-use s2sfs::train::mixing::{self, MixingOptions};
+use s2sfs::train::mixing::{self, MixingOptions, Trained};
 use s2sfs::train::{Progress, TrainError};
 
 /// Text that models are trained on and tried on.
@@ -52,7 +52,13 @@ fn mix(base: Option<&Model>, network: (Network, Tokenizer)) -> Result<Model, Tra
     };
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/model");
     let progress = Progress::new(&|_, _, _, _| ());
-    mixing::train(&source, base, Some(network), &options, &progress)
+    let (network, tokenizer) = network;
+    let trained = Trained {
+        network,
+        tokenizer,
+        latents: None,
+    };
+    mixing::train(&source, base, Some(trained), &options, &progress)
 }
 
 fn train(base: Option<&Model>) -> Model {
