@@ -654,7 +654,7 @@ fn what_does_not_fit_starts_from_nothing_and_is_said() {
         assert!(values(&layer.down).iter().all(|&x| x == 0.0));
         let nothing = vec![0.0; bias.len()];
         let expected = if index < 3 { &bias } else { &nothing };
-        assert_eq!(&values(&layer.attention.bias), expected);
+        assert_eq!(&values(&layer.bias), expected);
     }
 
     // rows of the embedding: the pieces of " b" are 3 and 7, "\xff" has none, the last row is the start

@@ -386,4 +386,6 @@ fn the_command_trains_and_goes_on_and_says_what_is_wrong() {
     assert_refused(&train(&["--force"]), exit::USAGE, "too few files");
     std::fs::write(&config, "[network]\nlayres = 3\n").unwrap();
     assert_refused(&train(&["--force"]), exit::USAGE, "layres");
+    std::fs::write(&config, "[network]\nlatents = 3\n").unwrap();
+    assert_refused(&train(&["--force"]), exit::USAGE, "latents must be 0");
 }

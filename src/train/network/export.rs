@@ -293,3 +293,41 @@ pub fn export(network: &FloatNetwork) -> Result<Network> {
     };
     Network::new(config.clone(), weights)
 }
+
+#[cfg(test)]
+mod tests {
+    use candle_core::Device;
+
+    use super::*;
+    use crate::train::corpus::Random;
+    use crate::train::network::recipe::Recipe;
+
+    #[test]
+    fn every_matrix_that_outgrows_a_residual_stream_shrinks_its_unit() {
+        let mut recipe = Recipe::default();
+        recipe.network.d_model = 8;
+        recipe.network.latents = 2;
+        let config = recipe.config(300, vec![0]);
+        let network = FloatNetwork::new(config, &mut Random(1), &Device::Cpu).unwrap();
+        let units = || {
+            let units = Units::new(&network).unwrap();
+            (units.decoder, units.encoder)
+        };
+        assert_eq!(units(), (RESIDUAL_UNIT, RESIDUAL_UNIT));
+        let (decoder, encoder) = (&network.layers[1], network.encoder.as_ref().unwrap());
+        let (cross, encoder) = (decoder.cross.as_ref().unwrap(), &encoder.layers[0]);
+        // 127 steps of 16 / 127 are 254 to 32 as 1 to 16, or less where hidden values have another unit
+        for (var, expected) in [
+            (&decoder.attention.output, (128.0, 512.0)),
+            (&cross.output, (128.0, 512.0)),
+            (&decoder.down, (64.0, 512.0)),
+            (&encoder.attention.output, (512.0, 128.0)),
+            (&encoder.down, (512.0, 64.0)),
+        ] {
+            let nothing = var.zeros_like().unwrap();
+            var.set(&(&nothing + 16.0).unwrap()).unwrap();
+            assert_eq!(units(), expected);
+            var.set(&nothing).unwrap();
+        }
+    }
+}
