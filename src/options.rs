@@ -35,7 +35,7 @@ pub const OPTIONS: &[OptionSpec] = &[
         "cache",
         Some("SIZE"),
         "256M",
-        "Memory for decoded chunks and model snapshots.",
+        "Memory for decoded chunks and model snapshots; groups that a network decodes may take as much again.",
     ),
     spec(
         "dirty",

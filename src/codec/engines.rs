@@ -154,11 +154,16 @@ pub(super) struct Engines {
     pub lanes: Arc<Lanes>,
 }
 
+/// Bytes for the streams of a model where nothing else is said.
+const STREAM_MEMORY: u64 = 128 << 20;
+
 /// One evaluator for every model with a network, made when it is first needed.
 pub(super) struct EngineTable {
     pub device: Device,
     /// Threads that decode on the processor.
     pub threads: usize,
+    /// Bytes that the streams of a model may take on the processor.
+    pub stream_memory: u64,
     /// A leaf; engines are made outside of it.
     made: Mutex<HashMap<ModelHash, Arc<OnceLock<Engines>>>>,
 }
@@ -174,6 +179,7 @@ impl EngineTable {
         EngineTable {
             device: Device::Cpu,
             threads: 1,
+            stream_memory: STREAM_MEMORY,
             made: Mutex::default(),
         }
     }
@@ -195,7 +201,11 @@ impl EngineTable {
     fn engines(&self, network: &Arc<Network>, device: Option<(String, SharedEngine)>) -> Engines {
         let evaluator = Arc::new(Evaluator::new(network.clone(), device));
         Engines {
-            lanes: Arc::new(Lanes::new(evaluator.clone(), self.threads)),
+            lanes: Arc::new(Lanes::new(
+                evaluator.clone(),
+                self.threads,
+                self.stream_memory,
+            )),
             evaluator,
         }
     }

@@ -21,10 +21,18 @@ use super::model_codec::model_error;
 use super::network_codec::GroupDecoder;
 use super::{CodecError, Result};
 
-/// Streams of a lane on the processor: more gain little speed and take memory.
+/// Most streams of a lane on the processor: more gain little speed.
 const LANE_SLOTS: usize = 8;
 /// Streams on a device.
 const DEVICE_SLOTS: usize = 256;
+/// What a stream takes that starts from an anchor: nearly all of it is the state of its adaptive experts.
+const STREAM_BYTES: u64 = 10 << 20;
+
+/// Streams of each of `lanes` lanes on the processor that share `memory` bytes; one in any case.
+fn lane_slots(memory: u64, lanes: usize) -> usize {
+    let streams = memory / STREAM_BYTES / lanes.max(1) as u64;
+    streams.clamp(1, LANE_SLOTS as u64) as usize
+}
 
 /// How often the lanes of the processor ask whether the device still works.
 const CHECK_DEVICE: Duration = Duration::from_secs(1);
@@ -81,6 +89,8 @@ struct Queue {
 
 struct Shared {
     evaluator: Arc<Evaluator>,
+    /// Streams of a lane on the processor.
+    slots: usize,
     /// Under it only the evaluator's lock on its device is taken.
     queue: Mutex<Queue>,
     changed: Condvar,
@@ -101,10 +111,12 @@ enum Leaving {
 }
 
 impl Lanes {
-    /// `count` lanes on the processor, of which the first one serves the device as long as there is one.
-    pub fn new(evaluator: Arc<Evaluator>, count: usize) -> Lanes {
+    /// `count` lanes on the processor, of which the first one serves the device as long as there is one. On the
+    /// processor their streams take at most about `memory` bytes, or what one for each lane takes.
+    pub fn new(evaluator: Arc<Evaluator>, count: usize, memory: u64) -> Lanes {
         let shared = Shared {
             evaluator,
+            slots: lane_slots(memory, count),
             queue: Mutex::default(),
             changed: Condvar::new(),
         };
@@ -258,7 +270,7 @@ impl Shared {
     fn drive(&self, cpu: &dyn Engine, device: Option<&dyn Engine>) -> Leaving {
         let (engine, slots) = match device {
             Some(device) => (device, DEVICE_SLOTS),
-            None => (cpu, LANE_SLOTS),
+            None => (cpu, self.slots),
         };
         let mut running = match Running::new(engine, cpu, slots) {
             Ok(running) => running,
@@ -411,4 +423,29 @@ fn guarded(start: Start) -> Result<Box<GroupDecoder>> {
 
 fn end(ended: Ended<Box<dyn Receiver>>) {
     ended.sink.end(ended.result);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::codec::{Codecs, chooser::ANCHOR_BYTES};
+
+    #[test]
+    fn a_stream_takes_no_more_than_is_counted_for_it() {
+        let codecs = Codecs::with_embedded("net-small").unwrap();
+        let state = codecs
+            .encoding_model()
+            .unwrap()
+            .after(&[b'a'; ANCHOR_BYTES]);
+        let size = state.size() as u64;
+        assert!((STREAM_BYTES / 2..STREAM_BYTES).contains(&size), "{size}");
+    }
+
+    #[test]
+    fn all_streams_of_the_processor_share_the_memory() {
+        assert_eq!(lane_slots(0, 4), 1);
+        assert_eq!(lane_slots(256 << 20, 2), LANE_SLOTS);
+        assert_eq!(lane_slots(256 << 20, 8), 3);
+        assert_eq!(lane_slots(256 << 20, 1000), 1);
+    }
 }

@@ -210,6 +210,13 @@ impl Codecs {
         self
     }
 
+    /// Lets the groups that are decoded at the same time on the processor by a model with a network take at most
+    /// about so many bytes: fewer at a time where that is little, but one for every thread.
+    pub fn within(mut self, stream_memory: u64) -> Codecs {
+        self.engines.stream_memory = stream_memory;
+        self
+    }
+
     /// Uses this engine as the device of the network of the model that encodes; does nothing without a network.
     pub fn set_engine(&self, name: &str, engine: SharedEngine) {
         if let Some(model) = self.encoding_model() {

@@ -19,7 +19,10 @@ pub fn codecs(settings: &Settings) -> Outcome<Codecs> {
         ModelChoice::Embedded(name) => Codecs::with_embedded(name).context("built-in model")?,
         ModelChoice::File(path) => load(path, &read(path).context(path.display())?)?,
     };
-    Ok(codecs.on(settings.device, settings.threads))
+    // what is on its way into the cache may take as much as what is in it
+    Ok(codecs
+        .on(settings.device, settings.threads)
+        .within(settings.cache_bytes))
 }
 
 /// The codecs for the blocks of the store at `path`, and for new blocks under the settings.
