@@ -77,8 +77,9 @@ fn tensors(config: &Config) -> Vec<(String, Vec<usize>)> {
     all
 }
 
-/// A parameter that nothing has trained. Gains are 1; biases, heads and what writes into the residual stream are
-/// 0; all others are normal with 1 / sqrt(inputs), queries smaller, because T5 does not scale its scores.
+/// A parameter that nothing has trained. Gains are 1; heads and what writes into the residual stream are 0; all
+/// others are normal with 1 / sqrt(inputs), queries smaller, because T5 does not scale its scores. Biases are such
+/// that positions differ from the beginning: nothing else tells the encoder the order of its tokens.
 fn untrained(
     name: &str,
     shape: &[usize],
@@ -90,13 +91,14 @@ fn untrained(
     if ends(&["layer_norm.weight"]) {
         return Var::ones(shape, DType::F32, device);
     }
-    let nothing = [ACTOR, CRITIC, ".o.weight", ".wo.weight", "_bias.weight"];
+    let nothing = [ACTOR, CRITIC, ".o.weight", ".wo.weight"];
     if ends(&nothing) {
         return Var::zeros(shape, DType::F32, device);
     }
     let inputs = match name {
         // one row of an embedding is all that comes out
         TOKENS | LATENTS => 1,
+        _ if name.ends_with("_bias.weight") => 1,
         _ if name.ends_with(".q.weight") => config.sizes.d_model * config.layers().d_kv,
         _ => config.sizes.d_model,
     };
