@@ -26,7 +26,7 @@ use s2sfs::model::tokens::{Position, Tokens};
 use s2sfs::model::vocabulary::Vocabulary;
 use s2sfs::model::{Cost, Model};
 use s2sfs::train::Progress;
-use s2sfs::train::mixing::{self, MixingOptions};
+use s2sfs::train::mixing::{self, MixingOptions, Trained};
 
 /// Bytes that are coded.
 const BYTES: usize = 256 << 10;
@@ -88,8 +88,12 @@ fn random_model() -> Vec<u8> {
         threads: 1,
     };
     let progress = Progress::new(&|_, _, _, _| ());
-    let parts = Some((network, tokenizer));
-    let model = mixing::train(source(), Some(&base()), parts, &options, &progress);
+    let trained = Trained {
+        network,
+        tokenizer,
+        latents: None,
+    };
+    let model = mixing::train(source(), Some(&base()), Some(trained), &options, &progress);
     model.unwrap().to_bytes().unwrap()
 }
 

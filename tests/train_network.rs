@@ -19,7 +19,7 @@ use s2sfs::model::network::simd::Simd;
 use s2sfs::model::network::{FeedForward, Network};
 use s2sfs::train::corpus::Random;
 use s2sfs::train::network::NetworkError;
-use s2sfs::train::network::checkpoint::Checkpoint;
+use s2sfs::train::network::checkpoint::{Checkpoint, State};
 use s2sfs::train::network::evaluate::{Computer, exact_cost};
 use s2sfs::train::network::export::export;
 use s2sfs::train::network::float::{FloatNetwork, Sample};
@@ -317,7 +317,7 @@ fn a_network_that_loses_more_than_one_percent_is_not_written() {
     assert!(outcome.loss() > session::LOSS_MAX, "{outcome}");
     assert!(error.to_string().contains("more than 1 %"), "{error}");
     assert!(FILES.iter().all(|name| !order.output.join(name).exists()));
-    Checkpoint::read(&order.output.join(CHECKPOINT), &Device::Cpu).unwrap();
+    Checkpoint::<State>::read(&order.output.join(CHECKPOINT), &Device::Cpu).unwrap();
 }
 
 #[test]
