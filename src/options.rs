@@ -85,6 +85,19 @@ pub const OPTIONS: &[OptionSpec] = &[
          device fails.",
     ),
     spec(
+        "compressor",
+        Some("DIR"),
+        "none",
+        "A compressor that `s2sfs train --s2s` has made for the network of the model: the latents that it writes are \
+         tried for every extent, and kept where they make it smaller.",
+    ),
+    spec(
+        "latents",
+        Some("shared|own"),
+        "shared",
+        "Whether all groups of an extent share the latents, or each has its own.",
+    ),
+    spec(
         "segment",
         Some("SIZE"),
         "64M",
@@ -265,6 +278,10 @@ pub struct Settings {
     pub model: ModelChoice,
     /// Where the networks of models are evaluated.
     pub device: Device,
+    /// Directory of who writes latents, if latents are to be tried.
+    pub compressor: Option<PathBuf>,
+    /// Each group has latents of its own.
+    pub own_latents: bool,
     /// Bytes after which the log begins another file.
     pub segment_bytes: u64,
     /// None: settle only when asked.
@@ -286,6 +303,8 @@ impl Default for Settings {
             group: None,
             model: ModelChoice::default(),
             device: Device::Auto,
+            compressor: None,
+            own_latents: false,
             segment_bytes: 64 << 20,
             settle_after: Some(Duration::from_secs(5)),
             read_only: false,
@@ -343,6 +362,8 @@ impl Settings {
             "group" => self.group = Some(power_of_two(value, 512, 1 << 20)?),
             "model" => self.model = model(value)?,
             "device" => self.device = device(value)?,
+            "compressor" => self.compressor = Some(path(value)?),
+            "latents" => self.own_latents = own_latents(value)?,
             "segment" => self.segment_bytes = size(value, 64 << 10, 1 << 30)?,
             "settle_after" => self.settle_after = time(value)?,
             "log" => self.log = Some(path(value)?),
@@ -454,6 +475,14 @@ pub fn parse_size(text: &str) -> Option<u64> {
 
 fn model(text: &str) -> Result<ModelChoice, Reject> {
     Ok(ModelChoice::of(&path(text)?))
+}
+
+fn own_latents(text: &str) -> Result<bool, Reject> {
+    match text {
+        "shared" => Ok(false),
+        "own" => Ok(true),
+        _ => Err(Reject::Value("it must be shared or own".into())),
+    }
 }
 
 fn device(text: &str) -> Result<Device, Reject> {
@@ -585,6 +614,7 @@ mod tests {
                 "extent" => "64K",
                 "group" => "4K",
                 "device" => "cuda:1",
+                "latents" => "own",
                 "settle_after" => "1m",
                 _ => "/tmp/file",
             };
@@ -611,7 +641,7 @@ mod tests {
     fn defaults_in_the_table_are_the_defaults_of_the_settings() {
         for spec in OPTIONS.iter().filter(|spec| spec.value.is_some()) {
             if let Ok(settings) = parse(&format!("{}={}", spec.name, spec.default))
-                && !["model", "log"].contains(&spec.name)
+                && !["model", "log", "compressor"].contains(&spec.name)
             {
                 assert_eq!(settings, Settings::default(), "{}", spec.name);
             }

@@ -2,13 +2,20 @@
 //! where it stopped, and refuses what does not fit.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use candle_core::Device;
+use s2sfs::codec::{Codecs, EncodeOptions, Policy};
+use s2sfs::model::Model;
 use s2sfs::model::network::Network;
+use s2sfs::model::tokenizer::Tokenizer;
+use s2sfs::train::Progress;
+use s2sfs::train::mixing::{self, MixingOptions, Trained};
 use s2sfs::train::network::session::CHECKPOINT;
 use s2sfs::train::s2s::log::LOG;
 use s2sfs::train::s2s::recipe::{Copy, Purpose, Recipe};
 use s2sfs::train::s2s::session::{COMPRESSOR, Order, Outcome, PRIOR, read_prior, run};
+use s2sfs::train::s2s::writer::Writer;
 use s2sfs::train::s2s::{Compressor, S2sError};
 use tempfile::TempDir;
 
@@ -158,6 +165,66 @@ fn a_run_that_goes_on_is_a_run_that_never_stopped() {
     std::fs::write(&path, bytes).unwrap();
     part.recipe.latents.without = recipe.latents.without;
     assert!(trained(&part).is_err());
+}
+
+/// A model of the network in a directory, with the tables of the default model.
+fn model_of(dir: &Path) -> Vec<u8> {
+    let read = |name: &str| std::fs::read(dir.join(name)).unwrap();
+    let writer = Writer::load(&dir.join(COMPRESSOR), Purpose::Extent, 1).unwrap();
+    let trained = Trained {
+        network: Network::from_bytes(&read("config.json"), &read("model.safetensors")).unwrap(),
+        tokenizer: Tokenizer::from_json(&read("tokenizer.json")).unwrap(),
+        latents: Some((read_prior(dir).unwrap(), Arc::new(writer))),
+    };
+    let options = MixingOptions {
+        name: "s2s".into(),
+        bytes: 80 << 10,
+        seed: 1,
+        threads: 1,
+    };
+    let base = Model::from_bytes(base_file()).unwrap();
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/model");
+    let progress = Progress::new(&|_, _, _, _| ());
+    let model = mixing::train(&source, Some(&base), Some(trained), &options, &progress);
+    model.unwrap().to_bytes().unwrap()
+}
+
+fn base_file() -> &'static [u8] {
+    let name = Codecs::with_default_model().unwrap().encoding_model_name();
+    Codecs::embedded_file(&name.unwrap()).unwrap()
+}
+
+#[test]
+fn latents_are_tried_and_never_cost_a_byte() {
+    let dir = TempDir::new().unwrap();
+    let order = order(dir.path(), recipe(8));
+    trained(&order).unwrap();
+    let file = model_of(&order.output);
+    let codecs = || Codecs::with_model_and_base(&file, Some(base_file())).unwrap();
+    let plain = codecs();
+    let text = include_bytes!("train_s2s.rs");
+    for (purpose, group) in [(Purpose::Extent, 2048), (Purpose::Chunk, 512)] {
+        let writer = Writer::load(&order.output.join(COMPRESSOR), purpose, 2).unwrap();
+        assert!(plain.reads(&writer));
+        let with = codecs().writing(Arc::new(writer));
+        let options = EncodeOptions {
+            policy: Policy::Ratio,
+            group: Some(group),
+            ..EncodeOptions::default()
+        };
+        for raw in [&text[..6000], &text[..10], &[7; 5000], b""] {
+            let expected = plain.encode(raw, &options, None).unwrap();
+            let encoded = with.encode(raw, &options, None).unwrap();
+            assert!(encoded.payload.len() <= expected.payload.len());
+            // whoever reads needs no compressor
+            assert_eq!(plain.decode_all(&encoded.payload, None).unwrap(), raw);
+        }
+    }
+    assert!(
+        !Codecs::with_default_model()
+            .unwrap()
+            .reads(&Writer::load(&order.output.join(COMPRESSOR), Purpose::Extent, 1).unwrap())
+    );
 }
 
 #[test]

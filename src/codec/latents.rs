@@ -22,6 +22,9 @@ pub trait LatentWriter: Send + Sync + std::fmt::Debug {
     /// # Errors
     /// Says why there are none.
     fn write(&self, groups: &[Vec<u16>]) -> std::result::Result<Vec<Latents>, String>;
+
+    /// Tokens that it reads, latents that it writes, and the most of them: what a network must agree with.
+    fn sizes(&self) -> [usize; 3];
 }
 
 /// Whether groups have latents of their own is as likely as not.

@@ -228,6 +228,16 @@ impl Codecs {
         self
     }
 
+    /// Whether the model that encodes has a network that reads what this one writes.
+    pub fn reads(&self, writer: &dyn LatentWriter) -> bool {
+        self.encoding_model().is_some_and(|model| {
+            let config = model.network().map(|expert| expert.network.config());
+            config.is_some_and(|config| {
+                [config.vocab_size, config.latent_vocab, config.max_latents] == writer.sizes()
+            })
+        })
+    }
+
     /// Uses this engine as the device of the network of the model that encodes; does nothing without a network.
     pub fn set_engine(&self, name: &str, engine: SharedEngine) {
         if let Some(model) = self.encoding_model() {

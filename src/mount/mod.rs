@@ -60,7 +60,8 @@ impl Request {
             ModelChoice::File(path) => Some(path),
             ModelChoice::Embedded(_) => None,
         };
-        for path in model.into_iter().chain(&mut settings.log) {
+        let others = settings.log.iter_mut().chain(&mut settings.compressor);
+        for path in model.into_iter().chain(others) {
             *path = std::path::absolute(&*path).context(path.display())?;
         }
         let mountpoint = check_mountpoint(mountpoint)?;

@@ -4,14 +4,20 @@ use std::borrow::Cow;
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use crate::codec::{CodecError, Codecs};
+use crate::codec::{CodecError, Codecs, LatentWriter, Policy};
 use crate::exit::{Context, Exit, Failure, Outcome};
 use crate::options::{ModelChoice, Settings};
 use crate::store::{MODEL_DIR, Store};
+use crate::train::s2s::recipe::Purpose;
+use crate::train::s2s::writer::Writer;
 
 /// No model file is longer; a longer one in a store is not read.
 const MAX_MODEL: u64 = 4 << 30;
+
+/// Strings of latents that are tried for an extent where size is all that matters.
+const RATIO_CANDIDATES: usize = 4;
 
 /// The codecs with the model and the device that the settings name.
 pub fn codecs(settings: &Settings) -> Outcome<Codecs> {
@@ -20,9 +26,34 @@ pub fn codecs(settings: &Settings) -> Outcome<Codecs> {
         ModelChoice::File(path) => load(path, &read(path).context(path.display())?)?,
     };
     // what is on its way into the cache may take as much as what is in it
-    Ok(codecs
+    let codecs = codecs
         .on(settings.device, settings.threads)
-        .within(settings.cache_bytes))
+        .within(settings.cache_bytes);
+    match &settings.compressor {
+        Some(dir) => {
+            let writer = writer(dir, settings)?;
+            if !codecs.reads(&*writer) {
+                let why = "the model reads no such latents: it needs the network that the compressor was trained with";
+                return Err(Failure::usage(format!("{}: {why}", dir.display())));
+            }
+            Ok(codecs.writing(writer))
+        }
+        None => Ok(codecs),
+    }
+}
+
+/// The compressor in a directory, at work as the settings want it.
+fn writer(dir: &Path, settings: &Settings) -> Outcome<Arc<dyn LatentWriter>> {
+    let purpose = match settings.own_latents {
+        true => Purpose::Chunk,
+        false => Purpose::Extent,
+    };
+    let candidates = match settings.policy {
+        Policy::Ratio => RATIO_CANDIDATES,
+        Policy::Balanced | Policy::Fast => 1,
+    };
+    let writer = Writer::load(dir, purpose, candidates).context("compressor")?;
+    Ok(Arc::new(writer))
 }
 
 /// The codecs for the blocks of the store at `path`, and for new blocks under the settings.

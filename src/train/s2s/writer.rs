@@ -103,4 +103,9 @@ impl LatentWriter for Writer {
         }
         self.candidates(groups).map_err(|error| error.to_string())
     }
+
+    fn sizes(&self) -> [usize; 3] {
+        let config = self.compressor.config();
+        [config.vocab_size, config.latent_vocab, config.max_latents]
+    }
 }
