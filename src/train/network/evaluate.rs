@@ -1,12 +1,15 @@
 //! What held-out data costs.
 
+use std::sync::Arc;
+
 use candle_core::{Device, Tensor};
 
 use super::NetworkError;
-use super::export::LOGIT_UNIT;
+use super::export::{HALVINGS, LOGIT_UNIT, export_halved};
 use super::float::{FloatNetwork, Sample};
 use super::fused::{self, Fused};
 use super::optimiser::derived;
+use crate::model::network::simd::Simd;
 use crate::model::network::{Engine, Network, Sequence};
 
 /// Computes costs and gradients on a device.
@@ -72,6 +75,31 @@ fn plain<'a>(
 ) -> candle_core::Result<Vec<&'a [u16]>> {
     network.check_latents(samples)?;
     Ok(samples.iter().map(|sample| sample.tokens).collect())
+}
+
+/// The exact network of a trained one, in the units in which it costs least on `samples`, and that cost in nats:
+/// training does not clip the residual stream, so the range that it needs shows only here.
+///
+/// # Errors
+/// As for [`exact_cost`].
+pub fn best_export(
+    network: &FloatNetwork,
+    samples: &[Sample],
+    threads: usize,
+) -> Result<(Arc<Network>, f64), NetworkError> {
+    let try_out = |halvings: u32| {
+        let exact = Arc::new(export_halved(network, halvings)?);
+        let cost = exact_cost(&Simd::new(exact.clone(), threads), &exact, samples)?;
+        Ok::<_, NetworkError>((exact, cost))
+    };
+    let mut best = try_out(0)?;
+    for halvings in 1..=HALVINGS {
+        let other = try_out(halvings)?;
+        if other.1 < best.1 {
+            best = other;
+        }
+    }
+    Ok(best)
 }
 
 /// Total cost in nats by the logits of an exact network.

@@ -30,6 +30,9 @@ fn largest(var: &Var) -> Result<f64> {
     Ok(values.into_iter().fold(0.0, |most, x| most.max(x.abs())))
 }
 
+/// Halvings of the unit of residual streams that are worth trying.
+pub const HALVINGS: u32 = 4;
+
 /// Units that training does not fix: the exact network computes the same in others, but not every scale fits in all.
 #[derive(Debug, Clone, Copy)]
 struct Units {
@@ -47,8 +50,8 @@ fn ratio(var: &Var) -> Result<f64> {
     Ok(steps * f64::from(exact::PRODUCT_SCALE_MAX) / f64::from(1u32 << exact::SCALE_BITS))
 }
 
-/// Exact values per 1.0 of a residual stream that these layers write into.
-fn residual_unit(layers: &[FloatLayer], hidden: f64) -> Result<f64> {
+/// Exact values per 1.0 of a residual stream that these layers write into: `unit`, or what the scales allow.
+fn residual_unit(layers: &[FloatLayer], hidden: f64, mut unit: f64) -> Result<f64> {
     let mut most = f64::INFINITY;
     for layer in layers {
         let attentions = std::iter::once(&layer.attention).chain(&layer.cross);
@@ -57,7 +60,6 @@ fn residual_unit(layers: &[FloatLayer], hidden: f64) -> Result<f64> {
         }
         most = most.min(ratio(&layer.down)? * hidden);
     }
-    let mut unit = RESIDUAL_UNIT;
     while unit > most && unit > 1.0 {
         unit /= 2.0;
     }
@@ -65,14 +67,16 @@ fn residual_unit(layers: &[FloatLayer], hidden: f64) -> Result<f64> {
 }
 
 impl Units {
-    /// Those of training, or the nearest in which the scales of all rows fit.
-    fn new(network: &FloatNetwork) -> Result<Units> {
+    /// Those of training with residual streams in smaller units by so many halvings, or the nearest in which the scales of all rows
+    /// fit.
+    fn new(network: &FloatNetwork, halvings: u32) -> Result<Units> {
+        let unit = RESIDUAL_UNIT / f64::from(1 << halvings);
         let hidden = hidden_unit(network.config.feed_forward);
         let encoder = network.encoder.as_ref();
         let encoder = encoder.map_or(&[][..], |encoder| &encoder.layers);
         let mut units = Units {
-            decoder: residual_unit(&network.layers, hidden)?,
-            encoder: residual_unit(encoder, hidden)?,
+            decoder: residual_unit(&network.layers, hidden, unit)?,
+            encoder: residual_unit(encoder, hidden, unit)?,
             hidden: ACTIVATION_UNIT,
         };
         let heads = ratio(&network.class_head)?.min(ratio(&network.token_head)?);
@@ -266,7 +270,16 @@ fn encoder(from: &FloatEncoder, config: &Config, residual_unit: f64) -> Result<W
 /// # Errors
 /// If the device fails; values out of range are clipped.
 pub fn export(network: &FloatNetwork) -> Result<Network> {
-    let (config, units) = (&network.config, Units::new(network)?);
+    export_halved(network, 0)
+}
+
+/// [`export`] with `halvings` (up to [`HALVINGS`]) halvings of the unit of residual streams: what clips them lies twice as
+/// far with each, and what rounds them is twice as coarse.
+///
+/// # Errors
+/// As for [`export`].
+pub fn export_halved(network: &FloatNetwork, halvings: u32) -> Result<Network> {
+    let (config, units) = (&network.config, Units::new(network, halvings)?);
     let inputs = signs(&network.norm, 1)?;
     let head = |var| {
         let matrix = Matrix::new(var)?.by_columns(&inputs);

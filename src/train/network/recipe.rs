@@ -2,9 +2,11 @@
 
 use std::path::Path;
 
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::NetworkError;
+use super::optimiser::Rates;
 use crate::model::network::{Config, FeedForward, Ngrams, exact};
 
 /// A whole configuration file.
@@ -119,22 +121,27 @@ impl Default for Training {
     }
 }
 
+/// What a configuration file says: TOML, or JSON if its name ends so.
+pub(crate) fn read_configuration<T: DeserializeOwned>(path: &Path) -> Result<T, String> {
+    let text = std::fs::read_to_string(path).map_err(|e| e.to_string())?;
+    match path.extension().is_some_and(|e| e == "json") {
+        true => serde_json::from_str(&text).map_err(|e| e.to_string()),
+        false => toml::from_str(&text).map_err(|e| e.to_string()),
+    }
+}
+
 impl Recipe {
     /// Reads a configuration file: TOML, or JSON if its name ends so.
     ///
     /// # Errors
     /// If it cannot be read, has unknown fields or impossible values.
     pub fn read(path: &Path) -> Result<Recipe, NetworkError> {
-        let parse = || -> Result<Recipe, String> {
-            let text = std::fs::read_to_string(path).map_err(|e| e.to_string())?;
-            let recipe: Recipe = match path.extension().is_some_and(|e| e == "json") {
-                true => serde_json::from_str(&text).map_err(|e| e.to_string())?,
-                false => toml::from_str(&text).map_err(|e| e.to_string())?,
-            };
+        let read = || -> Result<Recipe, String> {
+            let recipe: Recipe = read_configuration(path)?;
             recipe.check().map_err(|e| e.to_string())?;
             Ok(recipe)
         };
-        parse().map_err(|why| NetworkError::Recipe(format!("{}: {why}", path.display())))
+        read().map_err(|why| NetworkError::Recipe(format!("{}: {why}", path.display())))
     }
 
     /// Refuses values that cannot be.
@@ -250,6 +257,24 @@ impl Recipe {
 }
 
 impl Training {
+    /// The share of training that is over, after so many steps and seconds.
+    pub fn done(&self, step: u64, seconds: f64) -> f64 {
+        let done = match self.steps {
+            Some(steps) => step as f64 / steps as f64,
+            None => seconds / 60.0 / self.minutes,
+        };
+        done.min(1.0)
+    }
+
+    /// The learning rates at `step`, when a share `done` of training is over.
+    pub fn rates_at(&self, step: u64, done: f64) -> Rates {
+        let share = self.rate_at(step, done);
+        Rates {
+            matrices: self.matrix_rate * share,
+            others: self.rate * share,
+        }
+    }
+
     /// The share of the learning rates in force at `step`, when a share `done` of training is over.
     pub fn rate_at(&self, step: u64, done: f64) -> f64 {
         let rising = (step + 1) as f64 / self.warm_up.max(1) as f64;

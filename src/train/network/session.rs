@@ -3,7 +3,6 @@
 use std::fmt;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::Instant;
 
 use candle_core::Device;
@@ -11,13 +10,11 @@ use candle_core::Device;
 use super::NetworkError;
 use super::checkpoint::{Checkpoint, State, save, write_whole};
 use super::data::{Language, Source, sample};
-use super::evaluate::{Computer, exact_cost};
-use super::export::export;
+use super::evaluate::{Computer, best_export};
 use super::float::{FloatNetwork, Sample};
 use super::optimiser::{Optimiser, Rates};
 use super::recipe::{Recipe, multiply_adds};
 use crate::model::ModelError;
-use crate::model::network::simd::Simd;
 use crate::model::network::{Config, Network};
 use crate::model::tokenizer::Tokenizer;
 use crate::model::vocabulary::Vocabulary;
@@ -402,11 +399,7 @@ impl Run<'_> {
     /// The share of training that is over.
     fn done(&self) -> f64 {
         let training = &self.order.recipe.training;
-        let done = match training.steps {
-            Some(steps) => self.state.step as f64 / steps as f64,
-            None => self.state.seconds / 60.0 / training.minutes,
-        };
-        done.min(1.0)
+        training.done(self.state.step, self.state.seconds)
     }
 
     fn train(&mut self, tell: &dyn Fn(News)) -> Result<(), NetworkError> {
@@ -417,7 +410,7 @@ impl Run<'_> {
         while self.done() < 1.0 {
             let done = self.done();
             self.network.rounded = done >= training.float_phase;
-            let training_bits = self.step(training.rate_at(self.state.step, done))?;
+            let training_bits = self.step(training.rates_at(self.state.step, done))?;
             let held_out = match self.state.step.is_multiple_of(training.evaluate_steps) {
                 true => Some(self.held_out()?),
                 false => None,
@@ -442,16 +435,14 @@ impl Run<'_> {
     }
 
     /// One step; returns bits per byte of its batch.
-    fn step(&mut self, share: f64) -> Result<f64, NetworkError> {
+    fn step(&mut self, rates: Rates) -> Result<f64, NetworkError> {
         let training = &self.order.recipe.training;
         let batch = self.source.batch(training.batch_tokens)?;
         let (nats, gradients) = self.computer.gradients(&self.network, &samples(&batch))?;
         if !nats.is_finite() {
             return Err(NetworkError::Diverged(self.state.step));
         }
-        let (matrices, others) = (training.matrix_rate * share, training.rate * share);
-        self.optimiser
-            .step(&gradients, Rates { matrices, others })?;
+        self.optimiser.step(&gradients, rates)?;
         self.state.step += 1;
         self.state.tokens += training.batch_tokens as u64;
         Ok(bits(
@@ -473,9 +464,8 @@ impl Run<'_> {
         let rounded = self.held_out()?;
         self.network.rounded = false;
         let plain = self.held_out()?;
-        let network = Arc::new(export(&self.network)?);
-        let engine = Simd::new(network.clone(), self.order.threads);
-        let nats = exact_cost(&engine, &network, &samples(&self.held_out.sequences))?;
+        let held_out = samples(&self.held_out.sequences);
+        let (network, nats) = best_export(&self.network, &held_out, self.order.threads)?;
         let outcome = Outcome {
             step: self.state.step,
             tokens: self.state.tokens,

@@ -157,16 +157,12 @@ impl Recipe {
     /// # Errors
     /// If it cannot be read, has unknown fields or impossible values.
     pub fn read(path: &Path) -> Result<Recipe> {
-        let parse = || -> std::result::Result<Recipe, String> {
-            let text = std::fs::read_to_string(path).map_err(|e| e.to_string())?;
-            let recipe: Recipe = match path.extension().is_some_and(|e| e == "json") {
-                true => serde_json::from_str(&text).map_err(|e| e.to_string())?,
-                false => toml::from_str(&text).map_err(|e| e.to_string())?,
-            };
+        let read = || -> std::result::Result<Recipe, String> {
+            let recipe: Recipe = recipe::read_configuration(path)?;
             recipe.check().map_err(|e| e.to_string())?;
             Ok(recipe)
         };
-        parse().map_err(|why| S2sError::Config(format!("{}: {why}", path.display())))
+        read().map_err(|why| S2sError::Config(format!("{}: {why}", path.display())))
     }
 
     /// Refuses values that cannot be.

@@ -13,14 +13,12 @@ use super::reading::Usual;
 use super::recipe::Recipe;
 use super::{Compressor, Result, S2sError};
 use crate::model::latents::{LatentCounts, LatentPrior};
-use crate::model::network::simd::Simd;
 use crate::train::corpus::{Corpus, Random};
 use crate::train::network::checkpoint::{self, Checkpoint, Versioned, write_whole};
 use crate::train::network::data::{Language, Position, Source, sample};
-use crate::train::network::evaluate::exact_cost;
-use crate::train::network::export::export;
+use crate::train::network::evaluate::best_export;
 use crate::train::network::float::{FloatNetwork, Parameter, Sample};
-use crate::train::network::optimiser::{Optimiser, Rates};
+use crate::train::network::optimiser::Optimiser;
 use crate::train::network::session::{self, CHECKPOINT, LOSS_MAX, News, Report};
 use crate::train::{self, VOCABULARY_BYTES};
 
@@ -311,11 +309,7 @@ impl<'a> Run<'a> {
     /// The share of training that is over.
     fn done(&self) -> f64 {
         let training = &self.order.recipe.training;
-        let done = match training.steps {
-            Some(steps) => self.state.step as f64 / steps as f64,
-            None => self.state.seconds / 60.0 / training.minutes,
-        };
-        done.min(1.0)
+        training.done(self.state.step, self.state.seconds)
     }
 
     fn train(&mut self, tell: &dyn Fn(News)) -> Result<()> {
@@ -360,11 +354,7 @@ impl<'a> Run<'a> {
         let done = self.done();
         let (training, method) = (&self.order.recipe.training, &self.order.recipe.latents);
         self.decompressor.rounded = done >= training.float_phase;
-        let share = training.rate_at(self.state.step, done);
-        let rates = Rates {
-            matrices: training.matrix_rate * share,
-            others: training.rate * share,
-        };
+        let rates = training.rates_at(self.state.step, done);
         let line = match done < method.copy_share {
             true => self.copy_step(rates)?,
             false => {
@@ -408,12 +398,10 @@ impl<'a> Run<'a> {
         let strings = self.likeliest(batches)?;
         self.prior = self.prior_of(&strings)?;
         let held_out = self.held_out()?;
-        let network = std::sync::Arc::new(export(&self.decompressor)?);
-        let engine = Simd::new(network.clone(), self.order.threads);
         let chunk = self.order.recipe.latents.chunk;
         let chunks = self.held_out.iter().flat_map(|tokens| tokens.chunks(chunk));
         let samples: Vec<Sample> = chunks.map(Sample::from).collect();
-        let exact = exact_cost(&engine, &network, &samples)?;
+        let (network, exact) = best_export(&self.decompressor, &samples, self.order.threads)?;
         let rounded: f64 = self.decompressor.costs(&samples)?.iter().sum();
         let outcome = Outcome {
             line: Line {
