@@ -323,7 +323,7 @@ mod tests {
         let config = recipe.config(300, vec![0]);
         let network = FloatNetwork::new(config, &mut Random(1), &Device::Cpu).unwrap();
         let units = || {
-            let units = Units::new(&network).unwrap();
+            let units = Units::new(&network, 0).unwrap();
             (units.decoder, units.encoder)
         };
         assert_eq!(units(), (RESIDUAL_UNIT, RESIDUAL_UNIT));
