@@ -4,7 +4,8 @@ use proptest::prelude::*;
 use s2sfs::codec::Codecs;
 use s2sfs::model::Model;
 use s2sfs::model::logistic::Logistic;
-use s2sfs::model::predictor::{BitCoder, Params, Predictor, State};
+use s2sfs::model::mixer::Rates;
+use s2sfs::model::predictor::{Adaptation, BitCoder, Params, Predictor, State};
 use s2sfs::model::vocabulary::Vocabulary;
 use s2sfs::model::walk::{Next, Walk};
 use std::sync::OnceLock;
@@ -40,9 +41,14 @@ fn after(len: usize) -> State {
     for &byte in &TEXT[..len] {
         predictor.byte(&mut Probability(1.0), byte);
     }
-    // the outlook is asked with the parameters that groups start from
+    // the outlook is asked with the parameters that groups start from, and does not learn from bit to bit
     let mut state = predictor.into_state();
     state.params = params();
+    state.adaptation = Adaptation {
+        mixer: Rates { first: 0, last: 0 },
+        histories: 15,
+        curves: 15,
+    };
     state
 }
 
