@@ -1,6 +1,8 @@
 //! Blocks with latents: what the encoder of the network reads is stored with the block, for all groups or for
 //! each, and every engine decodes with it.
 
+#[path = "common/moment.rs"]
+mod moment;
 #[path = "common/network_model.rs"]
 mod network_model;
 #[path = "common/network.rs"]
@@ -8,16 +10,21 @@ mod networks;
 #[path = "common/random.rs"]
 mod random;
 
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};
 
 use candle_core::Device;
 use proptest::prelude::*;
 use random::Random;
-use s2sfs::codec::{Codecs, Latents};
+use s2sfs::codec::{CodecId, Codecs, EncodeOptions, LatentWriter, Latents, Policy};
 use s2sfs::model::latents::{LatentCounts, LatentPrior};
 use s2sfs::model::network::reference::Reference;
 use s2sfs::model::network::simd::{Kernel, Simd};
 use s2sfs::model::{Model, ModelError, NetworkParts};
+use s2sfs::train::corpus::Random as TrainingRandom;
+use s2sfs::train::network::evaluate::Computer;
+use s2sfs::train::network::export::export;
+use s2sfs::train::network::float::{FloatNetwork, Sample};
 
 const ALPHABET: usize = 20;
 const MOST: usize = 6;
@@ -174,6 +181,93 @@ fn every_engine_writes_the_same_and_reads_the_others() {
         assert_eq!(encode(codecs, raw, 700, &latents), payload);
         assert_eq!(codecs.decode_all(&payload, None).unwrap(), raw);
     }
+}
+
+/// Proposes the same latents for every block, and counts the blocks.
+#[derive(Debug)]
+struct Proposals(Vec<Latents>, AtomicUsize);
+
+impl LatentWriter for Proposals {
+    fn write(&self, groups: &[Vec<u16>]) -> Result<Vec<Latents>, String> {
+        assert!(groups.iter().all(|tokens| !tokens.is_empty()));
+        self.1.fetch_add(1, Relaxed);
+        Ok(self.0.clone())
+    }
+
+    fn sizes(&self) -> [usize; 3] {
+        [400, ALPHABET, MOST]
+    }
+}
+
+/// Bytes of the texts that latents of a trained network name.
+const NAMED: usize = 160;
+
+fn named(text: usize) -> &'static [u8] {
+    &TEXT.as_bytes()[1000 * text..][..NAMED]
+}
+
+/// A model, the network alone, that has learned for a moment that latent k names text k.
+fn model_that_knows(texts: usize) -> Vec<u8> {
+    let (network, tokenizer) = network_model::with_latents(TEXT, (400, 16), (ALPHABET, MOST), 5);
+    let config = network.config().clone();
+    let tokens: Vec<Vec<u16>> = (0..texts)
+        .map(|text| tokenizer.token_ids(named(text)).unwrap())
+        .collect();
+    let names: Vec<[u16; 1]> = (0..texts).map(|text| [text as u16]).collect();
+    // never without: what a latent names is not to be found in the text alone
+    let pairs = tokens.iter().zip(&names);
+    let samples: Vec<Sample> = pairs
+        .map(|(tokens, latents)| Sample { tokens, latents })
+        .collect();
+    let floats = FloatNetwork::new(config, &mut TrainingRandom(3), &Device::Cpu);
+    let floats = floats.unwrap();
+    moment::train(&floats, &mut Computer::Candle, &samples, 120);
+    let parts = NetworkParts {
+        name: "names".into(),
+        tokenizer,
+        network: Arc::new(export(&floats).unwrap()),
+        prior: Some(prior(ALPHABET, MOST)),
+        adaptation: base_model().fresh(0).adaptation,
+    };
+    let model = Model::with_network(None, parts).unwrap();
+    model.to_bytes().unwrap()
+}
+
+#[test]
+fn of_what_a_writer_proposes_the_smallest_is_kept_if_it_is_smaller_than_none() {
+    let texts = 4;
+    let file = model_that_knows(texts);
+    let all = (0..texts as u16 + 2).map(|latent| shared(&[latent]));
+    let writer = Arc::new(Proposals(all.collect(), AtomicUsize::new(0)));
+    let plain = Codecs::with_model(&file).unwrap();
+    let codecs = Codecs::with_model(&file).unwrap().writing(writer.clone());
+    let options = EncodeOptions {
+        policy: Policy::Ratio,
+        group: None,
+    };
+    for text in 0..texts {
+        let none = plain.encode(named(text), &options, None).unwrap();
+        let each = writer.0.iter();
+        let each: Vec<usize> = each
+            .map(|latents| encode(&plain, named(text), NAMED, latents).len())
+            .collect();
+        let least = each.iter().min().unwrap();
+        assert_eq!(each[text], *least, "its own name is best: {each:?}");
+        assert!(*least < none.payload.len(), "{each:?}");
+        let encoded = codecs.encode(named(text), &options, None).unwrap();
+        assert_eq!(
+            (encoded.codec, encoded.payload.len()),
+            (CodecId::Model, *least)
+        );
+        let decoded = plain.decode_all(&encoded.payload, None).unwrap();
+        assert_eq!(decoded, named(text));
+    }
+    assert_eq!(writer.1.load(Relaxed), texts);
+    // what no latent helps is stored as without
+    let other = &TEXT.as_bytes()[500..700];
+    let none = plain.encode(other, &options, None).unwrap();
+    let encoded = codecs.encode(other, &options, None).unwrap();
+    assert!(encoded.payload.len() <= none.payload.len());
 }
 
 #[test]

@@ -59,6 +59,7 @@ fn order(output: &Path, recipe: Recipe) -> Order {
         output: output.join("out"),
         recipe,
         tokenizer: None,
+        from: None,
         resume: false,
         device: Device::Cpu,
         threads: 1,
@@ -177,8 +178,8 @@ fn a_run_that_goes_on_is_a_run_that_never_stopped() {
     assert!(trained(&part).is_err());
 }
 
-/// A model of the network in a directory, with the tables of the default model.
-fn model_of(dir: &Path) -> Vec<u8> {
+/// A model of the network in a directory, with the tables of the default model or alone.
+fn model_of(dir: &Path, tables: bool) -> Vec<u8> {
     let read = |name: &str| std::fs::read(dir.join(name)).unwrap();
     let writer = Writer::load(&dir.join(COMPRESSOR), Purpose::Extent, 1).unwrap();
     let trained = Trained {
@@ -192,10 +193,10 @@ fn model_of(dir: &Path) -> Vec<u8> {
         seed: 1,
         threads: 1,
     };
-    let base = Model::from_bytes(base_file()).unwrap();
+    let base = tables.then(|| Model::from_bytes(base_file()).unwrap());
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/model");
     let progress = Progress::new(&|_, _, _, _| ());
-    let model = mixing::train(&source, Some(&base), Some(trained), &options, &progress);
+    let model = mixing::train(&source, base.as_ref(), Some(trained), &options, &progress);
     model.unwrap().to_bytes().unwrap()
 }
 
@@ -209,11 +210,16 @@ fn latents_are_tried_and_never_cost_a_byte() {
     let dir = TempDir::new().unwrap();
     let order = order(dir.path(), recipe(8));
     trained(&order).unwrap();
-    let file = model_of(&order.output);
-    let codecs = || Codecs::with_model_and_base(&file, Some(base_file())).unwrap();
-    let plain = codecs();
+    let files = [true, false].map(|tables| model_of(&order.output, tables));
     let text = include_bytes!("train_s2s.rs");
-    for (purpose, group) in [(Purpose::Extent, 2048), (Purpose::Chunk, 512)] {
+    for (file, (purpose, group)) in [
+        (&files[0], (Purpose::Extent, 2048)),
+        (&files[0], (Purpose::Chunk, 512)),
+        (&files[1], (Purpose::Extent, 2048)),
+        (&files[1], (Purpose::Chunk, 512)),
+    ] {
+        let codecs = || Codecs::with_model_and_base(file, Some(base_file())).unwrap();
+        let plain = codecs();
         let writer = Writer::load(&order.output.join(COMPRESSOR), purpose, 2).unwrap();
         assert!(plain.reads(&writer));
         let with = codecs().writing(Arc::new(writer));

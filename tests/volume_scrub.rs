@@ -262,6 +262,19 @@ fn a_read_only_volume_can_be_scrubbed() {
 }
 
 #[test]
+fn a_scrub_that_begins_as_the_last_one_ends_is_done_too() {
+    let (_storage, volume) = fresh();
+    for _ in 0..3000 {
+        volume.scrub(ScrubAction::Start, FAST).expect("start");
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while ask(&volume, ScrubAction::Status).is_active() {
+            assert!(Instant::now() < deadline, "nobody attends to it");
+            std::hint::spin_loop();
+        }
+    }
+}
+
+#[test]
 fn writing_settling_and_reclaiming_meanwhile_is_no_damage() {
     let storage = SimStorage::new();
     let open = OpenOptions {

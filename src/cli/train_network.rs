@@ -1,5 +1,6 @@
 //! `s2sfs train --network`.
 
+use std::fmt::Display;
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 
@@ -35,7 +36,7 @@ pub struct NetworkArguments {
     s2s: Option<PathBuf>,
     /// With --network or --s2s: go on from the checkpoint in the output
     #[arg(long, requires = "networks", conflicts_with = "force")]
-    pub(super) resume: bool,
+    resume: bool,
     /// With --network or --s2s: use this vocabulary (the JSON of the tokenizers library) instead of training one
     #[arg(
         long,
@@ -43,7 +44,7 @@ pub struct NetworkArguments {
         requires = "networks",
         conflicts_with = "resume"
     )]
-    pub(super) tokenizer: Option<PathBuf>,
+    tokenizer: Option<PathBuf>,
     /// With --network: start from the published T5 in this directory instead of from nothing
     #[arg(
         long,
@@ -70,7 +71,7 @@ pub struct NetworkArguments {
         requires = "networks",
         default_value = "cpu"
     )]
-    pub(super) device: String,
+    device: String,
     /// With --network or --s2s: threads on the processor [default: one for each core]
     #[arg(
         long,
@@ -102,9 +103,19 @@ impl NetworkArguments {
         training.steps = self.steps.or(training.steps);
     }
 
-    pub(super) fn threads(&self) -> usize {
+    /// What is to be trained by a recipe.
+    pub(super) fn order<R>(&self, recipe: R, dir: &Path, output: &Path) -> Outcome<Order<R>> {
         let cores = || std::thread::available_parallelism().map_or(1, |n| n.get());
-        self.threads.map_or_else(cores, usize::from)
+        Ok(Order {
+            dir: dir.to_owned(),
+            output: output.to_owned(),
+            recipe,
+            tokenizer: self.tokenizer.clone(),
+            from: self.from.clone(),
+            resume: self.resume,
+            device: device(&self.device)?,
+            threads: self.threads.map_or_else(cores, usize::from),
+        })
     }
 }
 
@@ -115,24 +126,23 @@ pub fn run(
     (dir, output): (&Path, &Path),
     (seed, force): (Option<u64>, bool),
 ) -> Outcome<()> {
-    memory::keep_memory();
     check_output(arguments, output, force)?;
     let mut recipe = Recipe::read(config).map_err(explain)?;
     arguments.change(&mut recipe.training, seed);
-    let order = Order {
-        dir: dir.to_owned(),
-        output: output.to_owned(),
-        recipe,
-        tokenizer: arguments.tokenizer.clone(),
-        from: arguments.from.clone(),
-        resume: arguments.resume,
-        device: device(&arguments.device)?,
-        threads: arguments.threads(),
-    };
+    let order = arguments.order(recipe, dir, output)?;
+    report(output, |tell| session::run(&order, tell).map_err(explain))
+}
+
+/// Trains, shows how it goes on and says what came of it.
+pub(super) fn report<O: Display>(
+    output: &Path,
+    train: impl FnOnce(&dyn Fn(News)) -> Outcome<O>,
+) -> Outcome<()> {
+    memory::keep_memory();
     let reporter = Reporter::new();
-    let result = session::run(&order, &|news| reporter.tell(news));
-    reporter.finish();
-    eprintln!("{}: {}", output.display(), result.map_err(explain)?);
+    let result = train(&|news| reporter.tell(news));
+    reporter.bar.finish_and_clear();
+    eprintln!("{}: {}", output.display(), result?);
     Ok(())
 }
 
@@ -155,7 +165,7 @@ pub(super) fn check_output(
     }
 }
 
-pub(super) fn device(name: &str) -> Outcome<Device> {
+fn device(name: &str) -> Outcome<Device> {
     if name == "cpu" {
         return Ok(Device::Cpu);
     }
@@ -185,7 +195,7 @@ pub(super) fn explain(error: NetworkError) -> Failure {
 }
 
 /// Shows progress as a bar on a terminal, and as a line now and then elsewhere.
-pub(super) struct Reporter {
+struct Reporter {
     bar: ProgressBar,
     held_out: Mutex<Option<f64>>,
     is_terminal: bool,
@@ -195,7 +205,7 @@ pub(super) struct Reporter {
 const STEPS: u64 = 10_000;
 
 impl Reporter {
-    pub fn new() -> Reporter {
+    fn new() -> Reporter {
         let is_terminal = std::io::stderr().is_terminal();
         Reporter {
             bar: share_bar(STEPS),
@@ -204,11 +214,7 @@ impl Reporter {
         }
     }
 
-    pub fn finish(&self) {
-        self.bar.finish_and_clear();
-    }
-
-    pub fn tell(&self, news: News) {
+    fn tell(&self, news: News) {
         match news {
             News::Doing(what) if self.is_terminal => self.bar.set_message(what.to_string()),
             News::Doing(what) => eprintln!("{what}"),

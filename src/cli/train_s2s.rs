@@ -2,11 +2,11 @@
 
 use std::path::Path;
 
-use super::train_network::{self, NetworkArguments, Reporter};
+use super::train_network::{self, NetworkArguments};
 use crate::exit::{Exit, Failure, Outcome};
 use crate::train::s2s::S2sError;
 use crate::train::s2s::recipe::Recipe;
-use crate::train::s2s::session::{self, Order};
+use crate::train::s2s::session;
 
 /// Trains compressor and decompressor and says what came of it.
 pub fn run(
@@ -18,20 +18,8 @@ pub fn run(
     train_network::check_output(arguments, output, force)?;
     let mut recipe = Recipe::read(config).map_err(explain)?;
     arguments.change(&mut recipe.training, seed);
-    let order = Order {
-        dir: dir.to_owned(),
-        output: output.to_owned(),
-        recipe,
-        tokenizer: arguments.tokenizer.clone(),
-        resume: arguments.resume,
-        device: train_network::device(&arguments.device)?,
-        threads: arguments.threads(),
-    };
-    let reporter = Reporter::new();
-    let result = session::run(&order, &|news| reporter.tell(news));
-    reporter.finish();
-    eprintln!("{}: {}", output.display(), result.map_err(explain)?);
-    Ok(())
+    let order = arguments.order(recipe, dir, output)?;
+    train_network::report(output, |tell| session::run(&order, tell).map_err(explain))
 }
 
 pub(super) fn explain(error: S2sError) -> Failure {

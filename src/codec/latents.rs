@@ -12,7 +12,7 @@ use crate::model::predictor::BitCoder;
 
 use super::model_codec::model_error;
 use super::range_coder::{Decoder, Encoder};
-use super::{CodecError, Result};
+use super::{CodecError, MAX_RAW_LEN, Result};
 
 /// Writes latents for blocks: what training calls the compressor. It may guess as it likes; what it writes is tried,
 /// and kept only where that is smaller.
@@ -74,7 +74,7 @@ impl Latents {
     /// The latents of a block of so many groups, of which each may have at most `most`.
     ///
     /// # Errors
-    /// If a group has more.
+    /// If a group has more, or all together have more latents than a block can have bytes.
     pub fn decode(
         bytes: &[u8],
         prior: &LatentPrior,
@@ -84,13 +84,20 @@ impl Latents {
         let mut coder = Decoder::new(bytes);
         let has_own = coder.code(HALF, 0) == 1;
         let shared = prior.decode(&mut coder);
-        let count = if has_own { groups } else { 0 };
-        let own: Vec<Vec<u16>> = (0..count).map(|_| prior.decode(&mut coder)).collect();
-        let longest = own.iter().map(Vec::len).max().unwrap_or(0);
-        match shared.len() + longest <= most {
-            true => Ok(Latents { shared, own }),
-            false => Err(CodecError::Damaged("too many latents".into())),
+        let refused = || Err(CodecError::Damaged("too many latents".into()));
+        if shared.len() > most {
+            return refused();
         }
+        let (mut own, mut all) = (Vec::new(), shared.len());
+        for _ in 0..if has_own { groups } else { 0 } {
+            let string = prior.decode(&mut coder);
+            all += string.len();
+            if shared.len() + string.len() > most || all > MAX_RAW_LEN {
+                return refused();
+            }
+            own.push(string);
+        }
+        Ok(Latents { shared, own })
     }
 }
 

@@ -36,7 +36,7 @@ use parking_lot::Mutex;
 
 use crate::model::predictor::State;
 use crate::model::{Model, ModelHash};
-use engines::{EngineTable, Engines};
+use engines::{EngineTable, Engines, Evaluator};
 use lockstep::Stream;
 use network_codec::GroupDecoder;
 use registry::Registry;
@@ -411,17 +411,8 @@ impl Codecs {
         if let Err(error) = check_group(layout, group, snapshot.as_deref()) {
             return receiver.end(Err(error));
         }
-        let layout = layout.clone();
-        let start = Box::new(move || {
-            GroupDecoder::start(
-                &model,
-                &*evaluator.cpu,
-                &payload,
-                &layout,
-                group,
-                snapshot.as_deref(),
-            )
-        });
+        let snapshot = snapshot.as_deref().cloned();
+        let start = start_of((model, evaluator), payload, layout.clone(), group, snapshot);
         lanes.submit(start, receiver);
     }
 
@@ -453,20 +444,10 @@ impl Codecs {
         if engines.evaluator.device().is_some() {
             let payload: Arc<[u8]> = payload.into();
             let (layout, snapshot) = (Arc::new(layout.clone()), snapshot.cloned());
-            let start = |group: usize| -> lanes::Start {
-                let (model, payload) = (model.clone(), payload.clone());
-                let (layout, snapshot) = (layout.clone(), snapshot.clone());
-                let evaluator = engines.evaluator.clone();
-                Box::new(move || {
-                    GroupDecoder::start(
-                        &model,
-                        &*evaluator.cpu,
-                        &payload,
-                        &layout,
-                        group,
-                        snapshot.as_ref(),
-                    )
-                })
+            let start = |group: usize| {
+                let with = (model.clone(), engines.evaluator.clone());
+                let (payload, layout) = (payload.clone(), layout.clone());
+                start_of(with, payload, layout, group, snapshot.clone())
             };
             return engines.lanes.decode((0..count).map(start));
         }
@@ -515,6 +496,20 @@ impl Codecs {
         let model = self.registry.get(name)?;
         Ok(Arc::new(Snapshot::after(&model, anchor_bytes)))
     }
+}
+
+/// What starts to decode a group when its turn has come in a lane.
+fn start_of(
+    (model, evaluator): (Arc<Model>, Arc<Evaluator>),
+    payload: impl AsRef<[u8]> + Send + 'static,
+    layout: Arc<Layout>,
+    group: usize,
+    snapshot: Option<Snapshot>,
+) -> lanes::Start {
+    Box::new(move || {
+        let (encoder, payload) = (&*evaluator.cpu, payload.as_ref());
+        GroupDecoder::start(&model, encoder, payload, &layout, group, snapshot.as_ref())
+    })
 }
 
 fn check_group(layout: &Layout, group: usize, snapshot: Option<&Snapshot>) -> Result<()> {

@@ -1,4 +1,5 @@
 //! Networks in floats that are trained for a moment.
+#![allow(dead_code)]
 
 use candle_core::{Device, Tensor, Var};
 use s2sfs::train::corpus::Random;

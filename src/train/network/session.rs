@@ -13,7 +13,7 @@ use super::data::{Language, Source, sample};
 use super::evaluate::{Computer, best_export};
 use super::float::{FloatNetwork, Sample};
 use super::optimiser::{Optimiser, Rates};
-use super::recipe::{Recipe, multiply_adds};
+use super::recipe::{Recipe, Training, multiply_adds};
 use crate::model::ModelError;
 use crate::model::network::{Config, Network};
 use crate::model::tokenizer::Tokenizer;
@@ -30,11 +30,11 @@ pub const LOSS_MAX: f64 = 0.01;
 
 /// What to train.
 #[derive(Debug, Clone)]
-pub struct Order {
+pub struct Order<R = Recipe> {
     pub dir: PathBuf,
     /// The directory that gets the network.
     pub output: PathBuf,
-    pub recipe: Recipe,
+    pub recipe: R,
     /// A vocabulary to use instead of training one.
     pub tokenizer: Option<PathBuf>,
     /// The directory of a published T5 to start from instead of from nothing.
@@ -42,6 +42,64 @@ pub struct Order {
     pub resume: bool,
     pub device: Device,
     pub threads: usize,
+}
+
+impl<R> Order<R> {
+    /// The same with another recipe.
+    pub fn with<S>(&self, recipe: S) -> Order<S> {
+        Order {
+            dir: self.dir.clone(),
+            output: self.output.clone(),
+            recipe,
+            tokenizer: self.tokenizer.clone(),
+            from: self.from.clone(),
+            resume: self.resume,
+            device: self.device.clone(),
+            threads: self.threads,
+        }
+    }
+}
+
+/// The time of a run, with that of the runs before that it goes on from.
+#[derive(Debug)]
+pub(crate) struct Watch {
+    started: Instant,
+    /// Seconds and tokens of the runs before.
+    seconds: f64,
+    tokens: u64,
+    /// When the newest checkpoint was asked for.
+    saved: f64,
+}
+
+impl Watch {
+    pub fn new(seconds: f64, tokens: u64) -> Watch {
+        Watch {
+            started: Instant::now(),
+            seconds,
+            tokens,
+            saved: seconds,
+        }
+    }
+
+    /// Seconds of training, those before included.
+    pub fn seconds(&self) -> f64 {
+        self.seconds + self.started.elapsed().as_secs_f64()
+    }
+
+    /// Tokens per second of this run, when there are so many with those before.
+    pub fn rate(&self, tokens: u64) -> f64 {
+        (tokens - self.tokens) as f64 / self.started.elapsed().as_secs_f64()
+    }
+
+    /// True when the next checkpoint is due.
+    pub fn wants_checkpoint(&mut self, training: &Training) -> bool {
+        let seconds = self.seconds();
+        let due = seconds - self.saved >= 60.0 * training.checkpoint_minutes;
+        if due {
+            self.saved = seconds;
+        }
+        due
+    }
 }
 
 /// How far a run is.
@@ -404,9 +462,7 @@ impl Run<'_> {
 
     fn train(&mut self, tell: &dyn Fn(News)) -> Result<(), NetworkError> {
         let training = self.order.recipe.training.clone();
-        let (started, before) = (Instant::now(), self.state.seconds);
-        let tokens_before = self.state.tokens;
-        let mut saved = before;
+        let mut watch = Watch::new(self.state.seconds, self.state.tokens);
         while self.done() < 1.0 {
             let done = self.done();
             self.network.rounded = done >= training.float_phase;
@@ -415,19 +471,17 @@ impl Run<'_> {
                 true => Some(self.held_out()?),
                 false => None,
             };
-            let seconds = started.elapsed().as_secs_f64();
-            self.state.seconds = before + seconds;
+            self.state.seconds = watch.seconds();
             tell(News::Progress(Report {
                 step: self.state.step,
                 tokens: self.state.tokens,
                 done: self.done(),
-                tokens_per_second: (self.state.tokens - tokens_before) as f64 / seconds,
+                tokens_per_second: watch.rate(self.state.tokens),
                 training: training_bits,
                 held_out,
             }));
-            if self.state.seconds - saved >= 60.0 * training.checkpoint_minutes {
+            if watch.wants_checkpoint(&training) {
                 self.save()?;
-                saved = self.state.seconds;
             }
         }
         self.network.rounded = true;

@@ -2,25 +2,24 @@
 //! latents, the prior of these, and who writes them.
 
 use std::fmt;
-use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::path::Path;
 
-use candle_core::Device;
 use serde::{Deserialize, Serialize};
 
 use super::log::{Line, Log};
 use super::reading::Usual;
 use super::recipe::Recipe;
+use super::steps::Stepped;
 use super::{Compressor, Result, S2sError};
 use crate::model::latents::{LatentCounts, LatentPrior};
+use crate::train;
 use crate::train::corpus::{Corpus, Random};
 use crate::train::network::checkpoint::{self, Checkpoint, Versioned, write_whole};
 use crate::train::network::data::{Language, Position, Source, sample};
 use crate::train::network::evaluate::best_export;
 use crate::train::network::float::{FloatNetwork, Parameter, Sample};
 use crate::train::network::optimiser::Optimiser;
-use crate::train::network::session::{self, CHECKPOINT, LOSS_MAX, News, Report};
-use crate::train::{self, VOCABULARY_BYTES};
+use crate::train::network::session::{self, CHECKPOINT, LOSS_MAX, News, Report, Watch};
 
 /// The compressor's directory in that of the output, and the file of the prior.
 pub const COMPRESSOR: &str = "compressor";
@@ -30,35 +29,8 @@ const USUAL_BYTES: usize = 4 << 20;
 /// Strings that the shipped prior is made of, at least.
 const PRIOR_STRINGS: usize = 512;
 
-/// What to train.
-#[derive(Debug, Clone)]
-pub struct Order {
-    pub dir: PathBuf,
-    /// The directory that gets network, prior and compressor.
-    pub output: PathBuf,
-    pub recipe: Recipe,
-    /// A vocabulary to use instead of training one.
-    pub tokenizer: Option<PathBuf>,
-    pub resume: bool,
-    pub device: Device,
-    pub threads: usize,
-}
-
-impl Order {
-    /// The decompressor's part.
-    fn network(&self) -> session::Order {
-        session::Order {
-            dir: self.dir.clone(),
-            output: self.output.clone(),
-            recipe: self.recipe.decompressor(),
-            tokenizer: self.tokenizer.clone(),
-            from: None,
-            resume: self.resume,
-            device: self.device.clone(),
-            threads: self.threads,
-        }
-    }
-}
+/// What to train; the directory of the output gets network, prior and compressor.
+pub type Order = session::Order<Recipe>;
 
 /// All of a run but its tensors.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -137,8 +109,12 @@ pub(super) struct Run<'a> {
 /// exact network would lose too much.
 pub fn run(order: &Order, tell: &dyn Fn(News)) -> Result<Outcome> {
     order.recipe.check()?;
+    if order.from.is_some() {
+        let why = "a network that reads latents cannot start from published weights";
+        return Err(S2sError::Config(why.into()));
+    }
     tell(News::Doing("reading"));
-    let network = order.network();
+    let network = order.with(order.recipe.decompressor());
     let corpus = Corpus::read_at_least(&order.dir).map_err(session_error)?;
     let mut random = Random(order.recipe.training.seed);
     let parts = train::divide(&corpus, &mut random);
@@ -315,47 +291,37 @@ impl<'a> Run<'a> {
     fn train(&mut self, tell: &dyn Fn(News)) -> Result<()> {
         let training = self.order.recipe.training.clone();
         let mut log = Log::open(&self.order.output, self.state.step)?;
-        let (started, before) = (Instant::now(), self.state.seconds);
-        let tokens_before = self.state.tokens;
-        let mut saved = before;
+        let mut watch = Watch::new(self.state.seconds, self.state.tokens);
         while self.done() < 1.0 {
-            let line = self.step()?;
-            if self
-                .state
-                .step
-                .is_multiple_of(self.order.recipe.latents.log_steps)
-            {
-                log.write(&line)?;
-            }
+            let Stepped { bits, line } = self.step()?;
+            line.map_or(Ok(()), |line| log.write(&line))?;
             let held_out = match self.state.step.is_multiple_of(training.evaluate_steps) {
                 true => Some(self.held_out()?.total),
                 false => None,
             };
-            let seconds = started.elapsed().as_secs_f64();
-            self.state.seconds = before + seconds;
+            self.state.seconds = watch.seconds();
             tell(News::Progress(Report {
                 step: self.state.step,
                 tokens: self.state.tokens,
                 done: self.done(),
-                tokens_per_second: (self.state.tokens - tokens_before) as f64 / seconds,
-                training: line.total,
+                tokens_per_second: watch.rate(self.state.tokens),
+                training: bits,
                 held_out,
             }));
-            if self.state.seconds - saved >= 60.0 * training.checkpoint_minutes {
+            if watch.wants_checkpoint(&training) {
                 self.save()?;
-                saved = self.state.seconds;
             }
         }
         self.save()
     }
 
     /// One step of whichever phase it is.
-    fn step(&mut self) -> Result<Line> {
+    fn step(&mut self) -> Result<Stepped> {
         let done = self.done();
         let (training, method) = (&self.order.recipe.training, &self.order.recipe.latents);
         self.decompressor.rounded = done >= training.float_phase;
         let rates = training.rates_at(self.state.step, done);
-        let line = match done < method.copy_share {
+        let stepped = match done < method.copy_share {
             true => self.copy_step(rates)?,
             false => {
                 let rewarded = (done - method.copy_share) / (1.0 - method.copy_share).max(1e-9);
@@ -367,13 +333,12 @@ impl<'a> Run<'a> {
         if self.state.step.is_multiple_of(method.prior_steps) {
             self.renew_prior()?;
         }
-        Ok(line)
+        Ok(stepped)
     }
 
     /// Remembers strings for the next prior.
-    pub(super) fn note<'s>(&mut self, strings: impl Iterator<Item = &'s [u16]>) -> Result<()> {
+    pub(super) fn note<'s>(&mut self, strings: impl Iterator<Item = &'s [u16]>) {
         self.state.recent.extend(strings.map(<[u16]>::to_vec));
-        Ok(())
     }
 
     fn renew_prior(&mut self) -> Result<()> {
@@ -438,12 +403,7 @@ fn usual(
     balance: f64,
 ) -> Result<Usual> {
     let mut usual = Usual::new(language.vocabulary.len());
-    for piece in sample(
-        corpus,
-        &parts.tables,
-        balance,
-        USUAL_BYTES.min(VOCABULARY_BYTES),
-    ) {
+    for piece in sample(corpus, &parts.tables, balance, USUAL_BYTES) {
         usual.add(&language.tokenizer.token_ids(corpus.bytes(piece))?)?;
     }
     Ok(usual)

@@ -14,6 +14,14 @@ use crate::train::network::optimiser::{Rates, derived};
 /// Nats are what losses count, bits what a store does.
 const BITS: f64 = std::f64::consts::LOG2_E;
 
+/// What came of a step.
+pub(super) struct Stepped {
+    /// Bits per byte of what the decompressor learned from, as it read it.
+    pub bits: f64,
+    /// For the log, where it is due.
+    pub line: Option<Line>,
+}
+
 /// Extents of a step, and what the compressor sees of them.
 struct Batch {
     extents: Vec<Vec<u16>>,
@@ -55,7 +63,7 @@ impl Run<'_> {
     }
 
     /// One step of copying: the compressor is told what to write, the decompressor reads it.
-    pub(super) fn copy_step(&mut self, rates: Rates) -> Result<Line> {
+    pub(super) fn copy_step(&mut self, rates: Rates) -> Result<Stepped> {
         let batch = self.batch()?;
         let (copy, config) = (self.order.recipe.latents.copy, self.compressor.config());
         let of = |extent: &Vec<u16>| self.usual.copied(extent, copy, config);
@@ -66,18 +74,19 @@ impl Run<'_> {
         let entropy = (evaluation.entropies.sum_all()? / evaluation.taken.sum_all()?)?;
         let entropy = f64::from(entropy.to_scalar::<f32>()?);
         self.move_compressor(&evaluation.loss()?)?;
-        self.note(strings.iter().map(Vec::as_slice))?;
-        self.move_decompressor(&batch, &strings, rates)?;
+        self.note(strings.iter().map(Vec::as_slice));
+        let bits = self.move_decompressor(&batch, &strings, rates)?;
         let line = Line {
             entropy,
             ..Line::default()
         };
-        self.fill(line, &batch, &strings)
+        let line = self.line(line, &batch, &strings)?;
+        Ok(Stepped { bits, line })
     }
 
     /// One step of actor and critic: strings are drawn, the decompressor says what they save, the compressor learns
     /// from that, and the decompressor from what it read.
-    pub(super) fn reward_step(&mut self, factor: f64, rates: Rates) -> Result<Line> {
+    pub(super) fn reward_step(&mut self, factor: f64, rates: Rates) -> Result<Stepped> {
         let method = self.order.recipe.latents.clone();
         let batch = self.batch()?;
         let choice = Choice::Sampled {
@@ -108,11 +117,11 @@ impl Run<'_> {
             let losses = self.learn(&batch, &written, &episodes, factor)?;
             first.get_or_insert(losses);
         }
-        self.note(written.iter().map(|string| string.latents.as_slice()))?;
+        self.note(written.iter().map(|string| string.latents.as_slice()));
         // of the strings of an extent the decompressor reads the first: they are drawn alike
         let strings = written.iter().step_by(method.samples);
         let strings: Vec<Vec<u16>> = strings.map(|string| string.latents.clone()).collect();
-        self.move_decompressor(&batch, &strings, rates)?;
+        let bits = self.move_decompressor(&batch, &strings, rates)?;
         let rewards = costs
             .iter()
             .zip(&saved)
@@ -123,7 +132,8 @@ impl Run<'_> {
             entropy: first.map_or(0.0, |losses| f64::from(losses.entropy)),
             ..Line::default()
         };
-        self.fill(line, &batch, &strings)
+        let line = self.line(line, &batch, &strings)?;
+        Ok(Stepped { bits, line })
     }
 
     /// How many bits more than without latents each string leaves to code, those of an extent together.
@@ -183,49 +193,55 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// One step of the decompressor on a batch with these latents, of which it gets a share without.
+    /// One step of the decompressor on a batch with these latents, of which it gets a share without; returns bits
+    /// per byte.
     fn move_decompressor(
         &mut self,
         batch: &Batch,
         strings: &[Vec<u16>],
         rates: Rates,
-    ) -> Result<()> {
+    ) -> Result<f64> {
         let method = &self.order.recipe.latents;
         let (chunk, without) = (method.chunk, method.without);
         let mut samples = Vec::new();
         for (tokens, latents) in batch.extents.iter().zip(strings) {
-            let share = (self.random.bits() >> 11) as f64 / (1u64 << 53) as f64;
-            let latents: &[u16] = if share < without { &[] } else { latents };
+            let latents: &[u16] = match self.random.share() < without {
+                true => &[],
+                false => latents,
+            };
             samples.extend(samples_of(tokens, latents, chunk));
         }
         let loss = self.decompressor.loss(&samples)?;
-        self.finite(&loss)?;
+        let nats = self.finite(&loss)?;
         let gradients = derived(&loss, &self.decompressor.parameters())?;
         self.decompressor_optimiser.step(&gradients, rates)?;
-        Ok(())
+        let tokens: usize = batch.extents.iter().map(Vec::len).sum();
+        Ok(nats * BITS * tokens as f64 / batch.bytes.max(1.0))
     }
 
-    fn finite(&self, loss: &Tensor) -> Result<()> {
-        match loss.to_scalar::<f32>()?.is_finite() {
-            true => Ok(()),
+    /// The value of a loss, which must be finite.
+    fn finite(&self, loss: &Tensor) -> Result<f64> {
+        let value = f64::from(loss.to_scalar::<f32>()?);
+        match value.is_finite() {
+            true => Ok(value),
             false => Err(S2sError::Diverged(self.state.step)),
         }
     }
 
-    /// Completes a line for the log with what the strings of a batch cost and save, if there will be a line.
-    fn fill(&self, line: Line, batch: &Batch, strings: &[Vec<u16>]) -> Result<Line> {
+    /// Completes a line for the log with what the strings of a batch cost and save, if one is due.
+    fn line(&self, line: Line, batch: &Batch, strings: &[Vec<u16>]) -> Result<Option<Line>> {
         let step = self.state.step + 1;
         if !step.is_multiple_of(self.order.recipe.latents.log_steps) {
-            return Ok(Line { step, ..line });
+            return Ok(None);
         }
         let measured = self.measure(batch, strings)?;
-        Ok(Line {
+        Ok(Some(Line {
             step,
             rewarded: line.rewarded,
             reward: line.reward,
             entropy: line.entropy,
             ..measured
-        })
+        }))
     }
 
     fn measure(&self, batch: &Batch, strings: &[Vec<u16>]) -> Result<Line> {

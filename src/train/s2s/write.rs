@@ -111,8 +111,7 @@ impl Draft {
         let action = match choice {
             Choice::Greedy => best,
             Choice::Sampled { .. } => {
-                let share = (self.random.bits() >> 11) as f64 / (1u64 << 53) as f64;
-                let mut left = share * total;
+                let mut left = self.random.share() * total;
                 let reaches = |logit: &f32| {
                     left -= scaled(logit).exp();
                     left < 0.0

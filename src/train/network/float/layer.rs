@@ -40,9 +40,8 @@ pub(crate) fn normal(
     deviation: f64,
     device: &Device,
 ) -> Result<Var> {
-    let uniform = |random: &mut Random| (random.bits() >> 11) as f64 / (1u64 << 53) as f64;
     let value = |random: &mut Random| {
-        let (u, v) = (uniform(random).max(1e-12), uniform(random));
+        let (u, v) = (random.share().max(1e-12), random.share());
         let radius = (-2.0 * u.ln()).sqrt() * deviation;
         (radius * (v * std::f64::consts::TAU).cos()) as f32
     };
