@@ -11,7 +11,7 @@ use s2sfs::model::network::Network;
 use s2sfs::model::tokenizer::Tokenizer;
 use s2sfs::train::Progress;
 use s2sfs::train::mixing::{self, MixingOptions, Trained};
-use s2sfs::train::network::session::CHECKPOINT;
+use s2sfs::train::network::{self, session::CHECKPOINT};
 use s2sfs::train::s2s::log::LOG;
 use s2sfs::train::s2s::recipe::{Copy, Purpose, Recipe};
 use s2sfs::train::s2s::session::{COMPRESSOR, Order, Outcome, PRIOR, read_prior, run};
@@ -67,7 +67,7 @@ fn order(output: &Path, recipe: Recipe) -> Order {
 }
 
 fn trained(order: &Order) -> Result<Outcome, S2sError> {
-    run(order, &|_| ())
+    run(order, None, &|_| ())
 }
 
 fn log_of(order: &Order) -> Vec<Vec<String>> {
@@ -240,6 +240,65 @@ fn latents_are_tried_and_never_cost_a_byte() {
             .unwrap()
             .reads(&Writer::load(&order.output.join(COMPRESSOR), Purpose::Extent, 1).unwrap())
     );
+}
+
+#[test]
+fn latents_are_worth_what_they_save_the_judge() {
+    let dir = TempDir::new().unwrap();
+    let first = order(&dir.path().join("first"), recipe(4));
+    trained(&first).unwrap();
+    let judge = Model::from_bytes_and(&model_of(&first.output, true), &|_| {
+        Some(Arc::new(Model::from_bytes(base_file()).unwrap()))
+    });
+    let judge = Arc::new(judge.unwrap());
+    let mut alone = order(&dir.path().join("alone"), recipe(6));
+    let mut judged = order(&dir.path().join("judged"), recipe(6));
+    trained(&alone).unwrap();
+    run(&judged, Some(judge.clone()), &|_| ()).unwrap();
+    let (a, b) = (log_of(&alone), log_of(&judged));
+    // until the first reward nothing differs; the first strings are the same, but not what they save
+    assert_eq!(a[..3], b[..3]);
+    assert_eq!((&a[3][3], &a[3][5]), (&b[3][3], &b[3][5]));
+    assert_ne!(a[3][2], b[3][2]);
+    // who judges must not change when a run goes on
+    judged.resume = true;
+    judged.recipe.training.steps = Some(8);
+    let error = trained(&judged).unwrap_err().to_string();
+    assert!(error.contains("another judge"), "{error}");
+    run(&judged, Some(judge.clone()), &|_| ()).unwrap();
+    alone.resume = true;
+    alone.recipe.training.steps = Some(8);
+    assert!(run(&alone, Some(judge), &|_| ()).is_err());
+}
+
+#[test]
+fn the_decompressor_starts_from_a_network_without_latents() {
+    let dir = TempDir::new().unwrap();
+    let recipe = recipe(1);
+    let mut decompressor = recipe.decompressor();
+    decompressor.network.latents = 0;
+    decompressor.training.steps = Some(40);
+    decompressor.training.batch_tokens = 600;
+    decompressor.training.sequence = 24;
+    let whole = order(&dir.path().join("network"), recipe.clone());
+    network::session::run(&whole.with(decompressor), &|_| ()).unwrap();
+    let without = |order: &Order| log_of(order)[0][8].parse::<f64>().unwrap();
+    let fresh = order(&dir.path().join("fresh"), recipe.clone());
+    trained(&fresh).unwrap();
+    let mut from = order(&dir.path().join("from"), recipe.clone());
+    from.from = Some(whole.output.clone());
+    trained(&from).unwrap();
+    assert!(without(&from) < 0.9 * without(&fresh));
+    let vocabulary = |order: &Order| std::fs::read(order.output.join("tokenizer.json")).unwrap();
+    assert_eq!(vocabulary(&from), vocabulary(&whole));
+    // one of another shape, and none at all
+    let mut other = order(&dir.path().join("other"), recipe.clone());
+    other.from = Some(whole.output.clone());
+    other.recipe.network.d_ff = 96;
+    let error = trained(&other).unwrap_err().to_string();
+    assert!(error.contains(CHECKPOINT), "{error}");
+    other.from = Some(dir.path().join("nowhere"));
+    assert!(trained(&other).is_err());
 }
 
 #[test]

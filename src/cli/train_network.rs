@@ -3,15 +3,19 @@
 use std::fmt::Display;
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use candle_core::Device;
 use clap::{ArgGroup, Args};
 use indicatif::ProgressBar;
 use parking_lot::Mutex;
 
+use super::compress::codecs;
 use super::output::share_bar;
 use super::{measure, memory, train};
 use crate::exit::{Exit, Failure, Outcome};
+use crate::model::Model;
+use crate::options::{ModelChoice, Settings};
 use crate::train::network::NetworkError;
 use crate::train::network::recipe::{Recipe, Training};
 use crate::train::network::session::{self, News, Order, Report};
@@ -31,7 +35,7 @@ pub struct NetworkArguments {
     #[arg(
         long,
         value_name = "CONFIG",
-        conflicts_with_all = ["base", "with_network", "name", "buckets", "mixer_bytes", "from"]
+        conflicts_with_all = ["base", "with_network", "name", "buckets", "mixer_bytes"]
     )]
     s2s: Option<PathBuf>,
     /// With --network or --s2s: go on from the checkpoint in the output
@@ -45,14 +49,19 @@ pub struct NetworkArguments {
         conflicts_with = "resume"
     )]
     tokenizer: Option<PathBuf>,
-    /// With --network: start from the published T5 in this directory instead of from nothing
+    /// Start from the published T5 in this directory (with --network), or from the network that --network left in it
+    /// (with --s2s), instead of from nothing
     #[arg(
         long,
         value_name = "DIR",
-        requires = "network",
+        requires = "networks",
         conflicts_with = "resume"
     )]
     from: Option<PathBuf>,
+    /// With --s2s: latents are worth what they save in this model, whose network may be another of the same vocabulary;
+    /// else what they save the network alone
+    #[arg(long, value_name = "NAME|FILE", requires = "s2s")]
+    judge: Option<PathBuf>,
     /// With --network or --s2s: train for N minutes in all, whatever the configuration says
     #[arg(
         long,
@@ -91,6 +100,19 @@ impl NetworkArguments {
     /// The configuration file, if a network with a compressor is asked for.
     pub fn s2s_config(&self) -> Option<&Path> {
         self.s2s.as_deref()
+    }
+
+    /// The model that says what latents save, if one does.
+    pub(super) fn judge(&self) -> Outcome<Option<Arc<Model>>> {
+        let load = |path: &PathBuf| {
+            let settings = Settings {
+                model: ModelChoice::of(path),
+                ..Settings::default()
+            };
+            let none = || Failure::usage(format!("{}: no model", path.display()));
+            codecs(&settings)?.encoding_model().ok_or_else(none)
+        };
+        self.judge.as_ref().map(load).transpose()
     }
 
     /// Puts what the command line says in place of what the configuration says.

@@ -19,7 +19,10 @@ pub fn run(
     let mut recipe = Recipe::read(config).map_err(explain)?;
     arguments.change(&mut recipe.training, seed);
     let order = arguments.order(recipe, dir, output)?;
-    train_network::report(output, |tell| session::run(&order, tell).map_err(explain))
+    let judge = arguments.judge()?;
+    train_network::report(output, |tell| {
+        session::run(&order, judge, tell).map_err(explain)
+    })
 }
 
 pub(super) fn explain(error: S2sError) -> Failure {

@@ -305,7 +305,7 @@ impl Codecs {
     }
 
     /// The model that encodes. One that cannot be loaded was logged, and counts as none.
-    fn encoding_model(&self) -> Option<Arc<Model>> {
+    pub fn encoding_model(&self) -> Option<Arc<Model>> {
         self.registry.get(self.encoder.as_ref()?).ok()
     }
 

@@ -110,6 +110,36 @@ impl Model {
         ))
     }
 
+    /// The same tables, mixer and vocabulary with another network, which may have been trained further or read
+    /// latents where the one before did not. It has no hash until it is a file.
+    ///
+    /// # Errors
+    /// If there is no network to replace, or the other one does not fit vocabulary or prior.
+    pub fn with_other_network(
+        &self,
+        network: Arc<Network>,
+        prior: Option<LatentPrior>,
+    ) -> Result<Model, ModelError> {
+        let before = self.expert()?;
+        let mut expert = Expert::new(&self.tokenizer, network)?;
+        expert.set_prior(prior)?;
+        expert.skip = before.skip;
+        expert.plain.clone_from(&before.plain);
+        Ok(Model {
+            hash: ModelHash::default(),
+            info: self.info.clone(),
+            tokenizer: self.tokenizer.clone(),
+            dictionary: self.dictionary.clone(),
+            tables: self.tables.clone(),
+            logits: self.logits,
+            params: self.params.clone(),
+            adaptation: self.adaptation,
+            base: self.base,
+            network: Some(expert),
+            base_params: self.base_params.clone(),
+        })
+    }
+
     /// A model with a network of its parts.
     pub(super) fn assemble(
         info: ModelInfo,

@@ -136,19 +136,36 @@ impl Group<'_> {
         engine: &Simd,
         coder: &mut impl BitCoder,
     ) -> Result<(), ModelError> {
-        let width = self.rows.len() / self.tokens.len().max(1);
-        let mut left = self.bytes.len();
-        for (&token, row) in self.tokens.iter().zip(self.rows.chunks_exact(width.max(1))) {
-            let position = Position {
-                row,
-                left,
-                token: Some(token),
-            };
-            tokens.token(coder, engine, position)?;
-            left -= tokens.bytes().len();
-        }
-        Ok(())
+        code(
+            tokens,
+            engine,
+            (&self.tokens, &self.rows),
+            self.bytes.len(),
+            coder,
+        )
     }
+}
+
+/// Codes a group of `len` bytes by its tokens and their hidden rows.
+pub(super) fn code(
+    tokens: &mut Tokens<&Model>,
+    engine: &Simd,
+    (known, rows): (&[u16], &[i8]),
+    len: usize,
+    coder: &mut impl BitCoder,
+) -> Result<(), ModelError> {
+    let width = rows.len() / known.len().max(1);
+    let mut left = len;
+    for (&token, row) in known.iter().zip(rows.chunks_exact(width.max(1))) {
+        let position = Position {
+            row,
+            left,
+            token: Some(token),
+        };
+        tokens.token(coder, engine, position)?;
+        left -= tokens.bytes().len();
+    }
+    Ok(())
 }
 
 impl<'a> Trainer<'a> {

@@ -7,7 +7,7 @@
 //! the processor. What was written after it began is left to the next one; what is gone when its turn
 //! comes is no error. Its position is kept in the log now and then, so it goes on after a remount.
 //!
-//! The scrubber's lock is a leaf: nothing is called under it.
+//! Lock order: `thread`, then `inner`. `inner` is a leaf: nothing is called under it.
 
 use super::change::Change;
 use super::keys::{self, Fields};
@@ -69,6 +69,9 @@ struct Inner {
     named: BTreeSet<BlockId>,
     /// Asked to rest for ever: the volume is being shut down.
     closing: bool,
+    /// A thread will look at the state again. Set before it begins; it clears it under the lock under which it
+    /// found that there is nothing more to do, so a scrub that begins later starts another thread.
+    attended: bool,
     saved: Option<Instant>,
 }
 
@@ -99,12 +102,13 @@ impl Scrubber {
         }
     }
 
-    /// Waits so long, or until something is asked for. False if there is nothing more to do.
+    /// Waits so long, or until something is asked for. False if there is nothing more to do: the thread must end.
     fn rest(&self, length: Duration) -> bool {
         let until = Instant::now() + length;
         let mut inner = self.inner.lock();
         loop {
             if inner.closing || inner.status.state == ScrubState::Idle {
+                inner.attended = false;
                 return false;
             }
             if inner.status.state == ScrubState::Paused {
@@ -226,7 +230,8 @@ impl Volume {
     /// The thread lives as long as a scrub is running or paused.
     fn start_scrub_thread(self: &Arc<Self>) -> Result<()> {
         let mut thread = self.scrubber.thread.lock();
-        if thread.as_ref().is_some_and(|thread| !thread.is_finished()) {
+        let lives = thread.as_ref().is_some_and(|thread| !thread.is_finished());
+        if std::mem::replace(&mut self.scrubber.inner.lock().attended, true) && lives {
             return Ok(());
         }
         let (scrubber, volume) = (self.scrubber.clone(), Arc::downgrade(self));

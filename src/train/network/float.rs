@@ -94,6 +94,13 @@ pub struct Parameter {
 }
 
 impl Parameter {
+    /// True if only networks that read latents have it.
+    pub fn is_for_latents(&self) -> bool {
+        self.name.starts_with("encoder.")
+            || self.name.starts_with("latents")
+            || self.name.contains(".cross.")
+    }
+
     fn other(name: String, var: &Var) -> Parameter {
         Parameter {
             name,

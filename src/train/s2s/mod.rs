@@ -8,6 +8,7 @@
 pub mod a2c;
 pub mod compressor;
 mod config;
+pub mod judge;
 pub mod log;
 pub mod reading;
 pub mod recipe;

@@ -3,16 +3,19 @@
 
 use std::fmt;
 use std::path::Path;
+use std::sync::Arc;
 
+use candle_core::Device;
 use serde::{Deserialize, Serialize};
 
+use super::judge::{self, Judge};
 use super::log::{Line, Log};
 use super::reading::Usual;
 use super::recipe::Recipe;
 use super::steps::Stepped;
 use super::{Compressor, Result, S2sError};
+use crate::model::Model;
 use crate::model::latents::{LatentCounts, LatentPrior};
-use crate::train;
 use crate::train::corpus::{Corpus, Random};
 use crate::train::network::checkpoint::{self, Checkpoint, Versioned, write_whole};
 use crate::train::network::data::{Language, Position, Source, sample};
@@ -20,6 +23,7 @@ use crate::train::network::evaluate::best_export;
 use crate::train::network::float::{FloatNetwork, Parameter, Sample};
 use crate::train::network::optimiser::Optimiser;
 use crate::train::network::session::{self, CHECKPOINT, LOSS_MAX, News, Report, Watch};
+use crate::train::{self, network};
 
 /// The compressor's directory in that of the output, and the file of the prior.
 pub const COMPRESSOR: &str = "compressor";
@@ -28,6 +32,8 @@ pub const PRIOR: &str = "latents.prior";
 const USUAL_BYTES: usize = 4 << 20;
 /// Strings that the shipped prior is made of, at least.
 const PRIOR_STRINGS: usize = 512;
+/// Held-out chunks by which the units of the judge's network are chosen.
+const JUDGED_CHUNKS: usize = 64;
 
 /// What to train; the directory of the output gets network, prior and compressor.
 pub type Order = session::Order<Recipe>;
@@ -47,6 +53,8 @@ pub struct State {
     prior: Vec<u8>,
     recent: Vec<Vec<u16>>,
     random: u64,
+    /// Hash of the model that says what latents save, if it is not the decompressor alone.
+    judge: Option<String>,
 }
 
 impl Versioned for State {
@@ -98,37 +106,52 @@ pub(super) struct Run<'a> {
     pub decompressor: FloatNetwork,
     pub decompressor_optimiser: Optimiser,
     pub prior: LatentPrior,
+    /// The model that rewards are measured with, and this model with the decompressor as it was lately.
+    pub known: Option<Arc<Model>>,
+    pub judge: Option<Judge>,
     pub random: Random,
     pub state: State,
 }
 
-/// Trains, and writes what came of it to the directory of the output.
+/// Trains, and writes what came of it to the directory of the output. `order.from` is the directory of a network
+/// without latents that the decompressor starts from; latents are worth what they save in `judge`, a model with
+/// a network of the same vocabulary, or to the decompressor alone if there is none.
 ///
 /// # Errors
-/// If there is too little data, a file cannot be read or written, a checkpoint does not fit, a loss diverges, or the
-/// exact network would lose too much.
-pub fn run(order: &Order, tell: &dyn Fn(News)) -> Result<Outcome> {
+/// If there is too little data, a file cannot be read or written, a checkpoint, the network to start from or the
+/// judge does not fit, a loss diverges, or the exact network would lose too much.
+pub fn run(order: &Order, judge: Option<Arc<Model>>, tell: &dyn Fn(News)) -> Result<Outcome> {
     order.recipe.check()?;
-    if order.from.is_some() {
-        let why = "a network that reads latents cannot start from published weights";
-        return Err(S2sError::Config(why.into()));
-    }
     tell(News::Doing("reading"));
     let network = order.with(order.recipe.decompressor());
     let corpus = Corpus::read_at_least(&order.dir).map_err(session_error)?;
     let mut random = Random(order.recipe.training.seed);
     let parts = train::divide(&corpus, &mut random);
     let data = session::hash_of(&corpus);
-    let checkpoint = order.resume.then(|| resumed(order, &data)).transpose()?;
-    let language = match &checkpoint {
-        Some(checkpoint) => session::language_from(&checkpoint.state.tokenizer)?,
-        None => session::new_language(&network, &corpus, &parts.tables, tell)?,
+    let name = judge.as_ref().map(|model| hex(&model.hash));
+    let resumed = |_| resumed(order, &data, name.as_deref());
+    let checkpoint = order.resume.then_some(()).map(resumed).transpose()?;
+    let first = order
+        .from
+        .as_ref()
+        .map(|dir| first_network(dir, &order.device));
+    let first = first.transpose()?;
+    let language = match (&checkpoint, &first) {
+        (Some(checkpoint), _) => session::language_from(&checkpoint.state.tokenizer)?,
+        (None, Some(first)) => session::language_from(&first.state.tokenizer)?,
+        (None, None) => session::new_language(&network, &corpus, &parts.tables, tell)?,
     };
+    if let Some(model) = &judge {
+        judge::check(model, &language)?;
+    }
     tell(News::Doing("counting"));
     let mut run = Run::start(order, (&corpus, &parts), data, &language, &mut random)?;
+    (run.known, run.state.judge) = (judge, name);
     session::prepare(&network)?;
-    if let Some(checkpoint) = checkpoint {
-        run.restore(checkpoint)?;
+    match (checkpoint, first) {
+        (Some(checkpoint), _) => run.restore(checkpoint)?,
+        (None, Some(first)) => run.take_over(first)?,
+        (None, None) => {}
     }
     run.train(tell)?;
     tell(News::Doing("exporting"));
@@ -139,8 +162,17 @@ fn session_error(error: train::TrainError) -> S2sError {
     S2sError::Network(error.into())
 }
 
+fn hex(hash: &[u8]) -> String {
+    hash.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// The checkpoint of a network without latents, to start from.
+fn first_network(dir: &Path, device: &Device) -> Result<Checkpoint<network::checkpoint::State>> {
+    Ok(Checkpoint::read(&dir.join(CHECKPOINT), device)?)
+}
+
 /// The checkpoint to go on from, if it is one of such a run.
-fn resumed(order: &Order, data: &str) -> Result<Checkpoint<State>> {
+fn resumed(order: &Order, data: &str, judge: Option<&str>) -> Result<Checkpoint<State>> {
     let checkpoint = Checkpoint::<State>::read(&order.output.join(CHECKPOINT), &order.device)?;
     let state = &checkpoint.state;
     let mut asked = order.recipe.clone();
@@ -153,6 +185,10 @@ fn resumed(order: &Order, data: &str) -> Result<Checkpoint<State>> {
     }
     if state.data != data {
         let why = "was made with another set of training data";
+        return Err(checkpoint.refuse(why.into()).into());
+    }
+    if state.judge.as_deref() != judge {
+        let why = "was made with another judge";
         return Err(checkpoint.refuse(why.into()).into());
     }
     Ok(checkpoint)
@@ -204,7 +240,10 @@ impl<'a> Run<'a> {
                 prior: prior.to_bytes(),
                 recent: vec![],
                 random: 0,
+                judge: None,
             },
+            known: None,
+            judge: None,
             random: Random(random.bits()),
             order,
             source,
@@ -235,6 +274,18 @@ impl<'a> Run<'a> {
             &self.decompressor_optimiser,
         ));
         all
+    }
+
+    /// Lets the decompressor start from a network that reads no latents; what reads them adds nothing yet.
+    fn take_over(&mut self, mut first: Checkpoint<network::checkpoint::State>) -> Result<()> {
+        for parameter in self.decompressor.parameters() {
+            if parameter.is_for_latents() {
+                continue;
+            }
+            let saved = first.take(&parameter.name, parameter.var.as_tensor())?;
+            parameter.var.set(&saved)?;
+        }
+        Ok(())
     }
 
     fn restore(&mut self, mut checkpoint: Checkpoint<State>) -> Result<()> {
@@ -344,7 +395,28 @@ impl<'a> Run<'a> {
     fn renew_prior(&mut self) -> Result<()> {
         let strings = std::mem::take(&mut self.state.recent);
         self.prior = self.prior_of(&strings)?;
+        // it codes with the next prior and the decompressor as it is then
+        self.judge = None;
         Ok(())
+    }
+
+    /// The model that says what latents save, if it is not the decompressor alone. It is made anew as often as the
+    /// prior is, and where a run goes on.
+    pub(super) fn judge(&mut self) -> Result<Option<&Judge>> {
+        if let (None, Some(known)) = (&self.judge, &self.known) {
+            let samples = self.held_out_chunks();
+            let samples = &samples[..samples.len().min(JUDGED_CHUNKS)];
+            let threads = self.order.threads;
+            let judge = Judge::new(known, &self.decompressor, &self.prior, samples, threads)?;
+            self.judge = Some(judge);
+        }
+        Ok(self.judge.as_ref())
+    }
+
+    fn held_out_chunks(&self) -> Vec<Sample<'_>> {
+        let chunk = self.order.recipe.latents.chunk;
+        let chunks = self.held_out.iter().flat_map(|tokens| tokens.chunks(chunk));
+        chunks.map(Sample::from).collect()
     }
 
     fn prior_of(&self, strings: &[Vec<u16>]) -> Result<LatentPrior> {
@@ -363,9 +435,7 @@ impl<'a> Run<'a> {
         let strings = self.likeliest(batches)?;
         self.prior = self.prior_of(&strings)?;
         let held_out = self.held_out()?;
-        let chunk = self.order.recipe.latents.chunk;
-        let chunks = self.held_out.iter().flat_map(|tokens| tokens.chunks(chunk));
-        let samples: Vec<Sample> = chunks.map(Sample::from).collect();
+        let samples = self.held_out_chunks();
         let (network, exact) = best_export(&self.decompressor, &samples, self.order.threads)?;
         let rounded: f64 = self.decompressor.costs(&samples)?.iter().sum();
         let outcome = Outcome {

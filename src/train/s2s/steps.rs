@@ -139,17 +139,38 @@ impl Run<'_> {
     /// How many bits more than without latents each string leaves to code, those of an extent together.
     fn residuals(&mut self, batch: &Batch, written: &[Written]) -> Result<Vec<f64>> {
         let samples = self.order.recipe.latents.samples;
-        let without = self.costs_of(batch, &vec![vec![]; batch.extents.len()])?;
+        let without = self.judged(batch, &vec![vec![]; batch.extents.len()])?;
         let mut all = vec![0.0; written.len()];
         for sample in 0..samples {
             let strings = written.iter().skip(sample).step_by(samples);
             let strings: Vec<Vec<u16>> = strings.map(|string| string.latents.clone()).collect();
-            let with = self.costs_of(batch, &strings)?;
+            let with = self.judged(batch, &strings)?;
             for (extent, (with, without)) in with.iter().zip(&without).enumerate() {
                 all[extent * samples + sample] = with - without;
             }
         }
         Ok(all)
+    }
+
+    /// Bits that the whole model needs for each extent of a batch with these latents, if there is one to judge, else
+    /// those of the decompressor.
+    fn judged(&mut self, batch: &Batch, strings: &[Vec<u16>]) -> Result<Vec<f64>> {
+        let (chunk, language) = (self.order.recipe.latents.chunk, self.language);
+        let Some(judge) = self.judge()? else {
+            return self.costs_of(batch, strings);
+        };
+        let extents = batch.extents.iter().zip(strings);
+        let samples: Vec<Vec<Sample>> = extents
+            .map(|(tokens, latents)| samples_of(tokens, latents, chunk).collect())
+            .collect();
+        let bits = judge.bits(language, &samples.concat())?;
+        let mut rest = bits.as_slice();
+        let sums = samples.iter().map(|samples| {
+            let (own, others) = rest.split_at(samples.len());
+            rest = others;
+            own.iter().sum()
+        });
+        Ok(sums.collect())
     }
 
     /// Bits that the decompressor needs for each extent of a batch with these latents.
