@@ -1,9 +1,16 @@
 //! What the compressor reads of an extent, and what it copies of it.
 
 use std::collections::HashMap;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
 
 use super::recipe::Copy;
 use super::{Config, Result, S2sError};
+use crate::train::network::checkpoint::write_whole;
+
+/// The file of a rule in the directory of a compressor.
+const RULE: &str = "copying.json";
 
 /// Tokens of a window where an extent is too long to be read as a whole.
 const WINDOW: usize = 32;
@@ -33,7 +40,7 @@ pub fn latent_of(token: u16, config: &Config) -> u16 {
 }
 
 /// How often each token usually occurs.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Usual {
     counts: Vec<u64>,
     total: u64,
@@ -83,25 +90,84 @@ impl Usual {
         scored.truncate(most);
         scored.into_iter().map(|(token, _)| token).collect()
     }
+}
 
-    /// What the compressor is to write for an extent while it learns to copy.
-    pub fn copied(&self, tokens: &[u16], copy: Copy, config: &Config) -> Vec<u16> {
+/// What there is to copy: a string that can be told without a compressor. One learns to write it, and it is tried for
+/// every block beside what the compressor writes.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Rule {
+    pub copy: Copy,
+    pub usual: Usual,
+}
+
+impl Rule {
+    /// The string for an extent.
+    pub fn string(&self, tokens: &[u16], config: &Config) -> Vec<u16> {
         let most = config.max_latents;
-        let chosen = match copy {
-            Copy::First => tokens[..tokens.len().min(most)].to_vec(),
-            Copy::Salient => self.salient(tokens, most),
+        let latents = |tokens: &[u16]| -> Vec<u16> {
+            let latents = tokens.iter().map(|&token| latent_of(token, config));
+            latents.collect()
         };
-        let mut latents: Vec<u16> = chosen.iter().map(|&t| latent_of(t, config)).collect();
-        if copy == Copy::Salient {
+        let first = |most: usize| latents(&tokens[..tokens.len().min(most)]);
+        let salient = |most: usize| {
+            let mut latents = latents(&self.usual.salient(tokens, most));
             latents.dedup();
+            latents
+        };
+        match self.copy {
+            Copy::First => first(most),
+            Copy::Salient => salient(most),
+            Copy::Both => {
+                let first = first(most / 2);
+                let rest = most - first.len();
+                [first, salient(rest)].concat()
+            }
         }
-        latents
+    }
+
+    /// Writes the rule to the directory of its compressor.
+    ///
+    /// # Errors
+    /// If the disk refuses.
+    pub fn save(&self, dir: &Path) -> Result<()> {
+        let path = dir.join(RULE);
+        let json = serde_json::to_vec(self).map_err(|e| damaged(&path, e.to_string()))?;
+        Ok(write_whole(&path, &json)?)
+    }
+
+    /// The rule in the directory of a compressor for a vocabulary of so many tokens.
+    ///
+    /// # Errors
+    /// If there is none, or it is damaged or for another vocabulary.
+    pub fn load(dir: &Path, vocabulary: usize) -> Result<Rule> {
+        let path = dir.join(RULE);
+        let json = match std::fs::read(&path) {
+            Ok(json) => json,
+            Err(source) => return Err(S2sError::Read { path, source }),
+        };
+        let rule: Rule =
+            serde_json::from_slice(&json).map_err(|e| damaged(&path, e.to_string()))?;
+        let Usual { counts, total } = &rule.usual;
+        let sum = counts.iter().try_fold(0u64, |sum, &n| sum.checked_add(n));
+        match counts.len() == vocabulary && sum == Some(*total) {
+            true => Ok(rule),
+            false => Err(damaged(&path, "it is for another vocabulary".into())),
+        }
+    }
+}
+
+fn damaged(path: &Path, what: String) -> S2sError {
+    S2sError::File {
+        path: path.to_owned(),
+        what,
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::train::s2s::Sizes;
 
     #[test]
     fn a_long_extent_is_read_in_windows_from_its_first_token_to_its_last() {
@@ -127,5 +193,29 @@ mod tests {
         assert_eq!(usual.salient(&tokens, 5), [7, 3]);
         assert_eq!(usual.salient(&tokens, 1), [7]);
         assert!(usual.salient(&[], 5).is_empty());
+    }
+
+    #[test]
+    fn a_rule_tells_strings_and_is_read_back_for_its_vocabulary_only() {
+        let mut usual = Usual::new(10);
+        usual.add(&[0; 100]).unwrap();
+        let config = Config::new(10, 10, 4, Sizes::default()).unwrap();
+        let tokens = [1, 0, 5, 5, 5, 0, 6, 6];
+        let string = |copy| {
+            let usual = usual.clone();
+            Rule { copy, usual }.string(&tokens, &config)
+        };
+        assert_eq!(string(Copy::First), [1, 0, 5, 5]);
+        assert_eq!(string(Copy::Salient), [5, 6]);
+        assert_eq!(string(Copy::Both), [1, 0, 5, 6]);
+        let dir = tempfile::tempdir().unwrap();
+        assert!(Rule::load(dir.path(), 10).is_err());
+        let copy = Copy::Both;
+        let rule = Rule { copy, usual };
+        rule.save(dir.path()).unwrap();
+        assert_eq!(Rule::load(dir.path(), 10).unwrap(), rule);
+        assert!(Rule::load(dir.path(), 11).is_err());
+        std::fs::write(dir.path().join(RULE), "{}").unwrap();
+        assert!(Rule::load(dir.path(), 10).is_err());
     }
 }

@@ -51,6 +51,8 @@ pub enum Copy {
     First,
     /// The tokens that occur most beyond what is usual.
     Salient,
+    /// Half of the string the first tokens, the rest such tokens.
+    Both,
 }
 
 /// How latents are learned.

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::judge::{self, Judge};
 use super::log::{Line, Log};
-use super::reading::Usual;
+use super::reading::{Rule, Usual};
 use super::recipe::Recipe;
 use super::steps::Stepped;
 use super::{Compressor, Result, S2sError};
@@ -98,7 +98,8 @@ pub(super) struct Run<'a> {
     pub order: &'a Order,
     pub source: Source<'a>,
     pub language: &'a Language,
-    pub usual: Usual,
+    /// What there is to copy.
+    pub rule: Rule,
     /// Held-out extents.
     pub held_out: Vec<Vec<u16>>,
     pub compressor: Compressor,
@@ -225,7 +226,10 @@ impl<'a> Run<'a> {
         };
         let parameters = compressor.parameters().into_iter().map(adam).collect();
         Ok(Run {
-            usual: usual(corpus, parts, language, recipe.training.balance)?,
+            rule: Rule {
+                copy: order.recipe.latents.copy,
+                usual: usual(corpus, parts, language, recipe.training.balance)?,
+            },
             compressor_optimiser: Optimiser::new(parameters, order.threads)?,
             decompressor_optimiser: Optimiser::new(decompressor.parameters(), order.threads)?,
             state: State {
@@ -453,7 +457,9 @@ impl<'a> Run<'a> {
         for (name, bytes) in network.map(|(name, bytes)| (*name, bytes)) {
             write_whole(&self.order.output.join(name), &bytes)?;
         }
-        self.compressor.save(&self.order.output.join(COMPRESSOR))?;
+        let dir = self.order.output.join(COMPRESSOR);
+        self.compressor.save(&dir)?;
+        self.rule.save(&dir)?;
         write_whole(&self.order.output.join(PRIOR), &self.prior.to_bytes())?;
         Ok(outcome)
     }

@@ -65,8 +65,8 @@ impl Run<'_> {
     /// One step of copying: the compressor is told what to write, the decompressor reads it.
     pub(super) fn copy_step(&mut self, rates: Rates) -> Result<Stepped> {
         let batch = self.batch()?;
-        let (copy, config) = (self.order.recipe.latents.copy, self.compressor.config());
-        let of = |extent: &Vec<u16>| self.usual.copied(extent, copy, config);
+        let config = self.compressor.config();
+        let of = |extent: &Vec<u16>| self.rule.string(extent, config);
         let strings: Vec<Vec<u16>> = batch.extents.iter().map(of).collect();
         let views: Vec<&[u16]> = strings.iter().map(Vec::as_slice).collect();
         let memory = self.compressor.read(&batch.inputs(1))?;
@@ -323,12 +323,15 @@ impl Run<'_> {
         Ok(written.into_iter().map(|string| string.latents).collect())
     }
 
-    /// The likeliest latents of batches of training data, for the shipped prior.
+    /// The strings that are tried first for batches of training data: for the shipped prior.
     pub(super) fn likeliest(&mut self, batches: usize) -> Result<Vec<Vec<u16>>> {
         let mut all = Vec::new();
         for _ in 0..batches {
             let batch = self.batch()?;
             all.extend(self.greedy(&batch)?);
+            let config = self.compressor.config();
+            let told = batch.extents.iter().map(|e| self.rule.string(e, config));
+            all.extend(told);
         }
         Ok(all)
     }

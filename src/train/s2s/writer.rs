@@ -5,7 +5,7 @@ use std::path::Path;
 use candle_core::Device;
 use parking_lot::Mutex;
 
-use super::reading::sampled;
+use super::reading::{Rule, sampled};
 use super::recipe::Purpose;
 use super::{Choice, Compressor, Result};
 use crate::codec::{LatentWriter, Latents};
@@ -20,18 +20,25 @@ const TEMPERATURE: f64 = 1.0;
 #[derive(Debug)]
 pub struct Writer {
     compressor: Compressor,
+    rule: Rule,
     purpose: Purpose,
-    /// Candidates for a block: the likeliest string, and others drawn by chance.
+    /// Candidates for a block: what the rule says, the likeliest string, and others drawn by chance.
     candidates: usize,
     /// Whatever is drawn, blocks decode to the same; a seed makes runs comparable.
     random: Mutex<Random>,
 }
 
 impl Writer {
-    /// Uses `compressor` for this purpose, with so many candidates, at least one.
-    pub fn new(compressor: Compressor, purpose: Purpose, candidates: usize) -> Writer {
+    /// Uses `compressor` and `rule` for this purpose, with so many candidates, at least one.
+    pub fn new(
+        compressor: Compressor,
+        rule: Rule,
+        purpose: Purpose,
+        candidates: usize,
+    ) -> Writer {
         Writer {
             compressor,
+            rule,
             purpose,
             candidates: candidates.max(1),
             random: Mutex::new(Random(1)),
@@ -44,42 +51,48 @@ impl Writer {
     /// If there is none, or it is damaged.
     pub fn load(dir: &Path, purpose: Purpose, candidates: usize) -> Result<Writer> {
         let compressor = Compressor::load(dir, &Device::Cpu)?;
-        Ok(Writer::new(compressor, purpose, candidates))
+        let rule = Rule::load(dir, compressor.config().vocab_size)?;
+        Ok(Writer::new(compressor, rule, purpose, candidates))
     }
 
-    /// Strings for each input: the likeliest first.
-    fn strings(&self, inputs: &[Vec<u16>]) -> Result<Vec<Vec<Vec<u16>>>> {
-        let mut random = Random(self.random.lock().bits());
-        let mut all = Vec::with_capacity(inputs.len());
-        for part in inputs.chunks(BATCH) {
-            let views: Vec<&[u16]> = part.iter().map(Vec::as_slice).collect();
-            let likeliest = self.compressor.write(&views, Choice::Greedy, &mut random)?;
-            let mut strings: Vec<Vec<Vec<u16>>> =
-                likeliest.into_iter().map(|w| vec![w.latents]).collect();
-            if self.candidates > 1 {
-                let count = self.candidates - 1;
-                let choice = Choice::Sampled {
-                    count,
-                    temperature: TEMPERATURE,
-                };
-                let drawn = self.compressor.write(&views, choice, &mut random)?;
-                for (of, drawn) in strings.iter_mut().zip(drawn.chunks(count)) {
-                    of.extend(drawn.iter().map(|written| written.latents.clone()));
-                }
-            }
-            all.extend(strings);
+    /// Strings for each text: what the rule says first, then what the compressor finds likeliest.
+    fn strings(&self, texts: &[Vec<u16>]) -> Result<Vec<Vec<Vec<u16>>>> {
+        let config = self.compressor.config();
+        let told = texts.iter().map(|tokens| self.rule.string(tokens, config));
+        let mut strings: Vec<Vec<Vec<u16>>> = told.map(|string| vec![string]).collect();
+        let written = self.candidates - 1;
+        if written == 0 {
+            return Ok(strings);
         }
-        Ok(all)
+        let mut random = Random(self.random.lock().bits());
+        let most = config.sizes.input;
+        for (texts, strings) in texts.chunks(BATCH).zip(strings.chunks_mut(BATCH)) {
+            let inputs: Vec<Vec<u16>> = texts.iter().map(|text| sampled(text, most)).collect();
+            let views: Vec<&[u16]> = inputs.iter().map(Vec::as_slice).collect();
+            let likeliest = self.compressor.write(&views, Choice::Greedy, &mut random)?;
+            for (of, likeliest) in strings.iter_mut().zip(likeliest) {
+                of.push(likeliest.latents);
+            }
+            let count = written - 1;
+            if count == 0 {
+                continue;
+            }
+            let choice = Choice::Sampled {
+                count,
+                temperature: TEMPERATURE,
+            };
+            let drawn = self.compressor.write(&views, choice, &mut random)?;
+            for (of, drawn) in strings.iter_mut().zip(drawn.chunks(count)) {
+                of.extend(drawn.iter().map(|written| written.latents.clone()));
+            }
+        }
+        Ok(strings)
     }
 
     fn candidates(&self, groups: &[Vec<u16>]) -> Result<Vec<Latents>> {
-        let most = self.compressor.config().sizes.input;
         let strings = match self.purpose {
-            Purpose::Extent => self.strings(&[sampled(&groups.concat(), most)])?,
-            Purpose::Chunk => {
-                let inputs: Vec<Vec<u16>> = groups.iter().map(|g| sampled(g, most)).collect();
-                self.strings(&inputs)?
-            }
+            Purpose::Extent => self.strings(&[groups.concat()])?,
+            Purpose::Chunk => self.strings(groups)?,
         };
         let candidate = |at: usize| match self.purpose {
             Purpose::Extent => Latents {
