@@ -33,6 +33,25 @@ impl Piece {
     }
 }
 
+/// Neighbouring pieces of a file in one where that has at most `most` bytes, in the order of the files.
+pub fn joined(pieces: &[Piece], most: usize) -> Vec<Piece> {
+    let mut sorted = pieces.to_vec();
+    sorted.sort_unstable_by_key(|piece| (piece.file, piece.start));
+    let mut joined: Vec<Piece> = Vec::new();
+    for piece in sorted {
+        match joined.last_mut() {
+            Some(last)
+                if (last.file, last.start + last.len) == (piece.file, piece.start)
+                    && (last.len + piece.len) as usize <= most =>
+            {
+                last.len += piece.len;
+            }
+            _ => joined.push(piece),
+        }
+    }
+    joined
+}
+
 /// A small seeded generator (SplitMix64): the same numbers on every machine.
 #[derive(Debug, Clone)]
 pub struct Random(pub u64);

@@ -62,8 +62,10 @@ pub struct Method {
     pub purpose: Purpose,
     /// Tokens of a chunk, each of which the decompressor begins anew.
     pub chunk: usize,
-    /// Chunks of an extent in training.
+    /// Chunks of an extent in training, at most.
     pub chunks: usize,
+    /// How many of them, drawn by chance, are learned from in a step.
+    pub learned: usize,
     /// Strings of latents of a step: extents, or chunks that have their own.
     pub batch: usize,
     /// Share of training in which the compressor learns to copy, and what.
@@ -90,7 +92,8 @@ impl Default for Method {
         Method {
             purpose: Purpose::Extent,
             chunk: 128,
-            chunks: 16,
+            chunks: 64,
+            learned: 8,
             batch: 16,
             copy: Copy::Salient,
             copy_share: 0.3,
@@ -119,9 +122,14 @@ impl Method {
         }
     }
 
-    /// Tokens that one string of latents is for.
+    /// Tokens that one string of latents is for, at most.
     pub fn tokens_of_string(&self) -> usize {
         self.chunk * self.chunks_of_string()
+    }
+
+    /// Tokens of a step, at most.
+    pub fn tokens_of_step(&self) -> usize {
+        self.batch * self.chunk * self.learned.min(self.chunks_of_string())
     }
 
     fn check(&self) -> Result<()> {
@@ -131,6 +139,7 @@ impl Method {
         for (name, sound, allowed) in [
             ("chunk", within(self.chunk, 128), "1 to 128"),
             ("chunks", within(self.chunks, 1024), "1 to 1024"),
+            ("learned", within(self.learned, 1024), "1 to 1024"),
             ("batch", within(self.batch, 1 << 12), "1 to 4096"),
             ("samples", within(self.samples, 64), "1 to 64"),
             ("copy_share", share(self.copy_share), "0 to 1"),
@@ -225,8 +234,8 @@ mod tests {
     #[test]
     fn a_string_is_for_a_chunk_or_for_all_of_an_extent() {
         let mut method = Method::default();
-        assert_eq!(method.tokens_of_string(), 2048);
+        assert_eq!((method.tokens_of_string(), method.tokens_of_step()), (8192, 16384));
         method.purpose = Purpose::Chunk;
-        assert_eq!(method.tokens_of_string(), 128);
+        assert_eq!((method.tokens_of_string(), method.tokens_of_step()), (128, 2048));
     }
 }
