@@ -16,7 +16,7 @@ use crate::train;
 use crate::train::corpus::{Corpus, Random};
 use crate::train::network::checkpoint::{self, Checkpoint, Versioned, write_whole};
 use crate::train::network::data::{Language, Position, Source, sample};
-use crate::train::network::evaluate::best_export;
+use crate::train::network::evaluate::{Computer, best_export};
 use crate::train::network::float::{FloatNetwork, Parameter, Sample};
 use crate::train::network::optimiser::Optimiser;
 use crate::train::network::session::{self, CHECKPOINT, LOSS_MAX, News, Report, Watch};
@@ -97,6 +97,7 @@ pub(super) struct Run<'a> {
     pub compressor_optimiser: Optimiser,
     pub decompressor: FloatNetwork,
     pub decompressor_optimiser: Optimiser,
+    pub computer: Computer,
     pub prior: LatentPrior,
     pub random: Random,
     pub state: State,
@@ -192,6 +193,7 @@ impl<'a> Run<'a> {
             usual: usual(corpus, parts, language, recipe.training.balance)?,
             compressor_optimiser: Optimiser::new(parameters, order.threads)?,
             decompressor_optimiser: Optimiser::new(decompressor.parameters(), order.threads)?,
+            computer: Computer::new(&decompressor, &order.device, order.threads),
             state: State {
                 version: State::VERSION,
                 recipe: order.recipe.clone(),
@@ -367,7 +369,7 @@ impl<'a> Run<'a> {
         let chunks = self.held_out.iter().flat_map(|tokens| tokens.chunks(chunk));
         let samples: Vec<Sample> = chunks.map(Sample::from).collect();
         let (network, exact) = best_export(&self.decompressor, &samples, self.order.threads)?;
-        let rounded: f64 = self.decompressor.costs(&samples)?.iter().sum();
+        let rounded = self.computer.cost(&self.decompressor, &samples)?;
         let outcome = Outcome {
             line: Line {
                 step: self.state.step,

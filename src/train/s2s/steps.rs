@@ -30,6 +30,13 @@ struct Batch {
     bytes: f64,
 }
 
+/// Bits that the decompressor needs for a batch: with one string for each extent, and without any.
+#[derive(Clone, Copy, Default)]
+struct Costs {
+    with: f64,
+    without: f64,
+}
+
 impl Batch {
     /// What the compressor sees, each extent `times` times.
     fn inputs(&self, times: usize) -> Vec<&[u16]> {
@@ -80,7 +87,7 @@ impl Run<'_> {
             entropy,
             ..Line::default()
         };
-        let line = self.line(line, &batch, &strings)?;
+        let line = self.line(line, &batch, &strings, None)?;
         Ok(Stepped { bits, line })
     }
 
@@ -96,7 +103,7 @@ impl Run<'_> {
         let written = self
             .compressor
             .write(&batch.inputs(1), choice, &mut self.random)?;
-        let saved = self.residuals(&batch, &written)?;
+        let (saved, known) = self.residuals(&batch, &written)?;
         let mut costs = Vec::with_capacity(written.len());
         for string in &written {
             let mut bits = self.prior.costs(&string.latents)?;
@@ -132,36 +139,50 @@ impl Run<'_> {
             entropy: first.map_or(0.0, |losses| f64::from(losses.entropy)),
             ..Line::default()
         };
-        let line = self.line(line, &batch, &strings)?;
+        let line = self.line(line, &batch, &strings, Some(known))?;
         Ok(Stepped { bits, line })
     }
 
-    /// How many bits more than without latents each string leaves to code, those of an extent together.
-    fn residuals(&mut self, batch: &Batch, written: &[Written]) -> Result<Vec<f64>> {
+    /// How many bits more than without latents each string leaves to code, those of an extent together; and what the
+    /// first string of each costs.
+    fn residuals(&mut self, batch: &Batch, written: &[Written]) -> Result<(Vec<f64>, Costs)> {
         let samples = self.order.recipe.latents.samples;
         let without = self.costs_of(batch, &vec![vec![]; batch.extents.len()])?;
         let mut all = vec![0.0; written.len()];
+        let mut first = Costs {
+            with: 0.0,
+            without: without.iter().sum(),
+        };
         for sample in 0..samples {
             let strings = written.iter().skip(sample).step_by(samples);
             let strings: Vec<Vec<u16>> = strings.map(|string| string.latents.clone()).collect();
             let with = self.costs_of(batch, &strings)?;
+            if sample == 0 {
+                first.with = with.iter().sum();
+            }
             for (extent, (with, without)) in with.iter().zip(&without).enumerate() {
                 all[extent * samples + sample] = with - without;
             }
         }
-        Ok(all)
+        Ok((all, first))
     }
 
     /// Bits that the decompressor needs for each extent of a batch with these latents.
-    fn costs_of(&self, batch: &Batch, strings: &[Vec<u16>]) -> Result<Vec<f64>> {
+    fn costs_of(&mut self, batch: &Batch, strings: &[Vec<u16>]) -> Result<Vec<f64>> {
         let chunk = self.order.recipe.latents.chunk;
-        let of = |(tokens, latents): (&Vec<u16>, &Vec<u16>)| {
-            // a string that is empty tells as little as none
-            let samples: Vec<Sample> = samples_of(tokens, latents, chunk).collect();
-            let nats = self.decompressor.costs(&samples)?;
-            Ok(nats.iter().sum::<f64>() * BITS)
+        let each = batch.extents.iter().zip(strings);
+        // a string that is empty tells as little as none
+        let samples: Vec<Sample> = each
+            .flat_map(|(tokens, latents)| samples_of(tokens, latents, chunk))
+            .collect();
+        let nats = self.computer.costs(&self.decompressor, &samples)?;
+        let mut rest = nats.as_slice();
+        let of = |tokens: &Vec<u16>| {
+            let (own, others) = rest.split_at(tokens.len().div_ceil(chunk));
+            rest = others;
+            own.iter().sum::<f64>() * BITS
         };
-        batch.extents.iter().zip(strings).map(of).collect()
+        Ok(batch.extents.iter().map(of).collect())
     }
 
     /// One step of the compressor.
@@ -182,7 +203,7 @@ impl Run<'_> {
     }
 
     fn move_compressor(&mut self, loss: &Tensor) -> Result<()> {
-        self.finite(loss)?;
+        self.finite(f64::from(loss.to_scalar::<f32>()?))?;
         let rate = self.order.recipe.latents.rate;
         let gradients = derived(loss, &self.compressor.parameters())?;
         let rates = Rates {
@@ -211,30 +232,36 @@ impl Run<'_> {
             };
             samples.extend(samples_of(tokens, latents, chunk));
         }
-        let loss = self.decompressor.loss(&samples)?;
-        let nats = self.finite(&loss)?;
-        let gradients = derived(&loss, &self.decompressor.parameters())?;
+        let (nats, gradients) = self.computer.gradients(&self.decompressor, &samples)?;
+        let nats = self.finite(nats)?;
         self.decompressor_optimiser.step(&gradients, rates)?;
         let tokens: usize = batch.extents.iter().map(Vec::len).sum();
         Ok(nats * BITS * tokens as f64 / batch.bytes.max(1.0))
     }
 
     /// The value of a loss, which must be finite.
-    fn finite(&self, loss: &Tensor) -> Result<f64> {
-        let value = f64::from(loss.to_scalar::<f32>()?);
+    fn finite(&self, value: f64) -> Result<f64> {
         match value.is_finite() {
             true => Ok(value),
             false => Err(S2sError::Diverged(self.state.step)),
         }
     }
 
-    /// Completes a line for the log with what the strings of a batch cost and save, if one is due.
-    fn line(&self, line: Line, batch: &Batch, strings: &[Vec<u16>]) -> Result<Option<Line>> {
+    /// Completes a line for the log with what the strings of a batch cost and save, if one is due; `known` is what the
+    /// decompressor needed in this step, if it was asked.
+    fn line(
+        &mut self,
+        line: Line,
+        batch: &Batch,
+        strings: &[Vec<u16>],
+        known: Option<Costs>,
+    ) -> Result<Option<Line>> {
         let step = self.state.step + 1;
         if !step.is_multiple_of(self.order.recipe.latents.log_steps) {
             return Ok(None);
         }
-        let measured = self.measure(batch, strings)?;
+        let costs = known.map_or_else(|| self.measure(batch, strings), Ok)?;
+        let measured = self.measured(batch, strings, costs)?;
         Ok(Some(Line {
             step,
             rewarded: line.rewarded,
@@ -244,10 +271,17 @@ impl Run<'_> {
         }))
     }
 
-    fn measure(&self, batch: &Batch, strings: &[Vec<u16>]) -> Result<Line> {
-        let with: f64 = self.costs_of(batch, strings)?.iter().sum();
+    fn measure(&mut self, batch: &Batch, strings: &[Vec<u16>]) -> Result<Costs> {
         let empty = vec![vec![]; strings.len()];
-        let without: f64 = self.costs_of(batch, &empty)?.iter().sum();
+        Ok(Costs {
+            with: self.costs_of(batch, strings)?.iter().sum(),
+            without: self.costs_of(batch, &empty)?.iter().sum(),
+        })
+    }
+
+    /// A line of the log about strings that leave so much to code.
+    fn measured(&self, batch: &Batch, strings: &[Vec<u16>], costs: Costs) -> Result<Line> {
+        let Costs { with, without } = costs;
         let mut bits = 0.0;
         for string in strings {
             bits += self.prior.costs(string)?.iter().sum::<f64>();
@@ -265,15 +299,17 @@ impl Run<'_> {
     }
 
     /// What held-out extents cost with the likeliest latents.
-    pub(super) fn held_out(&self) -> Result<Line> {
+    pub(super) fn held_out(&mut self) -> Result<Line> {
         let size = self.order.recipe.latents.batch;
         let mut all = Line::default();
         let (mut bytes, mut strings) = (0.0, 0.0);
-        for extents in self.held_out.chunks(size) {
-            let batch = self.batch_of(extents.to_vec());
+        for start in (0..self.held_out.len()).step_by(size) {
+            let end = (start + size).min(self.held_out.len());
+            let batch = self.batch_of(self.held_out[start..end].to_vec());
             let written = self.greedy(&batch)?;
-            let line = self.measure(&batch, &written)?;
-            let count = extents.len() as f64;
+            let costs = self.measure(&batch, &written)?;
+            let line = self.measured(&batch, &written, costs)?;
+            let count = batch.extents.len() as f64;
             all.residual += line.residual * batch.bytes;
             all.total += line.total * batch.bytes;
             all.without += line.without * batch.bytes;
