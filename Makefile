@@ -18,7 +18,7 @@ BUILT = target/release/s2sfs
 HELPER = target/release/mount.s2sfs
 MOUNT_ARGS = $(if $(OPTIONS),-o $(OPTIONS))
 
-.PHONY: help packages test-packages bench-packages torture-packages build mount umount test exactness neon gpu-test bench-network posix damage torture mutants fuzz shuttle tsan fmt man demo bench install uninstall clean
+.PHONY: help packages test-packages bench-packages torture-packages build mount umount test exactness neon gpu-test bench-network bench-training posix damage torture mutants fuzz shuttle tsan fmt man demo bench install uninstall clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -74,6 +74,9 @@ gpu-test: ## Compare the network on all CUDA devices with the processor (needs n
 
 bench-network: ## Measure the speed of the network's kernels and of coding with it
 	$(CARGO) test --release --locked --test network_speed --test network_codec_speed -- --ignored --nocapture
+
+bench-training: ## Measure the speed of gradients on the processor, with latents and without
+	$(CARGO) test --release --locked --test train_speed -- --ignored --nocapture
 
 MUTATIONS ?= 10000
 SEED ?= 0

@@ -168,7 +168,7 @@ fn every_parameter_that_reads_latents_is_trained() {
     let network = begun();
     let samples = mixed(&texts, &lists);
     let mut computer = Computer::new(&network, &Device::Cpu, 2);
-    assert!(matches!(computer, Computer::Candle));
+    assert!(matches!(computer, Computer::Fused(_)));
     let (_, gradients) = computer.gradients(&network, &samples).unwrap();
     let parameters = network.parameters();
     let mut names = HashSet::new();
@@ -200,16 +200,22 @@ fn the_right_latents_save_most_of_the_cost_and_wrong_ones_add_to_it() {
         };
         (0..TEXTS).map(sample).collect()
     };
-    let network = network(shape());
     let samples = [named(0, 0), named(0, 1), named(0, 2)].concat();
-    train(&network, &mut Computer::Candle, &samples, 300);
-    let none = cost(&network, &named(0, 0));
-    for latents in 1..=2 {
-        let right = cost(&network, &named(0, latents));
-        let wrong = cost(&network, &named(3, latents));
-        println!("{latents} latents: right {right}, none {none}, wrong {wrong}");
-        assert!(right < 0.3 * none, "right {right}, none {none}");
-        assert!(wrong > 1.5 * none, "wrong {wrong}, none {none}");
+    for by_hand in [true, false] {
+        let network = network(shape());
+        let mut computer = match by_hand {
+            true => Computer::new(&network, &Device::Cpu, 2),
+            false => Computer::Candle,
+        };
+        train(&network, &mut computer, &samples, 300);
+        let none = cost(&network, &named(0, 0));
+        for latents in 1..=2 {
+            let right = cost(&network, &named(0, latents));
+            let wrong = cost(&network, &named(3, latents));
+            println!("{latents} latents: right {right}, none {none}, wrong {wrong}");
+            assert!(right < 0.3 * none, "right {right}, none {none}");
+            assert!(wrong > 1.5 * none, "wrong {wrong}, none {none}");
+        }
     }
 }
 
@@ -264,11 +270,13 @@ fn latents_that_no_encoder_knows_are_refused() {
         num_layers: 0,
         ..shape()
     });
-    let of_text = Computer::new(&plain, &Device::Cpu, 1);
+    let [of_text, by_hand, too] = std::array::from_fn(|_| Computer::new(&plain, &Device::Cpu, 1));
     assert!(matches!(of_text, Computer::Fused(_)));
     for (network, mut computer, latents) in [
         (network(shape()), Computer::Candle, &[SILENT + 1][..]),
         (network(shape()), Computer::Candle, &[0; 6]),
+        (network(shape()), by_hand, &[SILENT + 1]),
+        (network(shape()), too, &[0; 6]),
         (plain, of_text, &[0]),
     ] {
         let samples = [Sample {

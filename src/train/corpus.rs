@@ -175,3 +175,24 @@ impl Corpus {
         self.files.iter().enumerate().map(whole).collect()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn neighbours_are_joined_up_to_a_length_and_never_across_files_or_gaps() {
+        let piece = |file, start, len| Piece { file, start, len };
+        let pieces = [
+            piece(1, 0, 10),
+            piece(0, 10, 10),
+            piece(0, 0, 10),
+            piece(0, 20, 10),
+            piece(0, 40, 10),
+        ];
+        let joined: Vec<_> = (joined(&pieces, 20).iter())
+            .map(|piece| (piece.file, piece.start, piece.len))
+            .collect();
+        assert_eq!(joined, [(0, 0, 20), (0, 20, 10), (0, 40, 10), (1, 0, 10)]);
+    }
+}

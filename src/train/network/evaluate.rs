@@ -21,9 +21,6 @@ pub enum Computer {
     Candle,
 }
 
-/// Tokens that candle computes at once when it only measures.
-const CANDLE_TOKENS: usize = 1 << 15;
-
 impl Computer {
     /// The fastest one for a network on this device.
     pub fn new(network: &FloatNetwork, device: &Device, threads: usize) -> Computer {
@@ -40,7 +37,7 @@ impl Computer {
         samples: &[Sample],
     ) -> Result<(f64, Vec<Tensor>), NetworkError> {
         match self {
-            Computer::Fused(fused) => Ok(fused.gradients(network, &plain(network, samples)?)?),
+            Computer::Fused(fused) => Ok(fused.gradients(network, samples)?),
             Computer::Candle => {
                 let loss = network.loss(samples)?;
                 let gradients = derived(&loss, &network.parameters())?;
@@ -55,26 +52,20 @@ impl Computer {
         network: &FloatNetwork,
         samples: &[Sample],
     ) -> Result<f64, NetworkError> {
-        if let Computer::Fused(fused) = self {
-            return Ok(fused.cost(network, &plain(network, samples)?)?);
-        }
-        let longest = samples.iter().map(|s| s.tokens.len()).max().unwrap_or(1);
-        let mut total = 0f64;
-        for part in samples.chunks((CANDLE_TOKENS / longest.max(1)).max(1)) {
-            let tokens: usize = part.iter().map(|s| s.tokens.len()).sum();
-            total += f64::from(network.loss(part)?.to_scalar::<f32>()?) * tokens as f64;
-        }
-        Ok(total)
+        Ok(self.costs(network, samples)?.iter().sum())
     }
-}
 
-/// The tokens of samples without latents, for a network that reads none.
-fn plain<'a>(
-    network: &FloatNetwork,
-    samples: &[Sample<'a>],
-) -> candle_core::Result<Vec<&'a [u16]>> {
-    network.check_latents(samples)?;
-    Ok(samples.iter().map(|sample| sample.tokens).collect())
+    /// Cost of each sample in nats.
+    pub fn costs(
+        &mut self,
+        network: &FloatNetwork,
+        samples: &[Sample],
+    ) -> Result<Vec<f64>, NetworkError> {
+        match self {
+            Computer::Fused(fused) => Ok(fused.costs(network, samples)?),
+            Computer::Candle => Ok(network.costs(samples)?),
+        }
+    }
 }
 
 /// The exact network of a trained one, in the units in which it costs least on `samples`, and that cost in nats:

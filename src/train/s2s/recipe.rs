@@ -127,11 +127,6 @@ impl Method {
         self.chunk * self.chunks_of_string()
     }
 
-    /// Tokens of a step, at most.
-    pub fn tokens_of_step(&self) -> usize {
-        self.batch * self.chunk * self.learned.min(self.chunks_of_string())
-    }
-
     fn check(&self) -> Result<()> {
         let share = |value: f64| (0.0..=1.0).contains(&value);
         let positive = |value: f64| value > 0.0 && value.is_finite();
@@ -234,8 +229,8 @@ mod tests {
     #[test]
     fn a_string_is_for_a_chunk_or_for_all_of_an_extent() {
         let mut method = Method::default();
-        assert_eq!((method.tokens_of_string(), method.tokens_of_step()), (8192, 16384));
+        assert_eq!(method.tokens_of_string(), 8192);
         method.purpose = Purpose::Chunk;
-        assert_eq!((method.tokens_of_string(), method.tokens_of_step()), (128, 2048));
+        assert_eq!(method.tokens_of_string(), 128);
     }
 }

@@ -16,10 +16,10 @@ use super::steps::Stepped;
 use super::{Compressor, Result, S2sError};
 use crate::model::Model;
 use crate::model::latents::{LatentCounts, LatentPrior};
-use crate::train::corpus::{Corpus, Random};
+use crate::train::corpus::{Corpus, PIECE, Piece, Random, joined};
 use crate::train::network::checkpoint::{self, Checkpoint, Versioned, write_whole};
 use crate::train::network::data::{Language, Position, Source, sample};
-use crate::train::network::evaluate::best_export;
+use crate::train::network::evaluate::{Computer, best_export};
 use crate::train::network::float::{FloatNetwork, Parameter, Sample};
 use crate::train::network::optimiser::Optimiser;
 use crate::train::network::session::{self, CHECKPOINT, LOSS_MAX, News, Report, Watch};
@@ -47,7 +47,7 @@ pub struct State {
     data: String,
     position: Position,
     pub(super) step: u64,
-    tokens: u64,
+    pub(super) tokens: u64,
     seconds: f64,
     /// The prior in force, and the strings that will make the next.
     prior: Vec<u8>,
@@ -106,6 +106,7 @@ pub(super) struct Run<'a> {
     pub compressor_optimiser: Optimiser,
     pub decompressor: FloatNetwork,
     pub decompressor_optimiser: Optimiser,
+    pub computer: Computer,
     pub prior: LatentPrior,
     /// The model that rewards are measured with, and this model with the decompressor as it was lately.
     pub known: Option<Arc<Model>>,
@@ -207,12 +208,14 @@ impl<'a> Run<'a> {
         let vocabulary = &language.vocabulary;
         let classes = vocabulary.classes(recipe.network.class_tokens);
         let config = recipe.config(vocabulary.len(), classes);
-        let source = |pieces| {
+        let source = |pieces: &[Piece]| {
             let found = Source::new(corpus, language, pieces, &recipe.training);
             found.ok_or_else(|| S2sError::Config("too few files to set some aside".into()))
         };
         let held_out = source(&parts.measure)?.batch(recipe.training.held_out_tokens)?;
-        let source = source(&parts.tables)?;
+        // four bytes are less than most tokens have, so most of what is cut is as long as it may be
+        let longest = (4 * recipe.training.sequence).max(PIECE);
+        let source = source(&joined(&parts.tables, longest))?;
         let compressor = order.recipe.compressor_config(vocabulary.len())?;
         let compressor = Compressor::new(compressor, random, &order.device)?;
         let decompressor = FloatNetwork::new(config, random, &order.device)?;
@@ -232,6 +235,7 @@ impl<'a> Run<'a> {
             },
             compressor_optimiser: Optimiser::new(parameters, order.threads)?,
             decompressor_optimiser: Optimiser::new(decompressor.parameters(), order.threads)?,
+            computer: Computer::new(&decompressor, &order.device, order.threads),
             state: State {
                 version: State::VERSION,
                 recipe: order.recipe.clone(),
@@ -384,7 +388,6 @@ impl<'a> Run<'a> {
             }
         };
         self.state.step += 1;
-        self.state.tokens += (method.batch * method.tokens_of_string()) as u64;
         if self.state.step.is_multiple_of(method.prior_steps) {
             self.renew_prior()?;
         }
@@ -408,19 +411,13 @@ impl<'a> Run<'a> {
     /// prior is, and where a run goes on.
     pub(super) fn judge(&mut self) -> Result<Option<&Judge>> {
         if let (None, Some(known)) = (&self.judge, &self.known) {
-            let samples = self.held_out_chunks();
+            let samples = chunks_of(&self.held_out, self.order.recipe.latents.chunk);
             let samples = &samples[..samples.len().min(JUDGED_CHUNKS)];
             let threads = self.order.threads;
             let judge = Judge::new(known, &self.decompressor, &self.prior, samples, threads)?;
             self.judge = Some(judge);
         }
         Ok(self.judge.as_ref())
-    }
-
-    fn held_out_chunks(&self) -> Vec<Sample<'_>> {
-        let chunk = self.order.recipe.latents.chunk;
-        let chunks = self.held_out.iter().flat_map(|tokens| tokens.chunks(chunk));
-        chunks.map(Sample::from).collect()
     }
 
     fn prior_of(&self, strings: &[Vec<u16>]) -> Result<LatentPrior> {
@@ -439,9 +436,9 @@ impl<'a> Run<'a> {
         let strings = self.likeliest(batches)?;
         self.prior = self.prior_of(&strings)?;
         let held_out = self.held_out()?;
-        let samples = self.held_out_chunks();
+        let samples = chunks_of(&self.held_out, self.order.recipe.latents.chunk);
         let (network, exact) = best_export(&self.decompressor, &samples, self.order.threads)?;
-        let rounded: f64 = self.decompressor.costs(&samples)?.iter().sum();
+        let rounded = self.computer.cost(&self.decompressor, &samples)?;
         let outcome = Outcome {
             line: Line {
                 step: self.state.step,
@@ -469,6 +466,11 @@ impl<'a> Run<'a> {
         let (config, tensors) = network.to_bytes()?;
         Ok([self.state.tokenizer.clone().into_bytes(), tensors, config])
     }
+}
+
+fn chunks_of(extents: &[Vec<u16>], chunk: usize) -> Vec<Sample<'_>> {
+    let chunks = extents.iter().flat_map(|tokens| tokens.chunks(chunk));
+    chunks.map(Sample::from).collect()
 }
 
 /// How often tokens occur in a balanced sample of the training data.

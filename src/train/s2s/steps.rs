@@ -22,12 +22,22 @@ pub(super) struct Stepped {
     pub line: Option<Line>,
 }
 
-/// Extents of a step, and what the compressor sees of them.
+/// Extents of a step, what the compressor sees of them, and the chunks of them that the decompressor does.
 struct Batch {
     extents: Vec<Vec<u16>>,
     inputs: Vec<Vec<u16>>,
+    chunks: Vec<Vec<Vec<u16>>>,
+    /// How many times the tokens of its chunks each extent has.
+    times: Vec<f64>,
     /// Bytes of all extents.
     bytes: f64,
+}
+
+/// Bits of a batch: with one string for each extent, and without any.
+#[derive(Clone, Copy, Default)]
+struct Costs {
+    with: f64,
+    without: f64,
 }
 
 impl Batch {
@@ -37,6 +47,34 @@ impl Batch {
         each.flat_map(|input| std::iter::repeat_n(input.as_slice(), times))
             .collect()
     }
+
+    /// The chunks with these latents, one string for each extent.
+    fn samples<'a>(&'a self, strings: &'a [Vec<u16>]) -> Vec<Sample<'a>> {
+        let each = self.chunks.iter().zip(strings);
+        each.flat_map(|(chunks, latents)| samples_of(chunks, latents))
+            .collect()
+    }
+
+    /// The bits of each extent from those of its chunks.
+    fn of_extents(&self, bits: &[f64]) -> Vec<f64> {
+        let mut rest = bits;
+        let of = |(chunks, times): (&Vec<Vec<u16>>, &f64)| {
+            let (own, others) = rest.split_at(chunks.len());
+            rest = others;
+            own.iter().sum::<f64>() * times
+        };
+        self.chunks.iter().zip(&self.times).map(of).collect()
+    }
+}
+
+/// Some chunks of an extent, drawn by chance: all if it has no more than `most`.
+fn drawn(extent: &[u16], chunk: usize, most: usize, random: &mut Random) -> Vec<Vec<u16>> {
+    let mut chunks: Vec<Vec<u16>> = extent.chunks(chunk).map(<[u16]>::to_vec).collect();
+    if chunks.len() > most {
+        random.shuffle(&mut chunks);
+        chunks.truncate(most);
+    }
+    chunks
 }
 
 impl Run<'_> {
@@ -49,15 +87,30 @@ impl Run<'_> {
             extents.extend(sequences.into_iter().filter(|tokens| !tokens.is_empty()));
         }
         extents.truncate(count);
-        Ok(self.batch_of(extents))
+        let mut random = Random(self.random.bits());
+        Ok(self.batch_of(extents, method.learned, &mut random))
     }
 
-    fn batch_of(&self, extents: Vec<Vec<u16>>) -> Batch {
-        let most = self.order.recipe.compressor.input;
+    /// A batch of these extents, with `learned` chunks of each.
+    fn batch_of(&self, extents: Vec<Vec<u16>>, learned: usize, random: &mut Random) -> Batch {
+        let (chunk, input) = (
+            self.order.recipe.latents.chunk,
+            self.order.recipe.compressor.input,
+        );
         let bytes = extents.iter().map(|tokens| self.language.bytes(tokens));
+        let chunks: Vec<Vec<Vec<u16>>> = extents
+            .iter()
+            .map(|extent| drawn(extent, chunk, learned, random))
+            .collect();
+        let times = extents.iter().zip(&chunks).map(|(extent, chunks)| {
+            let tokens: usize = chunks.iter().map(Vec::len).sum();
+            extent.len() as f64 / tokens.max(1) as f64
+        });
         Batch {
-            inputs: extents.iter().map(|e| sampled(e, most)).collect(),
+            inputs: extents.iter().map(|e| sampled(e, input)).collect(),
             bytes: bytes.sum::<u64>() as f64,
+            times: times.collect(),
+            chunks,
             extents,
         }
     }
@@ -80,7 +133,7 @@ impl Run<'_> {
             entropy,
             ..Line::default()
         };
-        let line = self.line(line, &batch, &strings)?;
+        let line = self.line(line, &batch, &strings, None)?;
         Ok(Stepped { bits, line })
     }
 
@@ -96,7 +149,7 @@ impl Run<'_> {
         let written = self
             .compressor
             .write(&batch.inputs(1), choice, &mut self.random)?;
-        let saved = self.residuals(&batch, &written)?;
+        let (saved, known) = self.residuals(&batch, &written)?;
         let mut costs = Vec::with_capacity(written.len());
         for string in &written {
             let mut bits = self.prior.costs(&string.latents)?;
@@ -132,57 +185,44 @@ impl Run<'_> {
             entropy: first.map_or(0.0, |losses| f64::from(losses.entropy)),
             ..Line::default()
         };
-        let line = self.line(line, &batch, &strings)?;
+        let line = self.line(line, &batch, &strings, Some(known))?;
         Ok(Stepped { bits, line })
     }
 
-    /// How many bits more than without latents each string leaves to code, those of an extent together.
-    fn residuals(&mut self, batch: &Batch, written: &[Written]) -> Result<Vec<f64>> {
+    /// How many bits more than without latents each string leaves to code, those of an extent together; and what the
+    /// first string of each costs.
+    fn residuals(&mut self, batch: &Batch, written: &[Written]) -> Result<(Vec<f64>, Costs)> {
         let samples = self.order.recipe.latents.samples;
         let without = self.judged(batch, &vec![vec![]; batch.extents.len()])?;
         let mut all = vec![0.0; written.len()];
+        let mut first = Costs {
+            with: 0.0,
+            without: without.iter().sum(),
+        };
         for sample in 0..samples {
             let strings = written.iter().skip(sample).step_by(samples);
             let strings: Vec<Vec<u16>> = strings.map(|string| string.latents.clone()).collect();
             let with = self.judged(batch, &strings)?;
+            if sample == 0 {
+                first.with = with.iter().sum();
+            }
             for (extent, (with, without)) in with.iter().zip(&without).enumerate() {
                 all[extent * samples + sample] = with - without;
             }
         }
-        Ok(all)
+        Ok((all, first))
     }
 
     /// Bits that the whole model needs for each extent of a batch with these latents, if there is one to judge, else
     /// those of the decompressor.
     fn judged(&mut self, batch: &Batch, strings: &[Vec<u16>]) -> Result<Vec<f64>> {
-        let (chunk, language) = (self.order.recipe.latents.chunk, self.language);
-        let Some(judge) = self.judge()? else {
-            return self.costs_of(batch, strings);
-        };
-        let extents = batch.extents.iter().zip(strings);
-        let samples: Vec<Vec<Sample>> = extents
-            .map(|(tokens, latents)| samples_of(tokens, latents, chunk).collect())
-            .collect();
-        let bits = judge.bits(language, &samples.concat())?;
-        let mut rest = bits.as_slice();
-        let sums = samples.iter().map(|samples| {
-            let (own, others) = rest.split_at(samples.len());
-            rest = others;
-            own.iter().sum()
-        });
-        Ok(sums.collect())
-    }
-
-    /// Bits that the decompressor needs for each extent of a batch with these latents.
-    fn costs_of(&self, batch: &Batch, strings: &[Vec<u16>]) -> Result<Vec<f64>> {
-        let chunk = self.order.recipe.latents.chunk;
-        let of = |(tokens, latents): (&Vec<u16>, &Vec<u16>)| {
-            // a string that is empty tells as little as none
-            let samples: Vec<Sample> = samples_of(tokens, latents, chunk).collect();
-            let nats = self.decompressor.costs(&samples)?;
-            Ok(nats.iter().sum::<f64>() * BITS)
-        };
-        batch.extents.iter().zip(strings).map(of).collect()
+        let (samples, language) = (batch.samples(strings), self.language);
+        if let Some(judge) = self.judge()? {
+            return Ok(batch.of_extents(&judge.bits(language, &samples)?));
+        }
+        let nats = self.computer.costs(&self.decompressor, &samples)?;
+        let bits: Vec<f64> = nats.iter().map(|nats| nats * BITS).collect();
+        Ok(batch.of_extents(&bits))
     }
 
     /// One step of the compressor.
@@ -203,7 +243,7 @@ impl Run<'_> {
     }
 
     fn move_compressor(&mut self, loss: &Tensor) -> Result<()> {
-        self.finite(loss)?;
+        self.finite(f64::from(loss.to_scalar::<f32>()?))?;
         let rate = self.order.recipe.latents.rate;
         let gradients = derived(loss, &self.compressor.parameters())?;
         let rates = Rates {
@@ -222,40 +262,49 @@ impl Run<'_> {
         strings: &[Vec<u16>],
         rates: Rates,
     ) -> Result<f64> {
-        let method = &self.order.recipe.latents;
-        let (chunk, without) = (method.chunk, method.without);
+        let without = self.order.recipe.latents.without;
         let mut samples = Vec::new();
-        for (tokens, latents) in batch.extents.iter().zip(strings) {
+        for (chunks, latents) in batch.chunks.iter().zip(strings) {
             let latents: &[u16] = match self.random.share() < without {
                 true => &[],
                 false => latents,
             };
-            samples.extend(samples_of(tokens, latents, chunk));
+            samples.extend(samples_of(chunks, latents));
         }
-        let loss = self.decompressor.loss(&samples)?;
-        let nats = self.finite(&loss)?;
-        let gradients = derived(&loss, &self.decompressor.parameters())?;
+        let (nats, gradients) = self.computer.gradients(&self.decompressor, &samples)?;
+        let nats = self.finite(nats)?;
         self.decompressor_optimiser.step(&gradients, rates)?;
-        let tokens: usize = batch.extents.iter().map(Vec::len).sum();
-        Ok(nats * BITS * tokens as f64 / batch.bytes.max(1.0))
+        let tokens = |sample: &Sample| sample.tokens.len();
+        let bytes = |sample: &Sample| self.language.bytes(sample.tokens);
+        let tokens: usize = samples.iter().map(tokens).sum();
+        self.state.tokens += tokens as u64;
+        let bytes: u64 = samples.iter().map(bytes).sum();
+        Ok(nats * BITS * tokens as f64 / bytes.max(1) as f64)
     }
 
     /// The value of a loss, which must be finite.
-    fn finite(&self, loss: &Tensor) -> Result<f64> {
-        let value = f64::from(loss.to_scalar::<f32>()?);
+    fn finite(&self, value: f64) -> Result<f64> {
         match value.is_finite() {
             true => Ok(value),
             false => Err(S2sError::Diverged(self.state.step)),
         }
     }
 
-    /// Completes a line for the log with what the strings of a batch cost and save, if one is due.
-    fn line(&self, line: Line, batch: &Batch, strings: &[Vec<u16>]) -> Result<Option<Line>> {
+    /// Completes a line for the log with what the strings of a batch cost and save, if one is due; `known` is what the
+    /// batch needed, if that was judged in this step.
+    fn line(
+        &mut self,
+        line: Line,
+        batch: &Batch,
+        strings: &[Vec<u16>],
+        known: Option<Costs>,
+    ) -> Result<Option<Line>> {
         let step = self.state.step + 1;
         if !step.is_multiple_of(self.order.recipe.latents.log_steps) {
             return Ok(None);
         }
-        let measured = self.measure(batch, strings)?;
+        let costs = known.map_or_else(|| self.measure(batch, strings), Ok)?;
+        let measured = self.measured(batch, strings, costs)?;
         Ok(Some(Line {
             step,
             rewarded: line.rewarded,
@@ -265,10 +314,17 @@ impl Run<'_> {
         }))
     }
 
-    fn measure(&self, batch: &Batch, strings: &[Vec<u16>]) -> Result<Line> {
-        let with: f64 = self.costs_of(batch, strings)?.iter().sum();
+    fn measure(&mut self, batch: &Batch, strings: &[Vec<u16>]) -> Result<Costs> {
         let empty = vec![vec![]; strings.len()];
-        let without: f64 = self.costs_of(batch, &empty)?.iter().sum();
+        Ok(Costs {
+            with: self.judged(batch, strings)?.iter().sum(),
+            without: self.judged(batch, &empty)?.iter().sum(),
+        })
+    }
+
+    /// A line of the log about strings that leave so much to code.
+    fn measured(&self, batch: &Batch, strings: &[Vec<u16>], costs: Costs) -> Result<Line> {
+        let Costs { with, without } = costs;
         let mut bits = 0.0;
         for string in strings {
             bits += self.prior.costs(string)?.iter().sum::<f64>();
@@ -286,15 +342,19 @@ impl Run<'_> {
     }
 
     /// What held-out extents cost with the likeliest latents.
-    pub(super) fn held_out(&self) -> Result<Line> {
+    pub(super) fn held_out(&mut self) -> Result<Line> {
         let size = self.order.recipe.latents.batch;
         let mut all = Line::default();
         let (mut bytes, mut strings) = (0.0, 0.0);
-        for extents in self.held_out.chunks(size) {
-            let batch = self.batch_of(extents.to_vec());
+        for start in (0..self.held_out.len()).step_by(size) {
+            let end = (start + size).min(self.held_out.len());
+            let extents = self.held_out[start..end].to_vec();
+            // nothing is drawn: all chunks are measured
+            let batch = self.batch_of(extents, usize::MAX, &mut Random(0));
             let written = self.greedy(&batch)?;
-            let line = self.measure(&batch, &written)?;
-            let count = extents.len() as f64;
+            let costs = self.measure(&batch, &written)?;
+            let line = self.measured(&batch, &written, costs)?;
+            let count = batch.extents.len() as f64;
             all.residual += line.residual * batch.bytes;
             all.total += line.total * batch.bytes;
             all.without += line.without * batch.bytes;
@@ -337,13 +397,7 @@ impl Run<'_> {
     }
 }
 
-/// The chunks of an extent with its latents.
-fn samples_of<'a>(
-    tokens: &'a [u16],
-    latents: &'a [u16],
-    chunk: usize,
-) -> impl Iterator<Item = Sample<'a>> {
-    tokens
-        .chunks(chunk)
-        .map(move |tokens| Sample { tokens, latents })
+/// Chunks with the latents of their extent.
+fn samples_of<'a>(chunks: &'a [Vec<u16>], latents: &'a [u16]) -> impl Iterator<Item = Sample<'a>> {
+    chunks.iter().map(move |tokens| Sample { tokens, latents })
 }

@@ -30,12 +30,7 @@ pub struct Writer {
 
 impl Writer {
     /// Uses `compressor` and `rule` for this purpose, with so many candidates, at least one.
-    pub fn new(
-        compressor: Compressor,
-        rule: Rule,
-        purpose: Purpose,
-        candidates: usize,
-    ) -> Writer {
+    pub fn new(compressor: Compressor, rule: Rule, purpose: Purpose, candidates: usize) -> Writer {
         Writer {
             compressor,
             rule,

@@ -39,7 +39,8 @@ impl FloatEncoder {
         })
     }
 
-    pub(super) fn parameters(&self) -> Vec<Parameter> {
+    /// As the last of [`FloatNetwork::parameters`].
+    pub(in crate::train::network) fn parameters(&self) -> Vec<Parameter> {
         let mut all = vec![Parameter::embedding("latents".into(), &self.latents)];
         for (index, layer) in self.layers.iter().enumerate() {
             all.extend(layer.parameters(&format!("encoder.{index}")));
@@ -66,19 +67,41 @@ impl FloatNetwork {
     /// Reads the latents of a batch, if there are any.
     pub(super) fn encode(&self, samples: &[Sample]) -> Result<Option<FloatMemory>> {
         self.check_latents(samples)?;
-        let (batch, device) = (samples.len(), self.tokens.device());
-        let most = samples.iter().map(|s| s.latents.len()).max().unwrap_or(0);
+        let lists: Vec<&[u16]> = samples.iter().map(|sample| sample.latents).collect();
+        self.read(&lists)
+    }
+
+    /// The rows that are made of lists of latents, one behind the other, if there are any.
+    pub(in crate::train::network) fn encode_lists(
+        &self,
+        lists: &[&[u16]],
+    ) -> Result<Option<Tensor>> {
+        let Some(memory) = self.read(lists)? else {
+            return Ok(None);
+        };
+        let most = memory.mask.dim(3)? as u32;
+        let of = |(list, start): (&&[u16], u32)| start..start + list.len() as u32;
+        let starts = (0..).step_by(most as usize);
+        let real: Vec<u32> = lists.iter().zip(starts).flat_map(of).collect();
+        let real = Tensor::new(real, memory.rows.device())?;
+        Ok(Some(memory.rows.index_select(&real, 0)?))
+    }
+
+    /// Reads lists of latents, each by itself, if any has some.
+    fn read(&self, lists: &[&[u16]]) -> Result<Option<FloatMemory>> {
+        let (batch, device) = (lists.len(), self.tokens.device());
+        let most = lists.iter().map(|list| list.len()).max().unwrap_or(0);
         let Some(encoder) = self.encoder.as_ref().filter(|_| most > 0) else {
             return Ok(None);
         };
         let (mut latents, mut mask, mut present) = (Vec::new(), Vec::new(), Vec::new());
-        for sample in samples {
-            let filling = most - sample.latents.len();
-            latents.extend(sample.latents.iter().map(|&latent| u32::from(latent)));
+        for list in lists {
+            let filling = most - list.len();
+            latents.extend(list.iter().map(|&latent| u32::from(latent)));
             latents.extend(std::iter::repeat_n(0, filling));
-            mask.extend(std::iter::repeat_n(0.0, sample.latents.len()));
+            mask.extend(std::iter::repeat_n(0.0, list.len()));
             mask.extend(std::iter::repeat_n(NEVER, filling));
-            present.push(f32::from(u8::from(!sample.latents.is_empty())));
+            present.push(f32::from(u8::from(!list.is_empty())));
         }
         let latents = Tensor::from_vec(latents, batch * most, device)?;
         let mask = Tensor::from_vec(mask, (batch, 1, 1, most), device)?;

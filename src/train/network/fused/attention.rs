@@ -26,17 +26,17 @@ pub struct Heads {
 /// Memory that is used again and again.
 #[derive(Debug, Default)]
 pub struct Work {
-    scores: Vec<f32>,
-    shares: Vec<f32>,
-    packed: Vec<u32>,
-    turned: Vec<u32>,
-    queries: Vec<u32>,
-    keys: Vec<u32>,
-    values: Vec<u32>,
-    outputs: Vec<u32>,
+    pub scores: Vec<f32>,
+    pub shares: Vec<f32>,
+    pub packed: Vec<u32>,
+    pub turned: Vec<u32>,
+    pub queries: Vec<u32>,
+    pub keys: Vec<u32>,
+    pub values: Vec<u32>,
+    pub outputs: Vec<u32>,
     /// Gradients of queries without the scale of scores.
-    plain: Vec<f32>,
-    query: Vec<f32>,
+    pub plain: Vec<f32>,
+    pub query: Vec<f32>,
 }
 
 /// What the way back adds up: as the fields of [`Heads`].
@@ -64,6 +64,25 @@ struct Block {
     /// Keys, and this rounded up to pairs.
     span: usize,
     width: usize,
+}
+
+/// Stores the gradient of a packed query: `plain`, which is without the scale of scores, times `scale`. Returns the gradient of
+/// that scale, times the square of the unit of activations; `unpacked` is memory to work in.
+pub fn query_back(
+    query: &[u32],
+    plain: &[f32],
+    scale: f32,
+    out: &mut [f32],
+    unpacked: &mut Vec<f32>,
+) -> f32 {
+    let unpacked = exactly(unpacked, plain.len());
+    for (two, &pair) in unpacked.as_chunks_mut::<2>().0.iter_mut().zip(query) {
+        *two = unpack(pair).into();
+    }
+    for (out, &plain) in out.iter_mut().zip(plain) {
+        *out = plain * scale;
+    }
+    dot(unpacked, plain)
 }
 
 /// The rows of a block's queries among those of a sequence.
@@ -358,18 +377,12 @@ impl Heads {
         let plain = exactly(&mut work.plain, block.queries.len() * d_kv);
         let out = Output::rows(plain, block.queries.len(), d_kv);
         product(Rows::whole(&work.packed, pairs), keys, out);
-        let query = exactly(&mut work.query, d_kv);
+        let scale = self.score[head] / UNIT;
         let mut total = 0.0;
         for (plain, at) in work.plain.chunks_exact(d_kv).zip(block.queries.clone()) {
-            let packed = &qkv[at * stride + head * d_kv / 2..][..d_kv / 2];
-            for (two, &pair) in query.as_chunks_mut::<2>().0.iter_mut().zip(packed) {
-                *two = unpack(pair).into();
-            }
-            total += dot(query, plain);
+            let query = &qkv[at * stride + head * d_kv / 2..][..d_kv / 2];
             let out = &mut dqkv[at * 3 * inner + head * d_kv..][..d_kv];
-            for (out, &plain) in out.iter_mut().zip(plain) {
-                *out = plain * self.score[head] / UNIT;
-            }
+            total += query_back(query, plain, scale, out, &mut work.query);
         }
         total / (UNIT * UNIT)
     }

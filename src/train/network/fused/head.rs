@@ -42,11 +42,13 @@ pub struct HeadWork {
     logits: Vec<f32>,
     members: Vec<f32>,
     dhidden: Vec<f32>,
+    /// What each target of the last run costs in nats.
+    pub costs: Vec<f64>,
 }
 
 impl Head {
-    /// Cost in nats of all targets from the residual stream `x`. With `gradients`, `weight` times this cost goes back into
-    /// them, and `dx` becomes its gradient by `x`.
+    /// The costs of all targets from the residual stream `x`, in `work.costs`. With `back`, `weight` times their sum goes back
+    /// into the gradients, and `dx` becomes its gradient by `x`.
     pub fn run(
         &self,
         x: &[f32],
@@ -55,7 +57,7 @@ impl Head {
         work: &mut HeadWork,
         scratch: &mut Scratch,
         back: Option<(&mut [f32], &HeadPlaces, &mut [f32])>,
-    ) -> f64 {
+    ) {
         let (d, count, classes) = (self.norm.len(), targets.len(), self.classes.rows);
         let hidden = exactly(&mut work.hidden, x.len());
         rows::normalise(
@@ -74,16 +76,17 @@ impl Head {
             .chunks_exact_mut(classes)
             .for_each(|row| row.copy_from_slice(&self.class_bias));
         rows::add_scaled(logits, sums, &self.classes.scales(UNIT, 1.0));
-        let mut cost = 0f64;
-        for (row, &target) in logits.chunks_exact_mut(classes).zip(targets) {
+        let rows = logits.chunks_exact_mut(classes).zip(targets);
+        let costs = exactly(&mut work.costs, count).iter_mut();
+        for ((row, &target), cost) in rows.zip(costs) {
             let class = self.class_of[usize::from(target)] as usize;
-            cost += f64::from(rows::cross_entropy(row, class, weight));
+            *cost = f64::from(rows::cross_entropy(row, class, weight));
         }
         let Some((dx, places, gradients)) = back else {
-            return cost + self.tokens(targets, weight, work, None);
+            return self.tokens(targets, weight, work, None);
         };
         self.classes_back(work, scratch, places, gradients, count);
-        cost += self.tokens(targets, weight, work, Some((places, gradients)));
+        self.tokens(targets, weight, work, Some((places, gradients)));
         dx.fill(0.0);
         let dgain = &mut gradients[places.norm.clone()];
         let dhidden = &mut work.dhidden;
@@ -96,7 +99,6 @@ impl Head {
             dx,
             dgain,
         );
-        cost
     }
 
     /// From the gradients of class logits to those of the class head, and to `work.dhidden`.
@@ -134,18 +136,17 @@ impl Head {
         self.classes.back(&scratch.packed, count, dhidden);
     }
 
-    /// Cost of the tokens given their classes, class after class; adds to gradients and `work.dhidden`.
+    /// Adds the costs of the tokens given their classes, class after class, and to gradients and `work.dhidden`.
     fn tokens(
         &self,
         targets: &[u16],
         weight: f32,
         work: &mut HeadWork,
         mut back: Option<(&HeadPlaces, &mut [f32])>,
-    ) -> f64 {
+    ) {
         let d = self.norm.len();
         let mut order: Vec<u32> = (0..targets.len() as u32).collect();
         order.sort_unstable_by_key(|&at| (self.class_of[usize::from(targets[at as usize])], at));
-        let mut cost = 0f64;
         for at in order.into_iter().map(|at| at as usize) {
             let target = usize::from(targets[at]);
             let members = self.members[self.class_of[target] as usize].clone();
@@ -159,7 +160,8 @@ impl Head {
             for (logit, (step, bias)) in logits.iter_mut().zip(scales) {
                 *logit = *logit * step / UNIT + bias;
             }
-            cost += f64::from(rows::cross_entropy(logits, target - members.start, weight));
+            let nats = rows::cross_entropy(logits, target - members.start, weight);
+            work.costs[at] += f64::from(nats);
             let Some((places, gradients)) = &mut back else {
                 continue;
             };
@@ -179,6 +181,5 @@ impl Head {
                 own,
             );
         }
-        cost
     }
 }

@@ -3,7 +3,9 @@
 use std::ops::Range;
 
 use super::attention::{HeadGradients, Heads, Known, Work};
+use super::cross::{Cross, CrossKept, CrossPlaces};
 use super::matrix::Matrix;
+use super::memory::Reading;
 use super::pack;
 use super::product::unpack;
 use super::rows::{self, UNIT, is_clipped};
@@ -18,6 +20,8 @@ pub struct Layer {
     pub qkv: Matrix,
     pub heads: Heads,
     pub output: Matrix,
+    /// Attention to memories, behind that to tokens, if the network has an encoder.
+    pub cross: Option<Cross>,
     pub norm: Vec<f32>,
     pub up: Matrix,
     pub down: Matrix,
@@ -34,6 +38,7 @@ pub struct LayerPlaces {
     pub score: Range<usize>,
     pub gain: Range<usize>,
     pub bias: Range<usize>,
+    pub cross: Option<CrossPlaces>,
     pub norm: Range<usize>,
     pub up: Range<usize>,
     pub down: Range<usize>,
@@ -53,6 +58,7 @@ pub struct Kept {
     hidden: Vec<u32>,
     /// Roots or hidden values.
     roots: Vec<f32>,
+    cross: CrossKept,
 }
 
 /// Memory that all layers use in turn.
@@ -63,7 +69,11 @@ pub struct Scratch {
     pub packed: Vec<u32>,
     pub left: Vec<u32>,
     pub right: Vec<u32>,
-    attention: Work,
+    pub attention: Work,
+    /// Gradients of keys and values of memories.
+    pub keys_values: Vec<f32>,
+    /// Gradients of the rows of memories, of all layers.
+    pub dmemory: Vec<f32>,
 }
 
 /// A slice of `len` values in memory that is kept; what it holds is unspecified.
@@ -80,7 +90,7 @@ pub fn exactly<T: Copy + Default>(memory: &mut Vec<T>, len: usize) -> &mut [T] {
     memory
 }
 
-fn pack_into(values: &[f32], columns: usize, out: &mut Vec<u32>) {
+pub fn pack_into(values: &[f32], columns: usize, out: &mut Vec<u32>) {
     let len = values.len() / columns * columns.div_ceil(2);
     pack::rows_into(values, columns, exactly(out, len));
 }
@@ -90,6 +100,75 @@ fn pack_both(values: &[f32], columns: usize, packed: &mut Vec<u32>, left: &mut V
     pack_into(values, columns, packed);
     let pairs = columns.div_ceil(2);
     pack::interleave_into(packed, pairs, 0, pairs, left);
+}
+
+/// Activations that a matrix makes of `count` packed rows, packed.
+pub fn project(
+    matrix: &Matrix,
+    rounded: bool,
+    inputs: &[u32],
+    count: usize,
+    floats: &mut Vec<f32>,
+    out: &mut Vec<u32>,
+) {
+    let sums = room(floats, count * matrix.rows);
+    matrix.apply(inputs, count, sums);
+    rows::store(sums, &matrix.scales(UNIT, UNIT), rounded);
+    pack_into(sums, matrix.rows, out);
+}
+
+/// The outputs of attention with a gain for each column, as the output matrix reads them.
+pub fn pack_context(
+    outputs: &[f32],
+    gains: &[f32],
+    rounded: bool,
+    floats: &mut Vec<f32>,
+    out: &mut Vec<u32>,
+) {
+    let context = room(floats, outputs.len());
+    context.copy_from_slice(outputs);
+    rows::store(context, gains, rounded);
+    pack_into(context, gains.len(), out);
+}
+
+/// For each column of all heads what its head has.
+pub fn by_column(by_head: &[f32], d_kv: usize) -> Vec<f32> {
+    let heads = by_head.iter();
+    heads
+        .flat_map(|&value| std::iter::repeat_n(value, d_kv))
+        .collect()
+}
+
+/// Adds the gradients of the gains by head from those of the outputs behind them.
+pub fn gains_back(doutputs: &[f32], outputs: &[f32], d_kv: usize, gradients: &mut [f32]) {
+    let inner = gradients.len() * d_kv;
+    let rows = doutputs
+        .chunks_exact(inner)
+        .zip(outputs.chunks_exact(inner));
+    for (doutputs, outputs) in rows {
+        let by_head = doutputs.chunks_exact(d_kv).zip(outputs.chunks_exact(d_kv));
+        for (gradient, (doutput, output)) in gradients.iter_mut().zip(by_head) {
+            *gradient += rows::dot(doutput, output) / UNIT;
+        }
+    }
+}
+
+/// Packs the gradients of a matrix's outputs, and stores that of the matrix.
+pub fn matrix_back(
+    matrix: &Matrix,
+    doutputs: &[f32],
+    inputs: &[u32],
+    unit: f32,
+    scratch: &mut Scratch,
+    gradient: &mut [f32],
+) {
+    let count = doutputs.len() / matrix.rows;
+    let scaled = room(&mut scratch.floats, doutputs.len());
+    rows::scale_columns(doutputs, &matrix.steps, scaled);
+    pack_both(scaled, matrix.rows, &mut scratch.packed, &mut scratch.left);
+    let pairs = matrix.columns.div_ceil(2);
+    pack::interleave_into(inputs, pairs, 0, pairs, &mut scratch.right);
+    matrix.gradient(&scratch.left, &scratch.right, count, unit, gradient);
 }
 
 impl Layer {
@@ -117,23 +196,36 @@ impl Layer {
     }
 
     /// Moves the residual stream `x` of sequences that lie one behind the other.
-    pub fn forward(&self, x: &mut [f32], lens: &[usize], kept: &mut Kept, scratch: &mut Scratch) {
-        let count = lens.iter().sum();
-        let inner = self.heads.inner();
-        self.normalise(0, x, kept, &mut scratch.floats);
-        let sums = room(&mut scratch.floats, count * 3 * inner);
-        self.qkv.apply(&kept.inputs[0], count, sums);
-        rows::store(sums, &self.qkv.scales(UNIT, UNIT), self.rounded);
-        pack_into(sums, 3 * inner, &mut kept.qkv);
+    pub fn forward(
+        &self,
+        x: &mut [f32],
+        reading: &Reading,
+        kept: &mut Kept,
+        scratch: &mut Scratch,
+    ) {
+        let lens = &reading.lens;
+        let (count, inner) = (lens.iter().sum(), self.heads.inner());
+        let floats = &mut scratch.floats;
+        self.normalise(0, x, kept, floats);
+        project(
+            &self.qkv,
+            self.rounded,
+            &kept.inputs[0],
+            count,
+            floats,
+            &mut kept.qkv,
+        );
         let outputs = exactly(&mut kept.outputs, count * inner);
         let shares = exactly(&mut kept.shares, self.heads.shares_len(lens));
         self.heads
             .forward(&kept.qkv, lens, &mut scratch.attention, shares, outputs);
-        let context = room(&mut scratch.floats, count * inner);
-        context.copy_from_slice(outputs);
-        rows::store(context, &self.gains(), self.rounded);
-        pack_into(context, inner, &mut kept.context);
-        self.add(&self.output, &kept.context, UNIT, x, &mut scratch.floats);
+        let gains = by_column(&self.heads.gain, self.heads.d_kv);
+        let floats = &mut scratch.floats;
+        pack_context(outputs, &gains, self.rounded, floats, &mut kept.context);
+        self.add(&self.output, &kept.context, UNIT, x, floats);
+        if let Some(cross) = &self.cross {
+            cross.forward(x, reading, &mut kept.cross, scratch);
+        }
 
         self.normalise(1, x, kept, &mut scratch.floats);
         let roots = exactly(&mut kept.roots, count * self.up.rows);
@@ -144,28 +236,6 @@ impl Layer {
         pack_into(hidden, self.up.rows, &mut kept.hidden);
         let unit = hidden_unit(self.kind) as f32;
         self.add(&self.down, &kept.hidden, unit, x, &mut scratch.floats);
-    }
-
-    /// The gain of every column of the outputs of attention.
-    fn gains(&self) -> Vec<f32> {
-        let gains = self.heads.gain.iter();
-        gains
-            .flat_map(|&gain| std::iter::repeat_n(gain, self.heads.d_kv))
-            .collect()
-    }
-
-    /// Adds the gradients of the gains from those of the outputs behind them.
-    fn gains_back(&self, doutputs: &[f32], outputs: &[f32], gradients: &mut [f32]) {
-        let (d_kv, inner) = (self.heads.d_kv, self.heads.inner());
-        let rows = doutputs
-            .chunks_exact(inner)
-            .zip(outputs.chunks_exact(inner));
-        for (doutputs, outputs) in rows {
-            let by_head = doutputs.chunks_exact(d_kv).zip(outputs.chunks_exact(d_kv));
-            for (gradient, (doutput, output)) in gradients.iter_mut().zip(by_head) {
-                *gradient += rows::dot(doutput, output) / UNIT;
-            }
-        }
     }
 
     /// Adds the product of a matrix with inputs of `unit` per 1.0 to the residual stream.
@@ -182,11 +252,12 @@ impl Layer {
         rows::add_scaled(x, sums, &matrix.scales(unit, 1.0));
     }
 
-    /// Turns the gradient of what [`Layer::forward`] made of `x` into that of `x`, and stores those of the parameters.
+    /// Turns the gradient of what [`Layer::forward`] made of `x` into that of `x`, and stores those of the parameters; those of
+    /// memories are added to `scratch.dmemory`.
     pub fn back(
         &self,
         dx: &mut [f32],
-        lens: &[usize],
+        reading: &Reading,
         kept: &Kept,
         scratch: &mut Scratch,
         places: &LayerPlaces,
@@ -194,7 +265,7 @@ impl Layer {
     ) {
         let count = dx.len() / self.norm.len();
         let unit = hidden_unit(self.kind) as f32;
-        self.matrix_back(
+        matrix_back(
             &self.down,
             dx,
             &kept.hidden,
@@ -219,7 +290,10 @@ impl Layer {
         );
         self.inputs_back(1, dx, kept, scratch, places, gradients);
 
-        self.matrix_back(
+        if let (Some(cross), Some(places)) = (&self.cross, &places.cross) {
+            cross.back(dx, reading, &kept.cross, scratch, places, gradients);
+        }
+        matrix_back(
             &self.output,
             dx,
             &kept.context,
@@ -227,27 +301,8 @@ impl Layer {
             scratch,
             &mut gradients[places.output.clone()],
         );
-        self.attention_back(lens, kept, scratch, places, gradients);
+        self.attention_back(&reading.lens, kept, scratch, places, gradients);
         self.inputs_back(0, dx, kept, scratch, places, gradients);
-    }
-
-    /// Packs the gradients of a matrix's outputs, and stores that of the matrix.
-    fn matrix_back(
-        &self,
-        matrix: &Matrix,
-        doutputs: &[f32],
-        inputs: &[u32],
-        unit: f32,
-        scratch: &mut Scratch,
-        gradient: &mut [f32],
-    ) {
-        let count = doutputs.len() / matrix.rows;
-        let scaled = room(&mut scratch.floats, doutputs.len());
-        rows::scale_columns(doutputs, &matrix.steps, scaled);
-        pack_both(scaled, matrix.rows, &mut scratch.packed, &mut scratch.left);
-        let pairs = matrix.columns.div_ceil(2);
-        pack::interleave_into(inputs, pairs, 0, pairs, &mut scratch.right);
-        matrix.gradient(&scratch.left, &scratch.right, count, unit, gradient);
     }
 
     /// From packed gradients of the outputs of the first matrix of part 0 or 1, through it and the normalisation, to `dx`.
@@ -298,9 +353,10 @@ impl Layer {
         if self.rounded {
             mask(dcontext, &kept.context);
         }
-        self.gains_back(dcontext, &kept.outputs, &mut gradients[places.gain.clone()]);
+        let place = &mut gradients[places.gain.clone()];
+        gains_back(dcontext, &kept.outputs, heads.d_kv, place);
         let douts = room(&mut scratch.more, count * inner);
-        rows::scale_columns(dcontext, &self.gains(), douts);
+        rows::scale_columns(dcontext, &by_column(&heads.gain, heads.d_kv), douts);
         pack_into(douts, inner, &mut scratch.packed);
         let dqkv = room(&mut scratch.more, count * 3 * inner);
         dqkv.fill(0.0);

@@ -2,12 +2,15 @@
 //!
 //! It computes what [`FloatNetwork::loss`](super::float::FloatNetwork::loss) and candle's gradients are, many times faster:
 //! products in bf16, nothing written to memory that need not be, and threads that share nothing. A batch is cut into shards
-//! of whole sequences; gradients are added up in the order of the shards, so they do not depend on the number of threads.
+//! of whole sequences; gradients are added up in the order of the shards, so they do not depend on the number of threads. What the
+//! encoder does is left to candle: it is little.
 
 mod attention;
+mod cross;
 mod head;
 mod layer;
 mod matrix;
+mod memory;
 mod muon;
 mod pack;
 mod places;
@@ -21,12 +24,16 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use candle_core::{Result, Storage, Tensor, Var};
 use parking_lot::Mutex;
 
-use super::float::{FloatLayer, FloatNetwork, Parameter, RESIDUAL_UNIT, stored_scale};
+use super::float::{
+    FloatAttention, FloatLayer, FloatNetwork, Parameter, RESIDUAL_UNIT, Sample, stored_scale,
+};
 use crate::model::network::{Config, exact};
 use attention::Heads;
+use cross::Cross;
 use head::{Head, HeadWork};
 use layer::{Kept, Layer, Scratch};
 use matrix::Matrix;
+use memory::{Memories, Reading, Sequence};
 pub use muon::orthogonal;
 use places::Places;
 pub use rows::{Adam, adam, blend};
@@ -53,10 +60,14 @@ struct Worker {
 /// What comes of a shard.
 #[derive(Debug, Default)]
 struct Shard {
-    cost: f64,
+    /// Of each sequence, in nats.
+    costs: Vec<f64>,
     gradients: Vec<f32>,
     /// Gradients of what entered the residual stream, a row for each token.
     dx: Vec<f32>,
+    /// The memories that were read, and the gradients of their rows in this order.
+    memories: Vec<usize>,
+    dmemory: Vec<f32>,
 }
 
 /// A network as a step needs it.
@@ -69,9 +80,9 @@ struct Prepared<'a> {
     rounded: bool,
 }
 
-/// True if this code can train such a network: it has no encoder.
+/// True if this code can train such a network.
 pub fn supports(config: &Config) -> bool {
-    config.d_kv.is_multiple_of(2) && config.max_latents == 0
+    config.d_kv.is_multiple_of(2)
 }
 
 impl Fused {
@@ -84,35 +95,52 @@ impl Fused {
         }
     }
 
-    /// Total cost in nats of all sequences.
+    /// Cost of each sample in nats.
     ///
     /// # Errors
-    /// If the network is not on the processor.
-    pub fn cost(&mut self, network: &FloatNetwork, sequences: &[&[u16]]) -> Result<f64> {
-        self.run(network, sequences, |prepared, worker, shard, own| {
-            shard.cost = prepared.cost(own, worker);
+    /// If latents are not of this network, or it is not on the processor.
+    pub fn costs(&mut self, network: &FloatNetwork, samples: &[Sample]) -> Result<Vec<f64>> {
+        let (memories, sequences) = Memories::new(network, samples)?;
+        self.run(network, &sequences, |prepared, worker, shard, own| {
+            let reading = memories.reading(own);
+            shard.costs = prepared.costs(own, &reading, worker);
         })?;
-        Ok(self.shards.iter().map(|shard| shard.cost).sum())
+        Ok(self.all_costs())
+    }
+
+    fn all_costs(&self) -> Vec<f64> {
+        let shards = self.shards.iter();
+        shards
+            .flat_map(|shard| shard.costs.iter().copied())
+            .collect()
     }
 
     /// Mean cost of a token in nats, and its gradients in the order of [`FloatNetwork::parameters`].
     ///
     /// # Errors
-    /// As for [`Fused::cost`].
+    /// As for [`Fused::costs`].
     pub fn gradients(
         &mut self,
         network: &FloatNetwork,
-        sequences: &[&[u16]],
+        samples: &[Sample],
     ) -> Result<(f64, Vec<Tensor>)> {
+        let (memories, sequences) = Memories::new(network, samples)?;
         let places = Places::new(&network.config);
-        let tokens: usize = sequences.iter().map(|sequence| sequence.len()).sum();
-        self.run(network, sequences, |prepared, worker, shard, own| {
+        let tokens: usize = sequences.iter().map(|sequence| sequence.tokens.len()).sum();
+        self.run(network, &sequences, |prepared, worker, shard, own| {
             shard.gradients.resize(places.len, 0.0);
             shard.gradients[..places.added].fill(0.0);
-            prepared.gradients(own, 1.0 / tokens as f32, &places, worker, shard);
+            let reading = memories.reading(own);
+            prepared.gradients(own, &reading, 1.0 / tokens as f32, &places, worker, shard);
+            shard.memories = reading.memories;
         })?;
-        let cost: f64 = self.shards.iter().map(|shard| shard.cost).sum();
-        let gradients = self.add_up(network, sequences, &places)?;
+        let cost: f64 = self.all_costs().iter().sum();
+        let mut gradients = self.add_up(network, &sequences, &places)?;
+        if let Some(encoder) = &network.encoder {
+            let shards = self.shards.iter();
+            let shards = shards.map(|shard| (&shard.memories[..], &shard.dmemory[..]));
+            gradients.extend(memories.back(encoder, shards)?);
+        }
         Ok((cost / tokens as f64, gradients))
     }
 
@@ -120,8 +148,8 @@ impl Fused {
     fn run(
         &mut self,
         network: &FloatNetwork,
-        sequences: &[&[u16]],
-        work: impl Fn(&Prepared, &mut Worker, &mut Shard, &[&[u16]]) + Sync,
+        sequences: &[Sequence],
+        work: impl Fn(&Prepared, &mut Worker, &mut Shard, &[Sequence]) + Sync,
     ) -> Result<()> {
         let ranges = shards(sequences);
         self.shards.resize_with(ranges.len(), Shard::default);
@@ -149,11 +177,11 @@ impl Fused {
         })
     }
 
-    /// The gradients of all parameters.
+    /// The gradients of all parameters but the encoder's.
     fn add_up(
         &mut self,
         network: &FloatNetwork,
-        sequences: &[&[u16]],
+        sequences: &[Sequence],
         places: &Places,
     ) -> Result<Vec<Tensor>> {
         let threads = self.workers.len();
@@ -183,16 +211,19 @@ impl Fused {
             let var = parameter.var;
             Tensor::from_vec(values.unwrap_or_default(), var.shape(), var.device())
         };
-        network.parameters().into_iter().map(next).collect()
+        let mut parameters = network.parameters();
+        let of_encoder = network.encoder.as_ref().map_or(0, |e| e.parameters().len());
+        parameters.truncate(parameters.len() - of_encoder);
+        parameters.into_iter().map(next).collect()
     }
 }
 
 /// Whole sequences in shards.
-fn shards(sequences: &[&[u16]]) -> Vec<Range<usize>> {
+fn shards(sequences: &[Sequence]) -> Vec<Range<usize>> {
     let mut ranges = Vec::new();
     let (mut start, mut tokens) = (0, 0);
     for (index, sequence) in sequences.iter().enumerate() {
-        tokens += sequence.len();
+        tokens += sequence.tokens.len();
         if tokens >= SHARD || index + 1 == sequences.len() {
             ranges.push(start..index + 1);
             (start, tokens) = (index + 1, 0);
@@ -228,7 +259,7 @@ fn embedded<'a>(
 }
 
 /// Gradients of the token embedding and the n-gram tables, in this order.
-fn embedding_gradients(config: &Config, sequences: &[&[u16]], shards: &[Shard]) -> Vec<Vec<f32>> {
+fn embedding_gradients(config: &Config, sequences: &[Sequence], shards: &[Shard]) -> Vec<Vec<f32>> {
     let d = config.d_model;
     let slots = config
         .ngrams
@@ -238,10 +269,10 @@ fn embedding_gradients(config: &Config, sequences: &[&[u16]], shards: &[Shard]) 
     let mut tables: Vec<Vec<f32>> = rows.map(|rows| vec![0.0; rows * d]).collect();
     let positions = sequences
         .iter()
-        .flat_map(|sequence| (0..sequence.len()).map(move |at| (sequence, at)));
+        .flat_map(|&Sequence { tokens, .. }| (0..tokens.len()).map(move |at| (tokens, at)));
     let gradients = shards.iter().flat_map(|shard| shard.dx.chunks_exact(d));
-    for ((sequence, at), gradient) in positions.zip(gradients) {
-        for (table, row) in embedded(config, sequence, at) {
+    for ((tokens, at), gradient) in positions.zip(gradients) {
+        for (table, row) in embedded(config, tokens, at) {
             let row = &mut tables[table][row * d..][..d];
             row.iter_mut()
                 .zip(gradient)
@@ -252,14 +283,14 @@ fn embedding_gradients(config: &Config, sequences: &[&[u16]], shards: &[Shard]) 
 }
 
 impl Prepared<'_> {
-    fn embed(&self, sequences: &[&[u16]], x: &mut Vec<f32>) {
+    fn embed(&self, sequences: &[Sequence], x: &mut Vec<f32>) {
         let d = self.config.d_model;
         x.clear();
-        for sequence in sequences {
-            for at in 0..sequence.len() {
+        for &Sequence { tokens, .. } in sequences {
+            for at in 0..tokens.len() {
                 let start = x.len();
                 x.resize(start + d, 0.0);
-                for (table, row) in embedded(self.config, sequence, at) {
+                for (table, row) in embedded(self.config, tokens, at) {
                     let (values, step) = self.embeddings[table];
                     let row = &values[row * d..][..d];
                     rows::add_embedding(&mut x[start..], row, step, self.rounded);
@@ -269,57 +300,79 @@ impl Prepared<'_> {
     }
 
     /// The residual stream behind the last layer, in `worker.x`.
-    fn forward(&self, sequences: &[&[u16]], lens: &[usize], worker: &mut Worker) {
+    fn forward(&self, sequences: &[Sequence], reading: &Reading, worker: &mut Worker) {
         self.embed(sequences, &mut worker.x);
         worker.kept.resize_with(self.layers.len(), Kept::default);
         for (layer, kept) in self.layers.iter().zip(&mut worker.kept) {
-            layer.forward(&mut worker.x, lens, kept, &mut worker.scratch);
+            layer.forward(&mut worker.x, reading, kept, &mut worker.scratch);
         }
     }
 
-    fn cost(&self, sequences: &[&[u16]], worker: &mut Worker) -> f64 {
-        let lens: Vec<usize> = sequences.iter().map(|sequence| sequence.len()).collect();
-        self.forward(sequences, &lens, worker);
-        let targets = sequences.concat();
-        self.head.run(
-            &worker.x,
-            &targets,
-            0.0,
-            &mut worker.head,
-            &mut worker.scratch,
-            None,
-        )
+    /// Cost of each sequence.
+    fn costs(&self, sequences: &[Sequence], reading: &Reading, worker: &mut Worker) -> Vec<f64> {
+        self.forward(sequences, reading, worker);
+        let (head, scratch) = (&mut worker.head, &mut worker.scratch);
+        let targets = targets(sequences);
+        self.head.run(&worker.x, &targets, 0.0, head, scratch, None);
+        by_sequence(&head.costs, &reading.lens)
     }
 
     fn gradients(
         &self,
-        sequences: &[&[u16]],
+        sequences: &[Sequence],
+        reading: &Reading,
         weight: f32,
         places: &Places,
         worker: &mut Worker,
         shard: &mut Shard,
     ) {
-        let lens: Vec<usize> = sequences.iter().map(|sequence| sequence.len()).collect();
-        self.forward(sequences, &lens, worker);
-        let targets = sequences.concat();
+        self.forward(sequences, reading, worker);
+        let targets = targets(sequences);
         shard.dx.resize(worker.x.len(), 0.0);
+        if targets.is_empty() {
+            shard.gradients.fill(0.0);
+            shard.costs = vec![0.0; sequences.len()];
+            shard.dmemory.clear();
+            return;
+        }
         let back = Some((&mut shard.dx[..], &places.head, &mut shard.gradients[..]));
         let (head, scratch) = (&mut worker.head, &mut worker.scratch);
-        shard.cost = self
-            .head
+        self.head
             .run(&worker.x, &targets, weight, head, scratch, back);
+        shard.costs = by_sequence(&head.costs, &reading.lens);
+        let dmemory = &mut scratch.dmemory;
+        dmemory.clear();
+        dmemory.resize(reading.rows * self.config.d_model, 0.0);
         let layers = self.layers.iter().zip(&worker.kept).zip(&places.layers);
         for ((layer, kept), places) in layers.rev() {
             layer.back(
                 &mut shard.dx,
-                &lens,
+                reading,
                 kept,
-                &mut worker.scratch,
+                scratch,
                 places,
                 &mut shard.gradients,
             );
         }
+        shard.dmemory.clone_from(&scratch.dmemory);
     }
+}
+
+/// The tokens of sequences one behind the other.
+fn targets(sequences: &[Sequence]) -> Vec<u16> {
+    let tokens = sequences.iter().map(|sequence| sequence.tokens);
+    tokens.collect::<Vec<_>>().concat()
+}
+
+/// Sums of the costs of tokens.
+fn by_sequence(costs: &[f64], lens: &[usize]) -> Vec<f64> {
+    let mut rest = costs;
+    let of = |&len: &usize| {
+        let (own, others) = rest.split_at(len);
+        rest = others;
+        own.iter().sum()
+    };
+    lens.iter().map(of).collect()
 }
 
 /// Hands a network to `work` as steps need it.
@@ -399,10 +452,34 @@ fn layer<'a>(
         qkv: Matrix::new(&qkv, d, rounded),
         heads: heads(config, from, of),
         output: Matrix::new(of(&attention.output), inner, rounded),
+        cross: from
+            .cross
+            .as_ref()
+            .map(|from| cross(config, from, rounded, of)),
         norm: of(&from.norm).to_vec(),
         up: Matrix::new(of(&from.up), d, rounded),
         down: Matrix::new(of(&from.down), config.d_ff, rounded),
         kind: config.feed_forward,
+        rounded,
+    }
+}
+
+fn cross<'a>(
+    config: &Config,
+    from: &FloatAttention,
+    rounded: bool,
+    of: &impl Fn(&Var) -> &'a [f32],
+) -> Cross {
+    let (d, inner) = (config.d_model, config.inner());
+    let keys_values = [&from.key, &from.value].map(of).concat();
+    Cross {
+        norm: of(&from.norm).to_vec(),
+        query: Matrix::new(of(&from.query), d, rounded),
+        keys_values: Matrix::new(&keys_values, d, rounded),
+        output: Matrix::new(of(&from.output), inner, rounded),
+        d_kv: config.d_kv,
+        score: of(&from.score).to_vec(),
+        gain: of(&from.gain).to_vec(),
         rounded,
     }
 }

@@ -2,11 +2,12 @@
 
 use std::ops::Range;
 
+use super::cross::CrossPlaces;
 use super::head::HeadPlaces;
 use super::layer::LayerPlaces;
 use crate::model::network::{Config, exact};
 
-/// The places of all gradients but those of embeddings.
+/// The places of all gradients but those of embeddings and of the encoder.
 #[derive(Debug)]
 pub struct Places {
     pub layers: Vec<LayerPlaces>,
@@ -37,12 +38,20 @@ impl Places {
             len - count..len
         };
         let (d, inner, heads) = (config.d_model, config.inner(), config.num_heads);
-        let nothing = 0..0;
+        let (nothing, reads) = (0..0, config.max_latents > 0);
         let added = |_| LayerPlaces {
             attention_norm: take(d),
             score: take(heads),
             bias: take(heads * config.window),
             gain: take(heads),
+            cross: reads.then(|| CrossPlaces {
+                norm: take(d),
+                score: take(heads),
+                gain: take(heads),
+                query: nothing.clone(),
+                keys_values: nothing.clone(),
+                output: nothing.clone(),
+            }),
             norm: take(d),
             qkv: nothing.clone(),
             output: nothing.clone(),
@@ -61,6 +70,11 @@ impl Places {
         for layer in &mut layers {
             layer.qkv = take(3 * inner * d);
             layer.output = take(d * inner);
+            if let Some(cross) = &mut layer.cross {
+                cross.query = take(inner * d);
+                cross.keys_values = take(2 * inner * d);
+                cross.output = take(d * inner);
+            }
             layer.up = take(config.d_ff * d);
             layer.down = take(d * config.d_ff);
         }
@@ -73,7 +87,7 @@ impl Places {
         }
     }
 
-    /// The gradients of parameters in the order of `FloatNetwork::parameters`, without embeddings.
+    /// The gradients of parameters in the order of `FloatNetwork::parameters`, without embeddings and the encoder.
     pub fn of_parameters(&self, config: &Config, sum: &[f32]) -> Vec<Vec<f32>> {
         let of = |range: &Range<usize>| sum[range.clone()].to_vec();
         let buckets = buckets(config);
@@ -95,7 +109,15 @@ impl Places {
                     bias[bucket] += gradient;
                 }
             }
-            out.extend([bias, of(&layer.norm), of(&layer.up), of(&layer.down)]);
+            out.push(bias);
+            if let Some(cross) = &layer.cross {
+                out.extend([of(&cross.norm), of(&cross.query)]);
+                let (keys, values) =
+                    sum[cross.keys_values.clone()].split_at(cross.keys_values.len() / 2);
+                out.extend([keys.to_vec(), values.to_vec()]);
+                out.extend([&cross.output, &cross.score, &cross.gain].map(of));
+            }
+            out.extend([&layer.norm, &layer.up, &layer.down].map(of));
         }
         let head = &self.head;
         out.extend(
