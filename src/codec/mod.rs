@@ -25,6 +25,7 @@ pub use error::CodecError;
 pub use lanes::Receiver;
 pub use latents::{LatentWriter, Latents};
 pub use measure::Measured;
+pub use model_codec::Grouping;
 pub use payload::{AnchorRange, Layout};
 pub use registry::{ModelSource, file_name};
 
@@ -305,7 +306,7 @@ impl Codecs {
     }
 
     /// The model that encodes. One that cannot be loaded was logged, and counts as none.
-    fn encoding_model(&self) -> Option<Arc<Model>> {
+    pub(crate) fn encoding_model(&self) -> Option<Arc<Model>> {
         self.registry.get(self.encoder.as_ref()?).ok()
     }
 
