@@ -47,11 +47,10 @@ pub fn code(
     let encoded = in_parallel(extents, threads, encode);
     let encoding = begun.elapsed();
     let pairs: Vec<_> = extents.iter().zip(encoded).collect();
-    let finish = |(extent, encoded): &(&Extent, _)| match encoded {
+    let checked = in_parallel(&pairs, threads, |(extent, encoded)| match encoded {
         Ok((encoded, latents)) => check(codecs, &extent.raw, encoded, latents.as_ref()),
         Err(error) => Err(Failure::failed(format!("encoding: {error}"))),
-    };
-    let checked = in_parallel(&pairs, threads, finish);
+    });
     let extents = checked.into_iter().collect::<Outcome<_>>()?;
     Ok(Run { extents, encoding })
 }
