@@ -19,7 +19,7 @@ use tempfile::TempDir;
 
 const SAMPLES: usize = 3;
 const CLASSES: [(&str, &str); 2] = [
-    ("code", include_str!("../src/model/matcher.rs")),
+    ("code", include_str!("../src/model/tokenizer.rs")),
     ("docs", include_str!("../docs/durability.md")),
 ];
 /// Bytes of a class.
