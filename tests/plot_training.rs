@@ -74,7 +74,10 @@ fn every_panel_has_a_line_for_each_log() {
             "{colours:?}"
         );
         let texts = document.descendants().filter(|node| node.is_text());
-        let words: Vec<&str> = texts.filter_map(|node| node.text()).map(str::trim).collect();
+        let words: Vec<&str> = texts
+            .filter_map(|node| node.text())
+            .map(str::trim)
+            .collect();
         for path in &logs {
             let name = path.to_str().unwrap();
             assert_eq!(
