@@ -4,13 +4,18 @@ mod bench;
 mod check;
 mod compress;
 mod container;
+mod corpus;
 mod info;
+mod latents;
 mod man;
 mod measure;
 mod memory;
 mod models;
 mod mount;
 mod output;
+mod peers;
+mod plot;
+mod plot_training;
 mod reclaim;
 mod scrub;
 mod settle;
@@ -77,6 +82,10 @@ enum Command {
     BenchStore(suite::SuiteArguments),
     /// Compare models at equal groups and anchors, class by class
     BenchModels(models::ModelsArguments),
+    /// Measure what latents are worth, class by class
+    BenchLatents(latents::LatentsArguments),
+    /// Draw logs of training with latents as SVG
+    PlotTraining(plot_training::PlotArguments),
     /// Print a manual page
     #[command(hide = true)]
     Man(man::ManArguments),
@@ -118,6 +127,8 @@ fn run(arguments: &[OsString]) -> Outcome<()> {
         Command::Bench(arguments) => bench::run(&arguments),
         Command::BenchStore(arguments) => suite::run(&arguments),
         Command::BenchModels(arguments) => models::run(&arguments),
+        Command::BenchLatents(arguments) => latents::run(&arguments),
+        Command::PlotTraining(arguments) => plot_training::run(&arguments),
         Command::Man(arguments) => man::run(&arguments),
     }
 }

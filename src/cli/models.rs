@@ -1,33 +1,26 @@
 //! `s2sfs bench-models`: models side by side, at equal groups and anchors, for each class of a corpus.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use clap::Args;
 use serde::Serialize;
 
 use super::compress::codecs;
 use super::container::in_parallel;
+use super::corpus::{CorpusArguments, Extent};
 use super::output::{self, megabytes_per_second};
-use super::suite::files;
-use crate::codec::{ANCHOR_BYTES, AnchorSource, Codecs, Measured};
+use crate::codec::{Codecs, Measured};
 use crate::control::ratio;
 use crate::exit::{Context, Outcome};
 use crate::options::{ModelChoice, Settings};
 
 #[derive(Debug, Args)]
 pub struct ModelsArguments {
-    /// Corpus: a directory with a subdirectory for each class
-    corpus: PathBuf,
+    #[command(flatten)]
+    corpus: CorpusArguments,
     /// Models to compare; the first is what the others are compared with
     #[arg(long = "model", value_name = "NAME|FILE", required = true)]
     models: Vec<PathBuf>,
-    /// Classes to measure [default: all]
-    #[arg(long = "class", value_name = "NAME")]
-    classes: Vec<String>,
-    /// Bytes of each class, spread over its files
-    #[arg(long, value_name = "N", default_value_t = 1 << 20)]
-    bytes: usize,
     /// Bytes of a group
     #[arg(long, value_name = "N", default_value_t = 16 << 10)]
     group: usize,
@@ -62,33 +55,18 @@ struct Row {
     decode_mb_per_second: f64,
 }
 
-/// An extent, and the beginning of its file if it is a later one.
-struct Extent {
-    raw: Vec<u8>,
-    anchor: Option<AnchorSource>,
-}
-
 pub fn run(arguments: &ModelsArguments) -> Outcome<()> {
-    let models = arguments
-        .models
-        .iter()
-        .map(|path| {
-            let settings = Settings {
-                model: ModelChoice::of(path),
-                ..Settings::default()
-            };
-            Ok((path.display().to_string(), codecs(&settings)?))
-        })
-        .collect::<Outcome<Vec<_>>>()?;
+    let models = arguments.models.iter();
+    let models = models.map(|path| Ok((path.display().to_string(), codecs_of(path)?)));
+    let models = models.collect::<Outcome<Vec<_>>>()?;
     let mut rows = Vec::new();
-    for class in files::classes(&arguments.corpus, &arguments.classes)? {
-        let extents = extents(arguments, &class)?;
-        let name = class.file_name().unwrap_or_default().to_string_lossy();
+    for class in arguments.corpus.classes()? {
+        let extents = arguments.corpus.extents(&class, arguments.anchors)?;
         let mut first = None;
         for (model, codecs) in &models {
             let measured = measure(arguments, codecs, &extents)?;
             let first = *first.get_or_insert(measured.payload_bytes);
-            rows.push(row(&name, model, &measured, first));
+            rows.push(row(&class.name, model, &measured, first));
         }
     }
     match arguments.json {
@@ -97,41 +75,12 @@ pub fn run(arguments: &ModelsArguments) -> Outcome<()> {
     }
 }
 
-/// Extents from all files of a class in turn: the beginning, and if anchors are wanted also what follows.
-fn extents(arguments: &ModelsArguments, class: &Path) -> Outcome<Vec<Extent>> {
-    let entries = files::tree(class)?;
-    let total: u64 = entries.iter().map(|entry| entry.len).sum();
-    let share = arguments.bytes as f64 / total.max(1) as f64;
-    let extent = Settings::default().extent as usize;
-    let mut extents = Vec::new();
-    // a part of every file in proportion to its length, the remainders handed on
-    let mut due = 0.0;
-    for entry in &entries {
-        due += entry.len as f64 * share.min(1.0);
-        let len = (due as usize).min(entry.len as usize);
-        if len == 0 {
-            continue;
-        }
-        due -= len as f64;
-        let path = class.join(&entry.path);
-        let raw = std::fs::read(&path).context(path.display())?;
-        let raw = &raw[..len.min(raw.len())];
-        let head: Arc<[u8]> = Arc::from(&raw[..raw.len().min(ANCHOR_BYTES)]);
-        let mut parts: Vec<&[u8]> = raw.chunks(extent).collect();
-        if arguments.anchors && raw.len() > ANCHOR_BYTES && parts.len() == 1 {
-            parts = vec![&raw[..ANCHOR_BYTES], &raw[ANCHOR_BYTES..]];
-        }
-        for (number, raw) in parts.into_iter().enumerate() {
-            let anchor = (arguments.anchors && number > 0).then(|| AnchorSource {
-                block: 0,
-                start: 0,
-                bytes: head.clone(),
-            });
-            let raw = raw.to_vec();
-            extents.push(Extent { raw, anchor });
-        }
-    }
-    Ok(extents)
+/// Codecs that encode with a model, for nothing else than measuring.
+pub fn codecs_of(model: &Path) -> Outcome<Codecs> {
+    codecs(&Settings {
+        model: ModelChoice::of(model),
+        ..Settings::default()
+    })
 }
 
 fn measure(arguments: &ModelsArguments, codecs: &Codecs, extents: &[Extent]) -> Outcome<Measured> {
@@ -164,37 +113,25 @@ fn row(class: &str, model: &str, measured: &Measured, first: u64) -> Row {
 }
 
 fn table(rows: &[Row]) -> String {
-    let mut text = format!(
-        "{:<10} {:<28} {:>9} {:>7} {:>8} {:>6} {:>7} {:>7} {:>7} {:>8} {:>8}\n",
-        "class",
-        "model",
-        "bytes",
-        "ratio",
-        "of first",
-        "heads",
-        "B/token",
-        "ends",
-        "saved",
-        "enc MB/s",
-        "dec MB/s"
-    );
-    for row in rows {
-        let name: String = row.model.chars().rev().take(28).collect();
-        let name: String = name.chars().rev().collect();
-        text.push_str(&format!(
-            "{:<10} {:<28} {:>9} {:>7.3} {:>8.4} {:>5.0}% {:>7.2} {:>7.3} {:>7.3} {:>8.3} {:>8.3}\n",
-            row.class,
-            name,
-            row.raw_bytes,
-            row.ratio,
-            row.of_first,
-            100.0 * row.evaluated,
-            row.bytes_per_token,
-            row.end_bits,
-            row.saved_bits,
-            row.encode_mb_per_second,
-            row.decode_mb_per_second,
-        ));
-    }
-    text
+    let head = [
+        "class", "model", "bytes", "ratio", "of first", "heads", "B/token", "ends", "saved",
+        "enc MB/s", "dec MB/s",
+    ];
+    let cells = |row: &Row| {
+        [
+            row.class.clone(),
+            row.model.clone(),
+            row.raw_bytes.to_string(),
+            format!("{:.3}", row.ratio),
+            format!("{:.4}", row.of_first),
+            format!("{:.0} %", 100.0 * row.evaluated),
+            format!("{:.2}", row.bytes_per_token),
+            format!("{:.3}", row.end_bits),
+            format!("{:.3}", row.saved_bits),
+            format!("{:.3}", row.encode_mb_per_second),
+            format!("{:.3}", row.decode_mb_per_second),
+        ]
+    };
+    let rows: Vec<_> = rows.iter().map(cells).collect();
+    output::table(head, 2, &rows)
 }

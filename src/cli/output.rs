@@ -49,6 +49,37 @@ pub fn megabytes_per_second(bytes: u64, time: Duration) -> f64 {
     bytes as f64 / 1e6 / time.as_secs_f64().max(1e-9)
 }
 
+/// A Markdown table with its columns aligned, the first `names` of them to the left and the others to the right.
+pub fn table<const N: usize>(head: [&str; N], names: usize, rows: &[[String; N]]) -> String {
+    let length = |text: &str| text.chars().count();
+    let width = |column: usize| {
+        let cells = rows.iter().map(|row| length(&row[column]));
+        cells.chain([length(head[column]), 3]).max().unwrap_or(0)
+    };
+    let widths: [usize; N] = std::array::from_fn(width);
+    let mut text = String::new();
+    let mut line = |cells: [&str; N]| {
+        text.push('|');
+        for (column, (cell, width)) in cells.iter().zip(widths).enumerate() {
+            let padding = " ".repeat(width - length(cell));
+            text.push_str(&match column < names {
+                true => format!(" {cell}{padding} |"),
+                false => format!(" {padding}{cell} |"),
+            });
+        }
+        text.push('\n');
+    };
+    line(head);
+    line(std::array::from_fn(|column| match column < names {
+        true => "---",
+        false => "--:",
+    }));
+    for row in rows {
+        line(row.each_ref().map(String::as_str));
+    }
+    text
+}
+
 /// Prints text, or fails as a command whose output is closed.
 pub fn print(text: &str) -> Outcome<()> {
     let mut out = io::stdout().lock();
@@ -105,5 +136,16 @@ mod tests {
         assert_eq!(utc(1_735_689_599), "2024-12-31 23:59 UTC");
         assert_eq!(percent(1, 0), "-");
         assert_eq!(percent(1, 8), "12.5 %");
+    }
+
+    #[test]
+    fn the_columns_of_tables_are_aligned() {
+        let row = |name: &str, number: &str| [name.to_owned(), number.to_owned()];
+        let text = table(["é", "bytes"], 1, &[row("long", "1"), row("b", "20")]);
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!(lines[0], "| é    | bytes |");
+        assert_eq!(lines[1], "| ---  |   --: |");
+        assert_eq!(lines[2], "| long |     1 |");
+        assert_eq!(lines[3], "| b    |    20 |");
     }
 }

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use crate::model::Model;
 
 use super::engines::Engines;
-use super::latents::Latents;
-use super::model_codec::{Beginning, Sample};
+use super::latents::{LatentWriter, Latents};
+use super::model_codec::{Beginning, Grouping, Sample};
 use super::payload::AnchorRange;
 use super::{
     AnchorSource, Codecs, EncodeOptions, Encoded, Policy, Result, Snapshot, fast, model_codec,
@@ -117,32 +117,48 @@ fn encode_with(
     let used = anchor
         .as_ref()
         .map(|(range, snapshot)| (range, snapshot.as_ref()));
-    let group = group_bytes(options);
-    let with = |latents: Option<&Latents>| {
-        let beginning = Beginning {
-            anchor: used,
-            latents,
-        };
-        model_codec::encode(model, engines.as_ref(), raw, group, beginning)
-    };
-    let mut coded = with(None)?;
-    for latents in written(codecs, model, raw, group)? {
-        let other = with(Some(&latents))?;
-        if other.payload.len() < coded.payload.len() {
-            coded = other;
-        }
-    }
+    let group = Grouping::Bytes(group_bytes(options));
+    let writer = codecs.writer.as_deref();
+    let with = (model.as_ref(), engines.as_ref());
+    let (coded, _) = smallest(with, raw, group, used, writer)?;
     let exact = is_exact(codecs, &coded, raw, used.map(|(_, snapshot)| snapshot));
     Ok(exact.then_some(coded))
 }
 
+/// Encodes with a model without latents and with all that `writer` writes. The smallest, and its latents.
+pub(super) fn smallest(
+    (model, engines): (&Model, Option<&Engines>),
+    raw: &[u8],
+    grouping: Grouping,
+    anchor: Option<(&AnchorRange, &Snapshot)>,
+    writer: Option<&dyn LatentWriter>,
+) -> Result<(Encoded, Option<Latents>)> {
+    let with = |latents: Option<&Latents>| {
+        let beginning = Beginning { anchor, latents };
+        model_codec::encode(model, engines, raw, grouping, beginning)
+    };
+    let mut best = (with(None)?, None);
+    for latents in written(model, raw, grouping, writer)? {
+        let other = with(Some(&latents))?;
+        if other.payload.len() < best.0.payload.len() {
+            best = (other, Some(latents));
+        }
+    }
+    Ok(best)
+}
+
 /// The latents that there are to try for an extent; none for a model that reads none.
-fn written(codecs: &Codecs, model: &Model, raw: &[u8], group: usize) -> Result<Vec<Latents>> {
+fn written(
+    model: &Model,
+    raw: &[u8],
+    grouping: Grouping,
+    writer: Option<&dyn LatentWriter>,
+) -> Result<Vec<Latents>> {
     let reads = model.network().is_some_and(|expert| expert.prior.is_some());
-    let Some(writer) = codecs.writer.as_ref().filter(|_| reads) else {
+    let Some(writer) = writer.filter(|_| reads) else {
         return Ok(vec![]);
     };
-    let groups = network_codec::cut(model, raw, group)?;
+    let groups = network_codec::cut(model, raw, grouping)?;
     let groups: Vec<Vec<u16>> = groups.into_iter().map(|(_, tokens)| tokens).collect();
     Ok(writer.write(&groups).unwrap_or_else(|why| {
         log::warn!("no latents are tried: {why}");

@@ -9,11 +9,11 @@ use crate::model::tokens::Counts;
 use crate::model::{Costs, Model};
 
 use super::engines::Engines;
-use super::latents::Latents;
-use super::model_codec::Beginning;
+use super::latents::{LatentWriter, Latents};
+use super::model_codec::{Beginning, Grouping};
 use super::payload::AnchorRange;
 use super::{AnchorSource, CodecError, Codecs, Encoded, Result, Snapshot};
-use super::{model_codec, network_codec};
+use super::{chooser, model_codec, network_codec};
 
 /// What coding some extents took.
 #[derive(Debug, Clone, Copy, Default)]
@@ -39,7 +39,7 @@ impl std::ops::AddAssign for Measured {
 }
 
 impl Codecs {
-    /// Encodes an extent with the encoding model in groups of at most `group` bytes, all from the anchor if
+    /// Encodes an extent with the encoding model in groups (a number is their most bytes), all from the anchor if
     /// there is one and with these latents, whatever else would be smaller. Gives the state after the anchor, too.
     ///
     /// # Errors
@@ -47,7 +47,7 @@ impl Codecs {
     pub fn encode_by_model(
         &self,
         raw: &[u8],
-        group: usize,
+        group: impl Into<Grouping>,
         anchor: Option<&AnchorSource>,
         latents: Option<&Latents>,
     ) -> Result<(Encoded, Option<Arc<Snapshot>>)> {
@@ -63,8 +63,33 @@ impl Codecs {
             anchor: anchor.as_ref().map(|(range, s)| (range, s.as_ref())),
             latents,
         };
-        let encoded = model_codec::encode(&model, engines.as_ref(), raw, group, beginning)?;
+        let encoded = model_codec::encode(&model, engines.as_ref(), raw, group.into(), beginning)?;
         Ok((encoded, anchor.map(|(_, snapshot)| snapshot)))
+    }
+
+    /// Encodes an extent with the encoding model as the chooser does: without latents and with all that `writer`
+    /// writes. The smallest, and the latents that it has.
+    ///
+    /// # Errors
+    /// If there is no encoding model, or what is written is not for it.
+    pub fn encode_smallest(
+        &self,
+        raw: &[u8],
+        grouping: Grouping,
+        writer: Option<&dyn LatentWriter>,
+    ) -> Result<(Encoded, Option<Latents>)> {
+        let model = self.encoder()?;
+        let engines = self.engines.of(&model);
+        chooser::smallest((&model, engines.as_ref()), raw, grouping, None, writer)
+    }
+
+    /// The tokens of each group of an extent, for the network of the encoding model.
+    ///
+    /// # Errors
+    /// If there is no encoding model, or it has no network.
+    pub fn group_tokens(&self, raw: &[u8], grouping: Grouping) -> Result<Vec<Vec<u16>>> {
+        let groups = network_codec::cut(&*self.encoder()?, raw, grouping)?;
+        Ok(groups.into_iter().map(|(_, tokens)| tokens).collect())
     }
 
     fn encoder(&self) -> Result<Arc<Model>> {
@@ -102,8 +127,9 @@ impl Codecs {
         let Some(Engines { evaluator, .. }) = self.engines.of(&model) else {
             return Ok(measured);
         };
-        let (cuts, tokens): (Vec<_>, Vec<_>) =
-            network_codec::cut(&model, raw, group)?.into_iter().unzip();
+        let (cuts, tokens): (Vec<_>, Vec<_>) = network_codec::cut(&model, raw, group.into())?
+            .into_iter()
+            .unzip();
         let none = Memory::default();
         let predicted = network_codec::predict(&evaluator, tokens, |_| &none)?;
         for (cut, predicted) in cuts.iter().zip(&predicted) {

@@ -25,6 +25,7 @@ pub use error::CodecError;
 pub use lanes::Receiver;
 pub use latents::{LatentWriter, Latents};
 pub use measure::Measured;
+pub use model_codec::Grouping;
 pub use payload::{AnchorRange, Layout};
 pub use registry::{ModelSource, file_name};
 

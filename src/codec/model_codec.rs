@@ -5,6 +5,7 @@
 //! without the rest. docs/format.md has the byte table.
 
 use crate::model::predictor::{Predictor, State};
+use crate::model::tokenizer::CHUNK_TOKENS;
 use crate::model::{Cost, Model, ModelError};
 
 use super::engines::Engines;
@@ -29,16 +30,43 @@ pub(super) fn model_error(error: ModelError) -> CodecError {
     }
 }
 
+/// How an extent is cut into groups.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Grouping {
+    /// Whole chunks of up to 128 tokens, together at most so many bytes (but at least one chunk).
+    Bytes(usize),
+    /// One chunk of so many tokens, 1 to 128: for measuring what short chunks cost.
+    Tokens(usize),
+}
+
+impl Grouping {
+    /// Most tokens of a chunk, and most bytes of a group of several.
+    pub(super) fn limits(self) -> (usize, usize) {
+        match self {
+            Grouping::Bytes(bytes) => (CHUNK_TOKENS, bytes),
+            Grouping::Tokens(tokens) => (tokens.clamp(1, CHUNK_TOKENS), 0),
+        }
+    }
+}
+
+impl From<usize> for Grouping {
+    fn from(bytes: usize) -> Grouping {
+        Grouping::Bytes(bytes)
+    }
+}
+
 /// A group as the encoder cuts it.
 pub(super) struct Cut {
     pub len: usize,
     pub chunks: u32,
 }
 
-/// Cuts an extent into groups of whole chunks of at most `group` bytes (but at least one chunk).
-fn cut(model: &Model, raw: &[u8], group: usize) -> Result<Vec<Cut>> {
+/// Cuts an extent into groups.
+fn cut(model: &Model, raw: &[u8], grouping: Grouping) -> Result<Vec<Cut>> {
+    let (chunk, group) = grouping.limits();
+    let lengths = model.tokenizer.chunk_lengths(raw, chunk);
     let mut cuts: Vec<Cut> = Vec::new();
-    for chunk in model.tokenizer.chunk_lengths(raw).map_err(model_error)? {
+    for chunk in lengths.map_err(model_error)? {
         let chunk = chunk as usize;
         match cuts.last_mut() {
             Some(cut) if cut.len + chunk <= group => {
@@ -73,13 +101,13 @@ fn code_groups(
     model: &Model,
     engines: Option<&Engines>,
     raw: &[u8],
-    group: usize,
+    grouping: Grouping,
     beginning: Beginning,
 ) -> Result<(Vec<Cut>, Vec<Vec<u8>>)> {
     let snapshot = beginning.anchor.map(|(_, snapshot)| snapshot);
     let mut codes = Vec::new();
     let Some(Engines { evaluator, .. }) = engines else {
-        let cuts = cut(model, raw, group)?;
+        let cuts = cut(model, raw, grouping)?;
         let mut rest = raw;
         for cut in &cuts {
             let (bytes, tail) = rest.split_at(cut.len);
@@ -93,7 +121,7 @@ fn code_groups(
         }
         return Ok((cuts, codes));
     };
-    let cuts = network_codec::cut(model, raw, group)?;
+    let cuts = network_codec::cut(model, raw, grouping)?;
     let (cuts, tokens): (Vec<Cut>, Vec<Vec<u16>>) = cuts.into_iter().unzip();
     let memories = latents::memories(&*evaluator.cpu, beginning.latents, cuts.len())?;
     let predicted = network_codec::predict(evaluator, tokens, |group| &memories[group])?;
@@ -107,18 +135,18 @@ fn code_groups(
     Ok((cuts, codes))
 }
 
-/// Encodes an extent in groups of at most `group` bytes. Models with a network need their engines, and latents a
+/// Encodes an extent in groups. Models with a network need their engines, and latents a
 /// network with an encoder.
 pub(super) fn encode(
     model: &Model,
     engines: Option<&Engines>,
     raw: &[u8],
-    group: usize,
+    grouping: Grouping,
     beginning: Beginning,
 ) -> Result<Encoded> {
     let anchor = beginning.anchor;
     let latents = beginning.latents.filter(|latents| !latents.is_empty());
-    let (cuts, codes) = code_groups(model, engines, raw, group, beginning)?;
+    let (cuts, codes) = code_groups(model, engines, raw, grouping, beginning)?;
     let mut checks = Vec::new();
     let mut rest = raw;
     for cut in &cuts {

@@ -6,11 +6,10 @@ use std::sync::Arc;
 use crate::model::Model;
 use crate::model::network::{Engine, Memory, Sequence};
 use crate::model::predictor::{BitCoder, State};
-use crate::model::tokenizer::CHUNK_TOKENS;
 use crate::model::tokens::{Counts, Position, Tokens};
 
 use super::engines::Evaluator;
-use super::model_codec::{Cut, SPAN, model_error, span_check, start_state};
+use super::model_codec::{Cut, Grouping, SPAN, model_error, span_check, start_state};
 use super::payload::Layout;
 use super::range_coder::Decoder;
 use super::{CodecError, Result, Snapshot};
@@ -25,12 +24,12 @@ pub(super) struct Predicted {
     rows: Vec<i8>,
 }
 
-/// Cuts an extent into groups of whole chunks of at most `group` bytes (but at least one chunk), each with
-/// its tokens.
-pub(super) fn cut(model: &Model, raw: &[u8], group: usize) -> Result<Vec<(Cut, Vec<u16>)>> {
+/// Cuts an extent into groups, each with its tokens.
+pub(super) fn cut(model: &Model, raw: &[u8], grouping: Grouping) -> Result<Vec<(Cut, Vec<u16>)>> {
+    let (most, group) = grouping.limits();
     let expert = model.expert().map_err(model_error)?;
     let mut cuts: Vec<(Cut, Vec<u16>)> = Vec::new();
-    for chunk in expert.merges.tokens(raw).chunks(CHUNK_TOKENS) {
+    for chunk in expert.merges.tokens(raw).chunks(most) {
         let len = chunk
             .iter()
             .map(|&token| expert.vocabulary.token(token).len())

@@ -38,6 +38,18 @@ pub struct Layout {
     pub(super) body: usize,
 }
 
+impl Layout {
+    /// Bytes of the coded latents; 0 if there are none.
+    pub fn latent_bytes(&self) -> usize {
+        self.latents.as_ref().map_or(0, ExactSizeIterator::len)
+    }
+
+    /// Bytes of the code of all groups of a model payload, without latents, headers and checksums.
+    pub fn code_bytes(&self) -> usize {
+        self.parts.iter().map(|part| part.code.len()).sum()
+    }
+}
+
 /// Where the checksums and the code of a group lie in the payload.
 #[derive(Debug, Clone)]
 pub(super) struct Part {

@@ -8,7 +8,7 @@ use super::mixer::Rates;
 use super::network::{Config, FeedForward, Network, Values, Weights};
 use super::predictor::{Adaptation, Params};
 use super::tables::Tables;
-use super::tokenizer::Tokenizer;
+use super::tokenizer::{CHUNK_TOKENS, Tokenizer};
 use super::vocabulary::Vocabulary;
 use super::{Model, ModelHash, ModelInfo, NetworkParts};
 
@@ -130,7 +130,7 @@ pub(crate) fn tokenizer(data: &[u8]) {
 
 /// Whatever a vocabulary makes of bytes: all of them, or an error.
 fn try_tokenizer(tokenizer: &Tokenizer) {
-    if let Ok(chunks) = tokenizer.chunk_lengths(SAMPLE) {
+    if let Ok(chunks) = tokenizer.chunk_lengths(SAMPLE, CHUNK_TOKENS) {
         let sum: u64 = chunks.iter().map(|len| u64::from(*len)).sum();
         assert_eq!(sum, SAMPLE.len() as u64);
         assert!(chunks.iter().all(|len| *len > 0));

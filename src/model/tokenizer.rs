@@ -302,11 +302,11 @@ impl Tokenizer {
         Ok(())
     }
 
-    /// The lengths in bytes of the chunks of `bytes`: up to 128 tokens each.
-    pub fn chunk_lengths(&self, bytes: &[u8]) -> Result<Vec<u32>, ModelError> {
+    /// The lengths in bytes of the chunks of `bytes`: up to `most` tokens each, at least 1.
+    pub fn chunk_lengths(&self, bytes: &[u8], most: usize) -> Result<Vec<u32>, ModelError> {
         let lengths = self.token_lengths(bytes)?;
         Ok(lengths
-            .chunks(CHUNK_TOKENS)
+            .chunks(most.max(1))
             .map(|chunk| chunk.iter().sum())
             .collect())
     }
@@ -325,9 +325,12 @@ mod tests {
             .map(|i| (i.wrapping_mul(2654435761) >> 13) as u8)
             .collect();
         for bytes in [text.as_slice(), noise.as_slice(), b"", b" "] {
-            let chunks = again.chunk_lengths(bytes).unwrap();
+            let chunks = again.chunk_lengths(bytes, CHUNK_TOKENS).unwrap();
             assert_eq!(chunks.iter().sum::<u32>() as usize, bytes.len());
-            assert_eq!(chunks, tokenizer.chunk_lengths(bytes).unwrap());
+            assert_eq!(
+                chunks,
+                tokenizer.chunk_lengths(bytes, CHUNK_TOKENS).unwrap()
+            );
         }
     }
 

@@ -21,7 +21,7 @@ use crate::exit::{Context, Exit, Failure, Outcome};
 use crate::options::{ModelChoice, Settings};
 
 pub use daemon::{Readiness, run};
-pub use models::{codecs, codecs_of_store};
+pub use models::{codecs, codecs_of_store, unreadable};
 pub use remount::{is_remount, remount};
 pub use unmount::{detach, is_dead, unmount};
 pub use volume::{open_damaged, open_store, open_volume, repair_store, unmounted_status};

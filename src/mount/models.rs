@@ -33,13 +33,18 @@ pub fn codecs(settings: &Settings) -> Outcome<Codecs> {
         Some(dir) => {
             let writer = writer(dir, settings)?;
             if !codecs.reads(&*writer) {
-                let why = "the model reads no such latents: it needs the network that the compressor was trained with";
-                return Err(Failure::usage(format!("{}: {why}", dir.display())));
+                return Err(unreadable(dir));
             }
             Ok(codecs.writing(writer))
         }
         None => Ok(codecs),
     }
+}
+
+/// What to say of a compressor whose latents the model does not read.
+pub fn unreadable(dir: &Path) -> Failure {
+    let why = "the model reads no such latents: it needs the network that the compressor was trained with";
+    Failure::usage(format!("{}: {why}", dir.display()))
 }
 
 /// The compressor in a directory, at work as the settings want it.

@@ -45,6 +45,82 @@ impl Line {
             self.without
         )
     }
+
+    fn parse(csv: &str) -> std::result::Result<Line, String> {
+        let fields: Vec<&str> = csv.split(',').collect();
+        let &[step, phase, ref numbers @ ..] = fields.as_slice() else {
+            return Err("there is no phase".into());
+        };
+        let rewarded = match phase {
+            "a2c" => true,
+            "copy" => false,
+            other => return Err(format!("no phase is called {other:?}")),
+        };
+        let number = |field: &&str| match field.parse() {
+            Ok(number) if f64::is_finite(number) => Ok(number),
+            _ => Err(format!("{field:?} is no number")),
+        };
+        let numbers: Vec<f64> = numbers
+            .iter()
+            .map(number)
+            .collect::<std::result::Result<_, _>>()?;
+        let Ok(
+            [
+                reward,
+                latents,
+                entropy,
+                latent_bits,
+                residual,
+                total,
+                without,
+            ],
+        ) = <[f64; 7]>::try_from(numbers)
+        else {
+            return Err(format!("{} columns", fields.len()));
+        };
+        Ok(Line {
+            step: step.parse().map_err(|_| format!("{step:?} is no step"))?,
+            rewarded,
+            reward,
+            latents,
+            entropy,
+            latent_bits,
+            residual,
+            total,
+            without,
+        })
+    }
+}
+
+/// The lines of a log.
+///
+/// # Errors
+/// If the file cannot be read, or is no such log; names the line.
+pub fn read(path: &Path) -> Result<Vec<Line>> {
+    let text = std::fs::read_to_string(path).map_err(|source| S2sError::Read {
+        path: path.to_owned(),
+        source,
+    })?;
+    let damaged = |number: usize, what: &str| S2sError::File {
+        path: path.to_owned(),
+        what: format!("line {number}: {what}"),
+    };
+    let mut lines = text.lines().zip(1..);
+    if lines.next().map(|(line, _)| line) != Some(COLUMNS.trim_end()) {
+        return Err(damaged(1, "not the columns of a log of `train --s2s`"));
+    }
+    let mut read: Vec<Line> = Vec::new();
+    for (line, number) in lines {
+        let line = Line::parse(line).map_err(|what| damaged(number, &what))?;
+        if read.last().is_some_and(|last| last.step >= line.step) {
+            return Err(damaged(
+                number,
+                "its step is not behind that of the line before",
+            ));
+        }
+        read.push(line);
+    }
+    Ok(read)
 }
 
 /// A log that is being written.
@@ -121,6 +197,12 @@ mod tests {
         let text = std::fs::read_to_string(dir.path().join(LOG)).unwrap();
         let lines: Vec<&str> = text.lines().collect();
         assert_eq!(lines.len(), 5);
+        let read = read(&dir.path().join(LOG)).unwrap();
+        assert_eq!(
+            read.iter().map(|l| l.step).collect::<Vec<_>>(),
+            [1, 2, 3, 4]
+        );
+        assert_eq!(read[3], line);
         assert!(lines[0].starts_with("step,phase,reward"));
         assert!(lines[3].starts_with("3,copy,") && lines[4].starts_with("4,a2c,"));
         assert_eq!(lines[4].split(',').count(), lines[0].split(',').count());
