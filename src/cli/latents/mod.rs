@@ -50,8 +50,8 @@ pub struct LatentsArguments {
     /// Bytes of groups of whole chunks [default: 16384, unless there is --chunk]
     #[arg(long, value_name = "N,...", value_delimiter = ',')]
     group: Vec<usize>,
-    /// Strings of latents that are tried for an extent
-    #[arg(long, value_name = "K", default_value_t = 1)]
+    /// Strings of latents that are tried for an extent: what the rule tells, the likeliest, and others drawn by chance
+    #[arg(long, value_name = "K", default_value_t = 2)]
     samples: usize,
     /// Show what this many of the most used latents go with
     #[arg(long, value_name = "N", default_value_t = 0)]

@@ -70,9 +70,9 @@ impl Usual {
     }
 
     /// The tokens of an extent by what knowing their number would save, as if they were drawn at random: how often
-    /// one occurs times the logarithm of how much more often than usual. At most `most`, and none that is not
-    /// more frequent than usual.
-    pub fn salient(&self, tokens: &[u16], most: usize) -> Vec<u16> {
+    /// one occurs times the logarithm of how much more often than usual. At most `most`, and none that would
+    /// save less than `worth` nats.
+    pub fn salient(&self, tokens: &[u16], most: usize, worth: f64) -> Vec<u16> {
         let mut counts: HashMap<u16, u64> = HashMap::new();
         for &token in tokens {
             *counts.entry(token).or_default() += 1;
@@ -83,9 +83,8 @@ impl Usual {
             let ratio = share(count, tokens.len() as u64) / share(usual, self.total);
             (token, count as f64 * ratio.ln())
         };
-        // a token that occurs once tells nothing of others
-        let several = counts.into_iter().filter(|&(_, count)| count > 1);
-        let mut scored: Vec<(u16, f64)> = several.map(score).filter(|s| s.1 > 0.0).collect();
+        let scored = counts.into_iter().map(score);
+        let mut scored: Vec<(u16, f64)> = scored.filter(|s| s.1 >= worth).collect();
         scored.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
         scored.truncate(most);
         scored.into_iter().map(|(token, _)| token).collect()
@@ -98,6 +97,8 @@ impl Usual {
 #[serde(deny_unknown_fields)]
 pub struct Rule {
     pub copy: Copy,
+    /// What a token must save at least to be named, in nats as [`Usual::salient`] counts.
+    pub worth: f64,
     pub usual: Usual,
 }
 
@@ -111,7 +112,7 @@ impl Rule {
         };
         let first = |most: usize| latents(&tokens[..tokens.len().min(most)]);
         let salient = |most: usize| {
-            let mut latents = latents(&self.usual.salient(tokens, most));
+            let mut latents = latents(&self.usual.salient(tokens, most, self.worth));
             latents.dedup();
             latents
         };
@@ -187,12 +188,12 @@ mod tests {
         usual.add(&[1, 2, 3, 4, 5, 6, 7, 8, 9].repeat(10)).unwrap();
         assert!(usual.add(&[10]).is_err());
         let mut tokens = vec![0; 80];
-        tokens.extend([7; 12]);
-        tokens.extend([3; 6]);
+        tokens.extend([7; 20]);
+        tokens.extend([3; 15]);
         tokens.extend([4, 5]);
-        assert_eq!(usual.salient(&tokens, 5), [7, 3]);
-        assert_eq!(usual.salient(&tokens, 1), [7]);
-        assert!(usual.salient(&[], 5).is_empty());
+        assert_eq!(usual.salient(&tokens, 5, 24.0), [7, 3]);
+        assert_eq!(usual.salient(&tokens, 1, 24.0), [7]);
+        assert!(usual.salient(&[], 5, 0.0).is_empty());
     }
 
     #[test]
@@ -200,18 +201,19 @@ mod tests {
         let mut usual = Usual::new(10);
         usual.add(&[0; 100]).unwrap();
         let config = Config::new(10, 10, 4, Sizes::default()).unwrap();
-        let tokens = [1, 0, 5, 5, 5, 0, 6, 6];
-        let string = |copy| {
-            let usual = usual.clone();
-            Rule { copy, usual }.string(&tokens, &config)
+        let tokens = [&[1, 0][..], &[5; 12], &[0], &[6; 10]].concat();
+        let rule = |copy| Rule {
+            copy,
+            worth: 24.0,
+            usual: usual.clone(),
         };
+        let string = |copy| rule(copy).string(&tokens, &config);
         assert_eq!(string(Copy::First), [1, 0, 5, 5]);
         assert_eq!(string(Copy::Salient), [5, 6]);
         assert_eq!(string(Copy::Both), [1, 0, 5, 6]);
         let dir = tempfile::tempdir().unwrap();
         assert!(Rule::load(dir.path(), 10).is_err());
-        let copy = Copy::Both;
-        let rule = Rule { copy, usual };
+        let rule = rule(Copy::Both);
         rule.save(dir.path()).unwrap();
         assert_eq!(Rule::load(dir.path(), 10).unwrap(), rule);
         assert!(Rule::load(dir.path(), 11).is_err());

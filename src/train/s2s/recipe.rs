@@ -71,6 +71,9 @@ pub struct Method {
     /// Share of training in which the compressor learns to copy, and what.
     pub copy: Copy,
     pub copy_share: f64,
+    /// What naming a token must save at least, in nats, as if tokens were drawn at random. A latent costs about six, and a
+    /// predictor that sees the text knows most of what counting tells by itself.
+    pub worth: f64,
     /// Share of what the decompressor reads without latents.
     pub without: f64,
     /// Strings that are sampled for each input, and how freely.
@@ -97,6 +100,7 @@ impl Default for Method {
             batch: 16,
             copy: Copy::Salient,
             copy_share: 0.3,
+            worth: 60.0,
             without: 0.25,
             samples: 2,
             temperature: 1.0,
@@ -138,6 +142,7 @@ impl Method {
             ("batch", within(self.batch, 1 << 12), "1 to 4096"),
             ("samples", within(self.samples, 64), "1 to 64"),
             ("copy_share", share(self.copy_share), "0 to 1"),
+            ("worth", (0.0..=1e6).contains(&self.worth), "0 to 1000000"),
             ("without", share(self.without), "0 to 1"),
             ("temperature", positive(self.temperature), "more than 0"),
             ("again", self.again <= 64, "0 to 64"),

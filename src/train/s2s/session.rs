@@ -5,15 +5,15 @@ use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
 
-use candle_core::Device;
+use candle_core::{Device, Tensor};
 use serde::{Deserialize, Serialize};
 
 use super::judge::{self, Judge};
 use super::log::{Line, Log};
-use super::reading::{Rule, Usual};
+use super::reading::{Rule, Usual, latent_of};
 use super::recipe::Recipe;
 use super::steps::Stepped;
-use super::{Compressor, Result, S2sError};
+use super::{Compressor, Config, Result, S2sError};
 use crate::model::Model;
 use crate::model::latents::{LatentCounts, LatentPrior};
 use crate::train::corpus::{Corpus, PIECE, Piece, Random, joined};
@@ -231,6 +231,7 @@ impl<'a> Run<'a> {
         Ok(Run {
             rule: Rule {
                 copy: order.recipe.latents.copy,
+                worth: order.recipe.latents.worth,
                 usual: usual(corpus, parts, language, recipe.training.balance)?,
             },
             compressor_optimiser: Optimiser::new(parameters, order.threads)?,
@@ -264,7 +265,7 @@ impl<'a> Run<'a> {
     }
 
     /// Parameters and what the optimisers remember, by name.
-    fn tensors(&self) -> Vec<(String, candle_core::Tensor)> {
+    fn tensors(&self) -> Vec<(String, Tensor)> {
         let named = |part: &str, all: Vec<Parameter>, optimiser: &Optimiser| {
             let own = all.into_iter().map(|p| (p.name, p.var.as_tensor().clone()));
             let memory = optimiser.memory().into_iter();
@@ -284,7 +285,9 @@ impl<'a> Run<'a> {
         all
     }
 
-    /// Lets the decompressor start from a network that reads no latents; what reads them adds nothing yet.
+    /// Lets the decompressor start from a network that reads no latents; what reads them adds nothing yet. Latents begin
+    /// as what the tokens that they stand for in copying are to the network, so that one map from a latent to its token
+    /// is learned for all of them.
     fn take_over(&mut self, mut first: Checkpoint<network::checkpoint::State>) -> Result<()> {
         for parameter in self.decompressor.parameters() {
             if parameter.is_for_latents() {
@@ -293,7 +296,13 @@ impl<'a> Run<'a> {
             let saved = first.take(&parameter.name, parameter.var.as_tensor())?;
             parameter.var.set(&saved)?;
         }
-        Ok(())
+        let Some(encoder) = &self.decompressor.encoder else {
+            return Ok(());
+        };
+        let tokens = self.decompressor.tokens.to_vec2::<f32>()?;
+        let means = means_of_latents(&tokens, self.compressor.config());
+        let means = Tensor::from_vec(means, encoder.latents.shape(), &self.order.device)?;
+        Ok(encoder.latents.set(&means)?)
     }
 
     fn restore(&mut self, mut checkpoint: Checkpoint<State>) -> Result<()> {
@@ -466,6 +475,23 @@ impl<'a> Run<'a> {
         let (config, tensors) = network.to_bytes()?;
         Ok([self.state.tokenizer.clone().into_bytes(), tensors, config])
     }
+}
+
+/// For each latent the mean of the rows of the tokens that it stands for.
+fn means_of_latents(tokens: &[Vec<f32>], config: &Config) -> Vec<f32> {
+    let width = tokens.first().map_or(0, Vec::len);
+    let mut sums = vec![vec![0f32; width]; config.latent_vocab];
+    let mut counts = vec![0f32; config.latent_vocab];
+    for (token, row) in tokens.iter().take(config.vocab_size).enumerate() {
+        let latent = usize::from(latent_of(token as u16, config));
+        counts[latent] += 1.0;
+        let sum = sums[latent].iter_mut().zip(row);
+        sum.for_each(|(sum, value)| *sum += value);
+    }
+    let means = sums.into_iter().zip(counts);
+    means
+        .flat_map(|(sum, count)| sum.into_iter().map(move |value| value / count.max(1.0)))
+        .collect()
 }
 
 fn chunks_of(extents: &[Vec<u16>], chunk: usize) -> Vec<Sample<'_>> {

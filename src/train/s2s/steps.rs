@@ -118,9 +118,7 @@ impl Run<'_> {
     /// One step of copying: the compressor is told what to write, the decompressor reads it.
     pub(super) fn copy_step(&mut self, rates: Rates) -> Result<Stepped> {
         let batch = self.batch()?;
-        let config = self.compressor.config();
-        let of = |extent: &Vec<u16>| self.rule.string(extent, config);
-        let strings: Vec<Vec<u16>> = batch.extents.iter().map(of).collect();
+        let strings = self.told(&batch);
         let views: Vec<&[u16]> = strings.iter().map(Vec::as_slice).collect();
         let memory = self.compressor.read(&batch.inputs(1))?;
         let evaluation = self.compressor.evaluate(&memory, &views)?;
@@ -341,7 +339,7 @@ impl Run<'_> {
         })
     }
 
-    /// What held-out extents cost with the likeliest latents.
+    /// What held-out extents cost with the string that suits each best: the one that the rule tells or the likeliest.
     pub(super) fn held_out(&mut self) -> Result<Line> {
         let size = self.order.recipe.latents.batch;
         let mut all = Line::default();
@@ -351,8 +349,7 @@ impl Run<'_> {
             let extents = self.held_out[start..end].to_vec();
             // nothing is drawn: all chunks are measured
             let batch = self.batch_of(extents, usize::MAX, &mut Random(0));
-            let written = self.greedy(&batch)?;
-            let costs = self.measure(&batch, &written)?;
+            let (written, costs) = self.best(&batch)?;
             let line = self.measured(&batch, &written, costs)?;
             let count = batch.extents.len() as f64;
             all.residual += line.residual * batch.bytes;
@@ -373,6 +370,37 @@ impl Run<'_> {
         })
     }
 
+    /// The better of two strings for each extent, and what the batch costs with it.
+    fn best(&mut self, batch: &Batch) -> Result<(Vec<Vec<u16>>, Costs)> {
+        let mut best = self.told(batch);
+        let mut with = self.judged(batch, &best)?;
+        let others = self.greedy(batch)?;
+        let costs = self.judged(batch, &others)?;
+        for (at, string) in others.into_iter().enumerate() {
+            let price = |string: &[u16]| -> Result<f64> {
+                Ok(self.prior.costs(string)?.iter().sum::<f64>())
+            };
+            if costs[at] + price(&string)? < with[at] + price(&best[at])? {
+                (best[at], with[at]) = (string, costs[at]);
+            }
+        }
+        let empty = vec![vec![]; best.len()];
+        let costs = Costs {
+            with: with.iter().sum(),
+            without: self.judged(batch, &empty)?.iter().sum(),
+        };
+        Ok((best, costs))
+    }
+
+    /// What the rule tells for each extent.
+    fn told(&self, batch: &Batch) -> Vec<Vec<u16>> {
+        let config = self.compressor.config();
+        let extents = batch.extents.iter();
+        extents
+            .map(|extent| self.rule.string(extent, config))
+            .collect()
+    }
+
     fn greedy(&self, batch: &Batch) -> Result<Vec<Vec<u16>>> {
         // nothing is left to chance
         let mut random = Random(0);
@@ -389,9 +417,7 @@ impl Run<'_> {
         for _ in 0..batches {
             let batch = self.batch()?;
             all.extend(self.greedy(&batch)?);
-            let config = self.compressor.config();
-            let told = batch.extents.iter().map(|e| self.rule.string(e, config));
-            all.extend(told);
+            all.extend(self.told(&batch));
         }
         Ok(all)
     }
