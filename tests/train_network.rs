@@ -257,6 +257,37 @@ fn a_run_that_was_interrupted_gives_the_same_network_bit_for_bit() {
 }
 
 #[test]
+fn the_mean_of_the_ends_of_cycles_is_kept_and_taken_where_it_is_better() {
+    let bed = Bed::new();
+    make_corpus(&bed.path("corpus"));
+    let mut whole = order(&bed, "whole", 40);
+    whole.recipe.training.cycles = 4;
+    whole.recipe.training.decay_from = 0.2;
+    let outcome = run(&whole).unwrap();
+    assert!([1, 4].contains(&outcome.averaged));
+    // a run that was interrupted has the same mean, and one more end when it goes on
+    let mut parts = order(&bed, "parts", 40);
+    parts.recipe = whole.recipe.clone();
+    parts.recipe.training.steps = Some(10);
+    parts.recipe.training.cycles = 1;
+    run(&parts).unwrap();
+    let ends = |order: &Order| {
+        let path = order.output.join(CHECKPOINT);
+        let checkpoint = Checkpoint::<State>::read(&path, &Device::Cpu);
+        checkpoint.unwrap().state.averaged
+    };
+    assert_eq!((ends(&whole), ends(&parts)), (4, 1));
+    parts.recipe.training.steps = Some(20);
+    parts.resume = true;
+    let twice = run(&parts).unwrap();
+    assert_eq!(ends(&parts), 2);
+    // asked again without more to do, it chooses the same
+    let again = run(&parts).unwrap();
+    assert_eq!((ends(&parts), again.averaged), (2, twice.averaged));
+    assert_eq!(again.exact, twice.exact);
+}
+
+#[test]
 fn a_checkpoint_that_is_damaged_or_does_not_fit_is_refused() {
     let bed = Bed::new();
     make_corpus(&bed.path("corpus"));

@@ -37,6 +37,9 @@ pub struct State {
     pub tokens: u64,
     /// Seconds of training until now.
     pub seconds: f64,
+    /// Networks of which the checkpoint has the mean.
+    #[serde(default)]
+    pub averaged: u32,
 }
 
 impl State {
@@ -51,6 +54,7 @@ impl State {
             step: 0,
             tokens: 0,
             seconds: 0.0,
+            averaged: 0,
         }
     }
 }

@@ -9,6 +9,7 @@ pub mod evaluate;
 pub mod export;
 pub mod float;
 pub mod fused;
+pub mod mean;
 pub mod optimiser;
 pub mod recipe;
 pub mod session;

@@ -84,7 +84,9 @@ pub struct Training {
     pub rate: f64,
     /// Steps in which the rates rise from nothing.
     pub warm_up: u64,
-    /// Share of training after which the rates fall, and the share of them that is left at the end.
+    /// How often the rates fall: then they begin anew, and at the end the mean of all ends is tried.
+    pub cycles: u32,
+    /// Share of a cycle after which the rates fall, and the share of them that is left at its end.
     pub decay_from: f64,
     pub last_rate: f64,
     /// Share of training before anything is rounded.
@@ -109,6 +111,7 @@ impl Default for Training {
             matrix_rate: 0.02,
             rate: 0.01,
             warm_up: 50,
+            cycles: 1,
             decay_from: 0.4,
             last_rate: 0.02,
             float_phase: 0.0,
@@ -187,6 +190,7 @@ impl Recipe {
             ("minutes", positive(training.minutes), "more than 0"),
             ("matrix_rate", positive(training.matrix_rate), "more than 0"),
             ("rate", positive(training.rate), "more than 0"),
+            ("cycles", (1..=1000).contains(&training.cycles), "1 to 1000"),
             ("decay_from", share(training.decay_from), "0 to 1"),
             ("last_rate", share(training.last_rate), "0 to 1"),
             ("float_phase", share(training.float_phase), "0 to 1"),
@@ -278,8 +282,17 @@ impl Training {
     /// The share of the learning rates in force at `step`, when a share `done` of training is over.
     pub fn rate_at(&self, step: u64, done: f64) -> f64 {
         let rising = (step + 1) as f64 / self.warm_up.max(1) as f64;
-        let left = (1.0 - done) / (1.0 - self.decay_from).max(1e-9);
+        let over = match done < 1.0 {
+            true => (done * f64::from(self.cycles)).fract(),
+            false => 1.0,
+        };
+        let left = (1.0 - over) / (1.0 - self.decay_from).max(1e-9);
         rising.min(1.0) * left.clamp(self.last_rate, 1.0)
+    }
+
+    /// Cycles that have ended when a share `done` of training is over.
+    pub fn ended_cycles(&self, done: f64) -> u32 {
+        (done * f64::from(self.cycles)) as u32
     }
 }
 
@@ -308,6 +321,16 @@ mod tests {
         assert_eq!(training.rate_at(60, 0.3), 1.0);
         assert!((training.rate_at(600, 0.7) - 0.5).abs() < 1e-9);
         assert_eq!(training.rate_at(900, 1.0), 0.02);
+        let cycles = Training {
+            cycles: 2,
+            ..training
+        };
+        assert_eq!(cycles.rate_at(60, 0.15), 1.0);
+        assert!((cycles.rate_at(600, 0.35) - 0.5).abs() < 1e-9);
+        assert_eq!(cycles.rate_at(600, 0.5), 1.0);
+        assert_eq!(cycles.rate_at(900, 1.0), 0.02);
+        let ended = [0.0, 0.49, 0.5, 0.99, 1.0].map(|done| cycles.ended_cycles(done));
+        assert_eq!(ended, [0, 0, 1, 1, 2]);
     }
 
     #[test]

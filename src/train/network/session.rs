@@ -12,6 +12,7 @@ use super::checkpoint::{Checkpoint, State, save, write_whole};
 use super::data::{Language, Source, sample};
 use super::evaluate::{Computer, best_export};
 use super::float::{FloatNetwork, Sample};
+use super::mean::{self, Mean};
 use super::optimiser::{Optimiser, Rates};
 use super::recipe::{Recipe, Training, multiply_adds};
 use crate::model::ModelError;
@@ -131,6 +132,8 @@ pub struct Outcome {
     pub step: u64,
     pub tokens: u64,
     pub multiply_adds: usize,
+    /// Ends of cycles whose mean the network is.
+    pub averaged: u32,
     pub exact: f64,
     /// In floats that are rounded as in training.
     pub rounded: f64,
@@ -149,11 +152,12 @@ impl fmt::Display for Outcome {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         write!(
             f,
-            "{} steps, {:.1} M tokens, {:.2} M multiply-adds per token; bits per byte of held-out data: {:.4} exact, \
+            "{} steps, {:.1} M tokens, {:.2} M multiply-adds per token, mean of {}; bits per byte of held-out data: {:.4} exact, \
              {:.4} as trained, {:.4} without rounding; loss of quantisation {:.2} %",
             self.step,
             self.tokens as f64 / 1e6,
             self.multiply_adds as f64 / 1e6,
+            self.averaged,
             self.exact,
             self.rounded,
             self.plain,
@@ -186,6 +190,8 @@ struct Run<'a> {
     network: FloatNetwork,
     optimiser: Optimiser,
     computer: Computer,
+    /// Of the ends of cycles.
+    mean: Mean,
     state: State,
 }
 
@@ -378,6 +384,7 @@ fn start<'a>(
             material.data,
             source.position().clone(),
         ),
+        mean: Mean::default(),
         order,
         source,
         language,
@@ -431,6 +438,15 @@ impl Run<'_> {
             let saved = checkpoint.take(&parameter.name, parameter.var.as_tensor())?;
             parameter.var.set(&saved)?;
         }
+        let averaged = checkpoint.state.averaged;
+        if averaged > 0 {
+            let parameters = self.network.parameters().into_iter();
+            let mean = parameters.map(|p| {
+                let saved = checkpoint.take(&mean_name(&p.name), p.var.as_tensor())?;
+                Ok::<_, NetworkError>((p.name, saved))
+            });
+            self.mean = Mean::new(averaged, mean.collect::<Result<_, _>>()?);
+        }
         let memory = self.optimiser.memory();
         let memory = memory
             .iter()
@@ -451,6 +467,9 @@ impl Run<'_> {
             .collect();
         let memory = self.optimiser.memory().into_iter();
         tensors.extend(memory.map(|(name, tensor)| (memory_name(&name), tensor)));
+        let mean = self.mean.tensors().iter();
+        tensors.extend(mean.map(|(name, tensor)| (mean_name(name), tensor.clone())));
+        self.state.averaged = self.mean.count();
         save(&self.order.output.join(CHECKPOINT), &self.state, &tensors)
     }
 
@@ -472,6 +491,9 @@ impl Run<'_> {
                 false => None,
             };
             self.state.seconds = watch.seconds();
+            if training.ended_cycles(self.done()) > training.ended_cycles(done) {
+                self.mean.add(&self.network)?;
+            }
             tell(News::Progress(Report {
                 step: self.state.step,
                 tokens: self.state.tokens,
@@ -513,9 +535,25 @@ impl Run<'_> {
         Ok(bits(nats, self.held_out.bytes))
     }
 
+    /// Takes the mean of the ends of cycles if it is better than the last one; returns bits per byte, and how many it is
+    /// the mean of.
+    fn choose(&mut self) -> Result<(f64, u32), NetworkError> {
+        let last = self.held_out()?;
+        if self.mean.count() < 2 {
+            return Ok((last, 1));
+        }
+        let before = self.mean.replace(&self.network)?;
+        let averaged = self.held_out()?;
+        if averaged < last {
+            return Ok((averaged, self.mean.count()));
+        }
+        mean::put(&self.network, &before)?;
+        Ok((last, 1))
+    }
+
     /// Exports the network, measures it and, if it is as good as it should be, writes it.
     fn finish(mut self) -> Result<Outcome, NetworkError> {
-        let rounded = self.held_out()?;
+        let (rounded, averaged) = self.choose()?;
         self.network.rounded = false;
         let plain = self.held_out()?;
         let held_out = samples(&self.held_out.sequences);
@@ -524,6 +562,7 @@ impl Run<'_> {
             step: self.state.step,
             tokens: self.state.tokens,
             multiply_adds: multiply_adds(network.config()),
+            averaged,
             exact: bits(nats, self.held_out.bytes),
             rounded,
             plain,
@@ -544,6 +583,11 @@ impl Run<'_> {
         }
         Ok(())
     }
+}
+
+/// The name in a checkpoint of the mean of a parameter.
+fn mean_name(name: &str) -> String {
+    format!("mean.{name}")
 }
 
 /// The name in a checkpoint of what the optimiser remembers.

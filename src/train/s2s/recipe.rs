@@ -191,6 +191,10 @@ impl Recipe {
             let why = "network.latents is 0: the decompressor would read none";
             return Err(S2sError::Config(why.into()));
         }
+        if self.training.cycles != 1 {
+            let why = "training.cycles must be 1: rewards go on from one another";
+            return Err(S2sError::Config(why.into()));
+        }
         self.compressor_config(self.network.vocabulary)?;
         Ok(())
     }
@@ -229,6 +233,9 @@ mod tests {
         let mut recipe = Recipe::default();
         recipe.network.latents = 0;
         assert!(recipe.check().is_err());
+        let mut recipe = Recipe::default();
+        recipe.training.cycles = 2;
+        assert!(recipe.check().unwrap_err().to_string().contains("cycles"));
     }
 
     #[test]
