@@ -80,16 +80,25 @@ impl fmt::Display for Outcome {
         write!(
             f,
             "{} steps, {:.1} M tokens; bits per byte of held-out data: {:.4} without latents, {:.4} with and {:.4} with what they \
-             cost; {:.1} latents of {:.1} bits in a string; loss of quantisation {:.2} %",
+             cost; ",
             line.step,
             self.tokens as f64 / 1e6,
             line.without,
             line.residual,
             line.total,
-            line.latents,
-            line.latent_bits / line.latents.max(1e-9),
-            self.loss * 100.0,
-        )
+        )?;
+        match line.latents > 0.0 {
+            true => {
+                let each = line.latent_bits / line.latents;
+                write!(
+                    f,
+                    "{:.1} latents of {each:.1} bits in a string",
+                    line.latents
+                )?;
+            }
+            false => f.write_str("no string has a latent")?,
+        }
+        write!(f, "; loss of quantisation {:.2} %", self.loss * 100.0)
     }
 }
 
