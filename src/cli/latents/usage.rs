@@ -7,8 +7,9 @@ use serde::Serialize;
 use crate::cli::output;
 use crate::codec::Latents;
 
-/// Tokens that are shown for a latent.
+/// Tokens that are shown for a latent, and by how many standard errors they stand out at least.
 const SHOWN: usize = 8;
+const STANDS_OUT: f64 = 1.0;
 
 type Counts = HashMap<u16, u64>;
 
@@ -140,7 +141,7 @@ impl Usage {
             .tokens
             .iter()
             .map(of)
-            .filter(|of| of.3 > 0.0)
+            .filter(|of| of.3 > STANDS_OUT)
             .collect();
         all.sort_by(|a, b| b.3.total_cmp(&a.3).then(a.0.cmp(&b.0)));
         all.truncate(SHOWN);
