@@ -17,7 +17,6 @@ use crate::model::tokenizer::Tokenizer;
 use crate::model::{Model, hash_of};
 use crate::train::mixing::{self, MixingOptions, Trained};
 use crate::train::network::checkpoint::write_whole;
-use crate::train::s2s::recipe::Purpose;
 use crate::train::s2s::session;
 use crate::train::s2s::writer::Writer;
 use crate::train::{self, Progress, TrainError, TrainOptions};
@@ -128,8 +127,7 @@ fn read_network(dir: &Path) -> Outcome<Trained> {
         0 => None,
         _ => {
             let prior = session::read_prior(dir).map_err(train_s2s::explain)?;
-            // groups are what latents are written for, whatever they are for later
-            let writer = Writer::load(&dir.join(session::COMPRESSOR), Purpose::Extent, 1);
+            let writer = Writer::as_trained(&dir.join(session::COMPRESSOR));
             let writer: Arc<dyn LatentWriter> = Arc::new(writer.map_err(train_s2s::explain)?);
             Some((prior, writer))
         }

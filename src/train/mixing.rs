@@ -116,7 +116,7 @@ pub fn train(
 struct Trainer<'a> {
     corpus: &'a Corpus,
     engine: &'a Simd,
-    /// Writes latents for every other group that is trained on.
+    /// Writes latents for every other extent that is trained on.
     writer: Option<&'a dyn LatentWriter>,
     progress: &'a Progress<'a>,
 }
@@ -219,7 +219,7 @@ impl<'a> Trainer<'a> {
             .map(|&piece| self.corpus.bytes(piece))
             .collect();
         let tokens: Vec<Vec<u16>> = bytes.iter().map(|b| expert.merges.tokens(b)).collect();
-        let memories = self.memories(&tokens, writer)?;
+        let memories = self.memories(pieces, &tokens, writer)?;
         let pairs = tokens.iter().zip(&memories);
         let sequences: Vec<Sequence> = pairs
             .map(|(tokens, memory)| Sequence { tokens, memory })
@@ -237,9 +237,11 @@ impl<'a> Trainer<'a> {
             .collect())
     }
 
-    /// What the encoder makes of the latents of groups: every other one has some, if there is who writes them.
+    /// What the encoder makes of the latents of groups. Neighbours in a file are the groups of one extent; every other
+    /// extent has latents, if there is who writes them.
     fn memories(
         &self,
+        pieces: &[Piece],
         groups: &[Vec<u16>],
         writer: Option<&dyn LatentWriter>,
     ) -> Result<Vec<Memory>, ModelError> {
@@ -247,13 +249,23 @@ impl<'a> Trainer<'a> {
         let Some(writer) = writer else {
             return Ok(memories);
         };
-        for (tokens, memory) in groups.iter().zip(&mut memories).step_by(2) {
-            let group = std::slice::from_ref(tokens);
-            let written = writer.write(group).map_err(ModelError::Input)?;
-            if let Some(latents) = written.first() {
-                let made = self.engine.encode(&[&latents.of_group(0)])?;
-                *memory = made.into_iter().next().unwrap_or_default();
+        let touch = |a: &Piece, b: &Piece| (a.file, a.start + a.len) == (b.file, b.start);
+        let mut start = 0;
+        for (number, extent) in pieces.chunk_by(touch).enumerate() {
+            let range = start..start + extent.len();
+            start = range.end;
+            if number % 2 == 1 {
+                continue;
             }
+            let written = writer.write(&groups[range.clone()]);
+            let written = written.map_err(ModelError::Input)?;
+            let Some(latents) = written.first() else {
+                continue;
+            };
+            let strings: Vec<Vec<u16>> = (0..range.len()).map(|at| latents.of_group(at)).collect();
+            let strings: Vec<&[u16]> = strings.iter().map(Vec::as_slice).collect();
+            let made = self.engine.encode(&strings)?;
+            memories[range].clone_from_slice(&made);
         }
         Ok(memories)
     }

@@ -12,7 +12,7 @@ use s2sfs::model::tokenizer::Tokenizer;
 use s2sfs::train::Progress;
 use s2sfs::train::mixing::{self, MixingOptions, Trained};
 use s2sfs::train::s2s::S2sError;
-use s2sfs::train::s2s::recipe::{Purpose, Recipe};
+use s2sfs::train::s2s::recipe::Recipe;
 use s2sfs::train::s2s::session::{COMPRESSOR, Order, Outcome, read_prior, run};
 use s2sfs::train::s2s::writer::Writer;
 
@@ -70,7 +70,7 @@ pub fn trained(order: &Order) -> Result<Outcome, S2sError> {
 /// A model of the network in a directory, with the tables of the default model or alone.
 pub fn model_of(dir: &Path, tables: bool) -> Vec<u8> {
     let read = |name: &str| std::fs::read(dir.join(name)).unwrap();
-    let writer = Writer::load(&dir.join(COMPRESSOR), Purpose::Extent, 1).unwrap();
+    let writer = Writer::as_trained(&dir.join(COMPRESSOR)).unwrap();
     let trained = Trained {
         network: Network::from_bytes(&read("config.json"), &read("model.safetensors")).unwrap(),
         tokenizer: Tokenizer::from_json(&read("tokenizer.json")).unwrap(),

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use super::recipe::Copy;
+use super::recipe::{Copy, Purpose};
 use super::{Config, Result, S2sError};
 use crate::train::network::checkpoint::write_whole;
 
@@ -96,6 +96,8 @@ impl Usual {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Rule {
+    /// Who strings are for.
+    pub purpose: Purpose,
     pub copy: Copy,
     /// What a token must save at least to be named, in nats as [`Usual::salient`] counts.
     pub worth: f64,
@@ -203,6 +205,7 @@ mod tests {
         let config = Config::new(10, 10, 4, Sizes::default()).unwrap();
         let tokens = [&[1, 0][..], &[5; 12], &[0], &[6; 10]].concat();
         let rule = |copy| Rule {
+            purpose: Purpose::Extent,
             copy,
             worth: 24.0,
             usual: usual.clone(),

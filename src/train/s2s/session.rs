@@ -239,6 +239,7 @@ impl<'a> Run<'a> {
         let parameters = compressor.parameters().into_iter().map(adam).collect();
         Ok(Run {
             rule: Rule {
+                purpose: order.recipe.latents.purpose,
                 copy: order.recipe.latents.copy,
                 worth: order.recipe.latents.worth,
                 usual: usual(corpus, parts, language, recipe.training.balance)?,

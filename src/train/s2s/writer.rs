@@ -50,6 +50,16 @@ impl Writer {
         Ok(Writer::new(compressor, rule, purpose, candidates))
     }
 
+    /// The compressor in a directory for what it was trained for, with the candidate that needs no network.
+    ///
+    /// # Errors
+    /// As for [`Writer::load`].
+    pub fn as_trained(dir: &Path) -> Result<Writer> {
+        let mut writer = Writer::load(dir, Purpose::Extent, 1)?;
+        writer.purpose = writer.rule.purpose;
+        Ok(writer)
+    }
+
     /// Strings for each text: what the rule says first, then what the compressor finds likeliest.
     fn strings(&self, texts: &[Vec<u16>]) -> Result<Vec<Vec<Vec<u16>>>> {
         let config = self.compressor.config();
