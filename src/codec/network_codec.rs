@@ -90,21 +90,9 @@ pub(super) fn code(
     coder: &mut impl BitCoder,
 ) -> Result<Counts> {
     let mut tokens = Tokens::new(model, state).map_err(model_error)?;
-    let Predicted {
-        tokens: known,
-        rows,
-    } = predicted;
-    let width = rows.len() / known.len().max(1);
-    let mut left = len;
-    for (&token, row) in known.iter().zip(rows.chunks_exact(width.max(1))) {
-        let position = Position {
-            row,
-            left,
-            token: Some(token),
-        };
-        tokens.token(coder, engine, position).map_err(model_error)?;
-        left -= tokens.bytes().len();
-    }
+    let group = (&predicted.tokens[..], &predicted.rows[..]);
+    let coded = tokens.group(coder, engine, group, len);
+    coded.map_err(model_error)?;
     Ok(tokens.counts())
 }
 

@@ -136,6 +136,31 @@ impl<M: Deref<Target = Model> + Clone> Tokens<M> {
         longest < self.skip.max(1)
     }
 
+    /// Codes a group of `len` bytes by its tokens and the hidden rows that predict them, one behind the other.
+    ///
+    /// # Errors
+    /// As for [`Tokens::token`].
+    pub fn group(
+        &mut self,
+        coder: &mut impl BitCoder,
+        engine: &dyn Engine,
+        (tokens, rows): (&[u16], &[i8]),
+        len: usize,
+    ) -> Result<(), ModelError> {
+        let width = rows.len() / tokens.len().max(1);
+        let mut left = len;
+        for (&token, row) in tokens.iter().zip(rows.chunks_exact(width.max(1))) {
+            let position = Position {
+                row,
+                left,
+                token: Some(token),
+            };
+            self.token(coder, engine, position)?;
+            left -= self.bytes().len();
+        }
+        Ok(())
+    }
+
     /// Codes one token and learns it; returns it. The last token of a group ends with the group.
     ///
     /// # Errors

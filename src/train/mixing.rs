@@ -14,7 +14,7 @@ use crate::model::network::simd::Simd;
 use crate::model::network::{Engine, Memory, Network, Sequence};
 use crate::model::predictor::{BitCoder, Params, State};
 use crate::model::tokenizer::Tokenizer;
-use crate::model::tokens::{Position, Tokens};
+use crate::model::tokens::Tokens;
 use crate::model::{Cost, Model, ModelError, NetworkParts};
 
 use super::corpus::{Corpus, Piece, Random};
@@ -136,36 +136,8 @@ impl Group<'_> {
         engine: &Simd,
         coder: &mut impl BitCoder,
     ) -> Result<(), ModelError> {
-        code(
-            tokens,
-            engine,
-            (&self.tokens, &self.rows),
-            self.bytes.len(),
-            coder,
-        )
+        tokens.group(coder, engine, (&self.tokens, &self.rows), self.bytes.len())
     }
-}
-
-/// Codes a group of `len` bytes by its tokens and their hidden rows.
-pub(super) fn code(
-    tokens: &mut Tokens<&Model>,
-    engine: &Simd,
-    (known, rows): (&[u16], &[i8]),
-    len: usize,
-    coder: &mut impl BitCoder,
-) -> Result<(), ModelError> {
-    let width = rows.len() / known.len().max(1);
-    let mut left = len;
-    for (&token, row) in known.iter().zip(rows.chunks_exact(width.max(1))) {
-        let position = Position {
-            row,
-            left,
-            token: Some(token),
-        };
-        tokens.token(coder, engine, position)?;
-        left -= tokens.bytes().len();
-    }
-    Ok(())
 }
 
 impl<'a> Trainer<'a> {

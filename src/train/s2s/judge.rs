@@ -13,7 +13,6 @@ use crate::model::network::simd::Simd;
 use crate::model::network::{Engine, Memory, Sequence};
 use crate::model::tokens::Tokens;
 use crate::model::{Cost, Model, ModelError};
-use crate::train::mixing;
 use crate::train::network::data::Language;
 use crate::train::network::evaluate::best_export;
 use crate::train::network::float::{FloatNetwork, Sample};
@@ -99,7 +98,7 @@ impl Judge {
         let len = language.bytes(known) as usize;
         let mut tokens = Tokens::new(&self.model, || self.model.fresh(len))?;
         let mut cost = Cost::default();
-        mixing::code(&mut tokens, &self.engine, (known, rows), len, &mut cost)?;
+        tokens.group(&mut cost, &self.engine, (known, rows), len)?;
         Ok(cost.bits)
     }
 }
