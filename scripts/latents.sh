@@ -16,11 +16,12 @@ declare -A ways=(
     [first-128]=''
     [salient-16]='s/^latents = .*/latents = 16/; s/^copy = .*/copy = "salient"/'
     [both-128]='s/^copy = .*/copy = "both"/'
+    [recurring-128]='s/^copy = .*/copy = "recurring"/'
     [chunk-4]='s/^latents = .*/latents = 4/; s/^purpose = .*/purpose = "chunk"/; s/^batch = .*/batch = 60/'
     [a2c-4]='s/^latents = .*/latents = 4/; s/^latent_vocabulary = .*/latent_vocabulary = 256/; s/^copy = .*/copy = "salient"/
-        s/^copy_share = .*/copy_share = 0.2/; s/^batch = .*/batch = 6/'
+        s/^copy_share = .*/copy_share = 0.2\ngloss = false/; s/^batch = .*/batch = 6/'
 )
-[[ $# -gt 0 ]] || set -- none first-32 first-128 salient-16 both-128 chunk-4 a2c-4
+[[ $# -gt 0 ]] || set -- none first-32 first-128 salient-16 both-128 recurring-128 chunk-4 a2c-4
 
 mkdir -p "$out"
 for way in "$@"; do

@@ -225,6 +225,9 @@ fn the_decompressor_starts_from_a_network_without_latents() {
     assert!(error.contains(CHECKPOINT), "{error}");
     other.from = Some(dir.path().join("nowhere"));
     assert!(trained(&other).is_err());
+    from.tokenizer = Some(whole.output.join("tokenizer.json"));
+    let error = trained(&from).unwrap_err().to_string();
+    assert!(error.contains("--tokenizer"), "{error}");
 }
 
 #[test]

@@ -14,7 +14,7 @@ use crate::codec::LatentWriter;
 use crate::exit::{Context, Exit, Failure, Outcome};
 use crate::model::network::Network;
 use crate::model::tokenizer::Tokenizer;
-use crate::model::{Model, hash_of};
+use crate::model::{Model, hash_of, hex};
 use crate::train::mixing::{self, MixingOptions, Trained};
 use crate::train::network::checkpoint::write_whole;
 use crate::train::s2s::session;
@@ -183,10 +183,7 @@ pub fn exit_of(error: &TrainError) -> Exit {
 fn save(model: &Model, output: &Path) -> Outcome<()> {
     let file = model.to_bytes().context("model")?;
     write_whole(output, &file).map_err(Failure::failed)?;
-    let hash: String = hash_of(&file)
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect();
+    let hash = hex(&hash_of(&file));
     eprintln!(
         "{}: {}, trained on {}, {:.4} bits per byte of held-out data, hash {hash}",
         output.display(),

@@ -10,12 +10,11 @@ use clap::{ArgGroup, Args};
 use indicatif::ProgressBar;
 use parking_lot::Mutex;
 
-use super::compress::codecs;
+use super::models::codecs_of;
 use super::output::share_bar;
 use super::{measure, memory, train};
 use crate::exit::{Exit, Failure, Outcome};
 use crate::model::Model;
-use crate::options::{ModelChoice, Settings};
 use crate::train::network::NetworkError;
 use crate::train::network::recipe::{Recipe, Training};
 use crate::train::network::session::{self, News, Order, Report};
@@ -105,12 +104,8 @@ impl NetworkArguments {
     /// The model that says what latents save, if one does.
     pub(super) fn judge(&self) -> Outcome<Option<Arc<Model>>> {
         let load = |path: &PathBuf| {
-            let settings = Settings {
-                model: ModelChoice::of(path),
-                ..Settings::default()
-            };
             let none = || Failure::usage(format!("{}: no model", path.display()));
-            codecs(&settings)?.encoding_model().ok_or_else(none)
+            codecs_of(path)?.encoding_model().ok_or_else(none)
         };
         self.judge.as_ref().map(load).transpose()
     }

@@ -5,10 +5,10 @@
 
 use std::sync::OnceLock;
 
-use crate::model::Model;
 use crate::model::latents::LatentPrior;
 use crate::model::network::{Engine, Memory};
 use crate::model::predictor::BitCoder;
+use crate::model::{Model, ModelError};
 
 use super::model_codec::model_error;
 use super::range_coder::{Decoder, Encoder};
@@ -49,6 +49,28 @@ impl Latents {
     pub fn of_group(&self, group: usize) -> Vec<u16> {
         let own = self.own.get(group).map_or(&[] as &[u16], Vec::as_slice);
         [&self.shared, own].concat()
+    }
+
+    /// Whether a group has none but the shared ones.
+    fn only_shared(&self, group: usize) -> bool {
+        self.own.get(group).is_none_or(Vec::is_empty)
+    }
+
+    /// What an encoder makes of the latents of each of so many groups.
+    ///
+    /// # Errors
+    /// If the engine has no encoder, or the latents are not for it.
+    pub fn memories(
+        &self,
+        engine: &dyn Engine,
+        groups: usize,
+    ) -> std::result::Result<Vec<Memory>, ModelError> {
+        let shared = memory_of(engine, &self.shared)?;
+        let memory = |group: usize| match self.only_shared(group) {
+            true => Ok(shared.clone()),
+            false => memory_of(engine, &self.of_group(group)),
+        };
+        (0..groups).map(memory).collect()
     }
 
     /// The coded latents of a block of so many groups.
@@ -110,17 +132,17 @@ pub(super) struct Reading {
 }
 
 impl Reading {
-    /// What the encoder makes of the latents of a group, which are coded in `bytes`.
+    /// The latents of a group, which are coded in `bytes`, and what the encoder makes of them.
     ///
     /// # Errors
     /// If the model has no encoder, or the latents are not for it.
-    pub fn memory(
+    pub fn of_group(
         &self,
         model: &Model,
         engine: &dyn Engine,
         bytes: &[u8],
         (group, groups): (usize, usize),
-    ) -> Result<Memory> {
+    ) -> Result<(Vec<u16>, Memory)> {
         let latents = match self.latents.get() {
             Some(latents) => latents,
             None => {
@@ -128,15 +150,17 @@ impl Reading {
                 self.latents.get_or_init(|| read)
             }
         };
-        let is_shared = latents.own.get(group).is_none_or(Vec::is_empty);
+        let own = latents.of_group(group);
+        let is_shared = latents.only_shared(group);
         if let Some(memory) = self.shared.get().filter(|_| is_shared) {
-            return Ok(memory.clone());
+            return Ok((own, memory.clone()));
         }
-        let memory = memory_of(engine, &latents.of_group(group))?;
-        if is_shared {
-            return Ok(self.shared.get_or_init(|| memory).clone());
-        }
-        Ok(memory)
+        let memory = memory_of(engine, &own).map_err(model_error)?;
+        let memory = match is_shared {
+            true => self.shared.get_or_init(|| memory).clone(),
+            false => memory,
+        };
+        Ok((own, memory))
     }
 }
 
@@ -157,27 +181,11 @@ pub(super) fn coded(model: &Model, latents: &Latents, groups: usize) -> Result<V
     latents.encode(prior(model)?.0, groups)
 }
 
-/// What an encoder makes of the latents of each group.
-pub(super) fn memories(
-    engine: &dyn Engine,
-    latents: Option<&Latents>,
-    groups: usize,
-) -> Result<Vec<Memory>> {
-    let none = Latents::default();
-    let latents = latents.unwrap_or(&none);
-    let shared = memory_of(engine, &latents.shared)?;
-    let memory = |group: usize| match latents.own.get(group).is_none_or(Vec::is_empty) {
-        true => Ok(shared.clone()),
-        false => memory_of(engine, &latents.of_group(group)),
-    };
-    (0..groups).map(memory).collect()
-}
-
 /// What an encoder makes of one string of latents; nothing of none.
-fn memory_of(engine: &dyn Engine, latents: &[u16]) -> Result<Memory> {
+fn memory_of(engine: &dyn Engine, latents: &[u16]) -> std::result::Result<Memory, ModelError> {
     if latents.is_empty() {
         return Ok(Memory::default());
     }
-    let found = engine.encode(&[latents]).map_err(model_error)?.pop();
-    found.ok_or_else(|| CodecError::Damaged("the engine made no memory".into()))
+    let found = engine.encode(&[latents])?.pop();
+    found.ok_or_else(|| ModelError::Device("the engine made no memory".into()))
 }

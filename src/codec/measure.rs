@@ -133,7 +133,7 @@ impl Codecs {
         let none = Memory::default();
         let predicted = network_codec::predict(&evaluator, tokens, |_| &none)?;
         for (cut, predicted) in cuts.iter().zip(&predicted) {
-            let state = || model_codec::start_state(&model, cut.len, snapshot.as_deref());
+            let state = || model_codec::start_state(&model, cut.len, snapshot.as_deref(), &[]);
             let (heads, costs) = (&*evaluator.cpu, &mut measured.costs);
             let counts = network_codec::code(&model, heads, predicted, cut.len, state, costs)?;
             measured.counts += counts;

@@ -82,11 +82,17 @@ fn cut(model: &Model, raw: &[u8], grouping: Grouping) -> Result<Vec<Cut>> {
     Ok(cuts)
 }
 
-pub(super) fn start_state(model: &Model, len: usize, snapshot: Option<&Snapshot>) -> State {
-    snapshot.map_or_else(
-        || model.fresh(len),
-        |snapshot| State::clone(&snapshot.state),
-    )
+/// The state at the start of a group of `len` bytes with these latents, after its anchor if it has one.
+pub(super) fn start_state(
+    model: &Model,
+    len: usize,
+    snapshot: Option<&Snapshot>,
+    latents: &[u16],
+) -> State {
+    model.begin(latents, |more| match snapshot {
+        None => model.fresh(len + more),
+        Some(snapshot) => State::clone(&snapshot.state),
+    })
 }
 
 /// What the groups of an extent begin with.
@@ -111,7 +117,8 @@ fn code_groups(
         let mut rest = raw;
         for cut in &cuts {
             let (bytes, tail) = rest.split_at(cut.len);
-            let mut predictor = Predictor::new(model, start_state(model, bytes.len(), snapshot));
+            let mut predictor =
+                Predictor::new(model, start_state(model, bytes.len(), snapshot, &[]));
             let mut encoder = Encoder::default();
             for &byte in bytes {
                 predictor.byte(&mut encoder, byte);
@@ -123,11 +130,15 @@ fn code_groups(
     };
     let cuts = network_codec::cut(model, raw, grouping)?;
     let (cuts, tokens): (Vec<Cut>, Vec<Vec<u16>>) = cuts.into_iter().unzip();
-    let memories = latents::memories(&*evaluator.cpu, beginning.latents, cuts.len())?;
+    let none = Latents::default();
+    let latents = beginning.latents.unwrap_or(&none);
+    let memories = latents.memories(&*evaluator.cpu, cuts.len());
+    let memories = memories.map_err(model_error)?;
     let predicted = network_codec::predict(evaluator, tokens, |group| &memories[group])?;
-    for (cut, predicted) in cuts.iter().zip(&predicted) {
+    for (group, (cut, predicted)) in cuts.iter().zip(&predicted).enumerate() {
         let mut encoder = Encoder::default();
-        let state = || start_state(model, cut.len, snapshot);
+        let latents = latents.of_group(group);
+        let state = || start_state(model, cut.len, snapshot, &latents);
         let heads = &*evaluator.cpu;
         network_codec::code(model, heads, predicted, cut.len, state, &mut encoder)?;
         codes.push(encoder.finish());
@@ -207,7 +218,7 @@ pub(super) fn decode(
     let range = &layout.groups[group];
     let len = (range.end - range.start) as usize;
     let part = &layout.parts[group];
-    let mut predictor = Predictor::new(model, start_state(model, len, snapshot));
+    let mut predictor = Predictor::new(model, start_state(model, len, snapshot, &[]));
     let mut decoder = Decoder::new(&payload[part.code.clone()]);
     let mut span = Vec::with_capacity(SPAN.min(len));
     let mut left = len;
@@ -252,7 +263,7 @@ impl<'a> Sample<'a> {
     pub fn cost(&self, model: &Model, snapshot: Option<&Snapshot>) -> Result<f64> {
         let mut cost = Cost::default();
         let len = self.bytes.len();
-        let state = || start_state(model, len, snapshot);
+        let state = || start_state(model, len, snapshot, &[]);
         match &self.predicted {
             Some((engines, predicted)) => {
                 let heads = &*engines.evaluator.cpu;

@@ -137,15 +137,15 @@ impl GroupDecoder {
         let left = layout.groups[group].len();
         let part = &layout.parts[group];
         let checks = payload[part.checks.clone()].as_chunks::<2>().0.iter();
-        let state = || start_state(model, left, snapshot);
-        let memory = match &layout.latents {
-            None => Memory::default(),
+        let (latents, memory) = match &layout.latents {
+            None => Default::default(),
             Some(latents) => {
                 let place = (group, layout.groups.len());
                 let bytes = &payload[latents.clone()];
-                layout.reading.memory(model, encoder, bytes, place)?
+                layout.reading.of_group(model, encoder, bytes, place)?
             }
         };
+        let state = || start_state(model, left, snapshot, &latents);
         Ok(Box::new(GroupDecoder {
             tokens: Tokens::new(model.clone(), state).map_err(model_error)?,
             decoder: Decoder::new(payload[part.code.clone()].to_vec()),

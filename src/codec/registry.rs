@@ -6,7 +6,7 @@ use std::sync::{Arc, LazyLock, OnceLock};
 
 use parking_lot::Mutex;
 
-use crate::model::{Model, ModelError, ModelHash, base_of, hash_of};
+use crate::model::{Model, ModelError, ModelHash, base_of, hash_of, hex};
 
 use super::{CodecError, Result};
 
@@ -43,10 +43,6 @@ pub(super) fn short(hash: &ModelHash) -> ShortHash {
     let mut short = ShortHash::default();
     short.copy_from_slice(&hash[..8]);
     short
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// The name of a model's file in a store.

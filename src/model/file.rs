@@ -45,6 +45,11 @@ pub fn hash_of(file: &[u8]) -> ModelHash {
     hash
 }
 
+/// A hash as it is shown and named: two hexadecimal digits for each byte.
+pub fn hex(hash: &[u8]) -> String {
+    hash.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
 pub(super) fn damaged(what: impl Into<String>) -> ModelError {
     ModelError::Damaged(what.into())
 }
@@ -494,7 +499,7 @@ fn find_base(
     hash: &ModelHash,
     bases: &dyn Fn(&ModelHash) -> Option<Arc<Model>>,
 ) -> Result<Arc<Model>, ModelError> {
-    let name = || hash.iter().map(|byte| format!("{byte:02x}")).collect();
+    let name = || hex(hash);
     let base = bases(hash).ok_or_else(|| ModelError::NeedsBase(name()))?;
     match base.hash == *hash && base.network.is_none() {
         true => Ok(base),

@@ -54,12 +54,20 @@ impl Expert {
     /// Says what latents cost.
     ///
     /// # Errors
-    /// If the network has an encoder and there is no prior, or the other way round, or it is one of other latents.
+    /// If the network has an encoder and there is no prior, or the other way round, or it is one of other latents or
+    /// stands for tokens of another vocabulary.
     pub(super) fn set_prior(&mut self, prior: Option<LatentPrior>) -> Result<(), ModelError> {
         let config = self.network.config();
         let sizes = |prior: &LatentPrior| (prior.alphabet(), prior.most());
         if prior.as_ref().map_or((0, 0), sizes) != (config.latent_vocab, config.max_latents) {
             return Err(damaged("the prior is not for the latents of the network"));
+        }
+        let glosses = prior.as_ref().map_or(&[] as &[u16], LatentPrior::glosses);
+        if glosses
+            .iter()
+            .any(|&token| usize::from(token) >= config.vocab_size)
+        {
+            return Err(damaged("a latent stands for a token that there is not"));
         }
         self.prior = prior;
         Ok(())

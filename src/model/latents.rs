@@ -4,6 +4,9 @@
 //! position; behind the last latent that a string can have there is nothing to decide. A latent is coded by the
 //! decisions of a balanced binary tree over the alphabet. All probabilities are integers, so that every machine
 //! decodes the same (docs/exactness.md).
+//!
+//! A latent may stand for a token, its gloss. What the latents of a group stand for is a text that the match and
+//! adaptive experts know before the group begins.
 
 use super::network::exact::KEYS_MAX;
 use super::predictor::BitCoder;
@@ -33,6 +36,8 @@ pub struct LatentPrior {
     /// Probability of the upper part of each node of the tree, by the first latent of that part less 1: a tree
     /// parts the alphabet in front of each latent but the first exactly once.
     forks: Vec<u16>,
+    /// The token that each latent stands for; empty if they stand for none.
+    glosses: Vec<u16>,
 }
 
 fn damaged(what: &str) -> ModelError {
@@ -145,7 +150,32 @@ impl LatentPrior {
             ends: ends.collect(),
             forks: forks(&frequencies),
             frequencies,
+            glosses: vec![],
         }
+    }
+
+    /// Says which token each latent stands for.
+    ///
+    /// # Errors
+    /// If there are more or fewer of them than latents.
+    pub fn with_glosses(mut self, glosses: Vec<u16>) -> Result<LatentPrior, ModelError> {
+        if glosses.len() != self.alphabet() {
+            let what = format!("{} glosses for {} latents", glosses.len(), self.alphabet());
+            return Err(ModelError::Input(what));
+        }
+        self.glosses = glosses;
+        Ok(self)
+    }
+
+    /// The token that each latent stands for; empty if they stand for none.
+    pub fn glosses(&self) -> &[u16] {
+        &self.glosses
+    }
+
+    /// The tokens that latents stand for, if they do; latents that are not of the alphabet are left out.
+    pub fn text(&self, latents: &[u16]) -> Vec<u16> {
+        let gloss = |&latent: &u16| self.glosses.get(usize::from(latent)).copied();
+        latents.iter().filter_map(gloss).collect()
     }
 
     /// Number of different latents.
@@ -226,14 +256,15 @@ impl LatentPrior {
     }
 
     /// The prior as it stands in a file, all numbers little-endian: the size of the alphabet (u32), the most
-    /// latents of a string (u16), the probability of the end in front of each position (u16), and the frequency
-    /// of each latent (u32).
+    /// latents of a string (u16), the probability of the end in front of each position (u16), the frequency of each
+    /// latent (u32), and, if latents stand for tokens, the token of each (u16).
     pub fn to_bytes(&self) -> Vec<u8> {
-        let mut bytes = Vec::with_capacity(6 + 2 * self.most() + 4 * self.alphabet());
+        let mut bytes = Vec::with_capacity(6 + 2 * self.most() + 6 * self.alphabet());
         bytes.extend((self.alphabet() as u32).to_le_bytes());
         bytes.extend((self.most() as u16).to_le_bytes());
         bytes.extend(self.ends.iter().flat_map(|p| p.to_le_bytes()));
         bytes.extend(self.frequencies.iter().flat_map(|f| f.to_le_bytes()));
+        bytes.extend(self.glosses.iter().flat_map(|token| token.to_le_bytes()));
         bytes
     }
 
@@ -249,12 +280,17 @@ impl LatentPrior {
         let alphabet = u32::from_le_bytes(*alphabet) as usize;
         let most = usize::from(u16::from_le_bytes(*most));
         check_sizes(alphabet, most)?;
-        if rest.len() != 2 * most + 4 * alphabet {
+        let without = 2 * most + 4 * alphabet;
+        if rest.len() != without && rest.len() != without + 2 * alphabet {
             return Err(damaged("not as long as its sizes say"));
         }
+        let words = |bytes: &[u8]| -> Vec<u16> {
+            let words = bytes.as_chunks().0.iter();
+            words.map(|&word| u16::from_le_bytes(word)).collect()
+        };
+        let (rest, glosses) = rest.split_at(without);
         let (ends, frequencies) = rest.split_at(2 * most);
-        let ends = ends.as_chunks().0.iter().map(|&p| u16::from_le_bytes(p));
-        let ends: Vec<u16> = ends.collect();
+        let ends = words(ends);
         let frequencies = frequencies.as_chunks().0.iter();
         let frequencies: Vec<u32> = frequencies.map(|&f| u32::from_le_bytes(f)).collect();
         if ends.contains(&0) || frequencies.contains(&0) {
@@ -268,6 +304,7 @@ impl LatentPrior {
             ends,
             forks: forks(&frequencies),
             frequencies,
+            glosses: words(glosses),
         })
     }
 }

@@ -28,13 +28,13 @@ pub mod walk;
 use std::sync::Arc;
 
 pub use error::ModelError;
-pub use file::{ModelInfo, base_of, hash_of};
+pub use file::{ModelInfo, base_of, hash_of, hex};
 pub use file_network::NetworkParts;
 
 use latents::LatentPrior;
 use merges::Merges;
 use network::Network;
-use predictor::{Adaptation, Params, State};
+use predictor::{Adaptation, Params, Predictor, State};
 use tables::Tables;
 use tokenizer::Tokenizer;
 use tokens::PlainCurves;
@@ -127,23 +127,38 @@ impl Model {
             self.adaptation,
             anchor.len() + ROOM_AFTER_ANCHOR,
         );
-        let mut predictor = predictor::Predictor::new(self, state);
         match &self.network {
             None => {
+                let mut predictor = Predictor::new(self, state);
                 for &byte in anchor {
                     predictor.byte(&mut predictor::Silent, byte);
                 }
+                predictor.into_state()
             }
-            Some(expert) => {
-                let mut rest = anchor;
-                for token in expert.merges.tokens(anchor) {
-                    let (bytes, tail) = rest.split_at(expert.vocabulary.token(token).len());
-                    for (at, &byte) in bytes.iter().enumerate() {
-                        predictor.note_boundary(at == 0);
-                        predictor.learn(byte);
-                    }
-                    rest = tail;
-                }
+            Some(expert) => self.learned(state, expert, &expert.merges.tokens(anchor)),
+        }
+    }
+
+    /// The state at the start of a group with these latents: what they stand for has been learned. `start` makes the
+    /// state before that, with room for so many bytes more than the group has.
+    pub fn begin(&self, latents: &[u16], start: impl FnOnce(usize) -> State) -> State {
+        let Some(expert) = &self.network else {
+            return start(0);
+        };
+        let prior = expert.prior.as_ref();
+        let text = prior.map_or_else(Vec::new, |prior| prior.text(latents));
+        let len = |&token: &u16| expert.vocabulary.token(token).len();
+        let state = start(text.iter().map(len).sum());
+        self.learned(state, expert, &text)
+    }
+
+    /// The state after learning tokens that are known.
+    fn learned(&self, state: State, expert: &Expert, tokens: &[u16]) -> State {
+        let mut predictor = Predictor::new(self, state);
+        for &token in tokens {
+            for (at, &byte) in expert.vocabulary.token(token).iter().enumerate() {
+                predictor.note_boundary(at == 0);
+                predictor.learn(byte);
             }
         }
         predictor.into_state()

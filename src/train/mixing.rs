@@ -121,10 +121,11 @@ struct Trainer<'a> {
     progress: &'a Progress<'a>,
 }
 
-/// The tokens of a group and their hidden rows.
+/// The tokens of a group with its latents, and the hidden rows of both.
 struct Group<'a> {
     bytes: &'a [u8],
     tokens: Vec<u16>,
+    latents: Vec<u16>,
     rows: Vec<i8>,
 }
 
@@ -191,35 +192,34 @@ impl<'a> Trainer<'a> {
             .map(|&piece| self.corpus.bytes(piece))
             .collect();
         let tokens: Vec<Vec<u16>> = bytes.iter().map(|b| expert.merges.tokens(b)).collect();
-        let memories = self.memories(pieces, &tokens, writer)?;
-        let pairs = tokens.iter().zip(&memories);
+        let told = self.told(pieces, &tokens, writer)?;
+        let pairs = tokens.iter().zip(&told);
         let sequences: Vec<Sequence> = pairs
-            .map(|(tokens, memory)| Sequence { tokens, memory })
+            .map(|(tokens, (_, memory))| Sequence { tokens, memory })
             .collect();
         let rows = self.engine.hidden(&sequences)?;
-        Ok(bytes
-            .into_iter()
-            .zip(tokens)
-            .zip(rows)
-            .map(|((bytes, tokens), rows)| Group {
+        let groups = bytes.into_iter().zip(tokens).zip(told).zip(rows);
+        Ok(groups
+            .map(|(((bytes, tokens), (latents, _)), rows)| Group {
                 bytes,
                 tokens,
+                latents,
                 rows,
             })
             .collect())
     }
 
-    /// What the encoder makes of the latents of groups. Neighbours in a file are the groups of one extent; every other
-    /// extent has latents, if there is who writes them.
-    fn memories(
+    /// The latents of groups and what the encoder makes of them. Neighbours in a file are the groups of one extent;
+    /// every other extent has latents, if there is who writes them.
+    fn told(
         &self,
         pieces: &[Piece],
         groups: &[Vec<u16>],
         writer: Option<&dyn LatentWriter>,
-    ) -> Result<Vec<Memory>, ModelError> {
-        let mut memories = vec![Memory::default(); groups.len()];
+    ) -> Result<Vec<(Vec<u16>, Memory)>, ModelError> {
+        let mut told = vec![Default::default(); groups.len()];
         let Some(writer) = writer else {
-            return Ok(memories);
+            return Ok(told);
         };
         let touch = |a: &Piece, b: &Piece| (a.file, a.start + a.len) == (b.file, b.start);
         let mut start = 0;
@@ -234,12 +234,12 @@ impl<'a> Trainer<'a> {
             let Some(latents) = written.first() else {
                 continue;
             };
-            let strings: Vec<Vec<u16>> = (0..range.len()).map(|at| latents.of_group(at)).collect();
-            let strings: Vec<&[u16]> = strings.iter().map(Vec::as_slice).collect();
-            let made = self.engine.encode(&strings)?;
-            memories[range].clone_from_slice(&made);
+            let memories = latents.memories(self.engine, range.len())?;
+            for (at, memory) in memories.into_iter().enumerate() {
+                told[range.start + at] = (latents.of_group(at), memory);
+            }
         }
-        Ok(memories)
+        Ok(told)
     }
 
     /// Trains everything that adapts, one group after the other. Half of the groups skip the heads at some match
@@ -256,7 +256,8 @@ impl<'a> Trainer<'a> {
                 0 => LENGTH_BUCKETS,
                 _ => SKIPS[count / 2 % SKIPS.len()],
             };
-            let state = || State::new(params, rates, len);
+            let fresh = |more| State::new(params, rates, len + more);
+            let state = || model.begin(&group.latents, fresh);
             let mut tokens = Tokens::new(model, state)?.with_skip(skip);
             group.code(&mut tokens, self.engine, &mut cost)?;
             trained = tokens.into_state().map(|state| state.params);

@@ -38,7 +38,7 @@ pub struct Order<R = Recipe> {
     pub recipe: R,
     /// A vocabulary to use instead of training one.
     pub tokenizer: Option<PathBuf>,
-    /// The directory of a published T5 to start from instead of from nothing.
+    /// A directory to start from instead of from nothing: of a published T5, or with latents of a network without.
     pub from: Option<PathBuf>,
     pub resume: bool,
     pub device: Device,
@@ -586,7 +586,7 @@ impl Run<'_> {
 }
 
 /// The name in a checkpoint of the mean of a parameter.
-fn mean_name(name: &str) -> String {
+pub(crate) fn mean_name(name: &str) -> String {
     format!("mean.{name}")
 }
 

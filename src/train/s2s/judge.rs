@@ -64,7 +64,7 @@ impl Judge {
                 let Some(sample) = samples.get(at) else {
                     return Ok(());
                 };
-                *bits[at].lock() = self.cost(language, sample.tokens, &rows[at])?;
+                *bits[at].lock() = self.cost(language, sample, &rows[at])?;
             }
         };
         std::thread::scope(|scope| {
@@ -92,13 +92,14 @@ impl Judge {
     fn cost(
         &self,
         language: &Language,
-        known: &[u16],
+        sample: &Sample,
         rows: &[i8],
     ) -> std::result::Result<f64, ModelError> {
-        let len = language.bytes(known) as usize;
-        let mut tokens = Tokens::new(&self.model, || self.model.fresh(len))?;
+        let len = language.bytes(sample.tokens) as usize;
+        let fresh = |more| self.model.fresh(len + more);
+        let mut tokens = Tokens::new(&self.model, || self.model.begin(sample.latents, fresh))?;
         let mut cost = Cost::default();
-        tokens.group(&mut cost, &self.engine, (known, rows), len)?;
+        tokens.group(&mut cost, &self.engine, (sample.tokens, rows), len)?;
         Ok(cost.bits)
     }
 }

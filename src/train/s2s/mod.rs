@@ -12,6 +12,7 @@ pub mod judge;
 pub mod log;
 pub mod reading;
 pub mod recipe;
+mod recurring;
 pub mod session;
 mod steps;
 pub mod write;

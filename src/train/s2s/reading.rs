@@ -6,6 +6,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use super::recipe::{Copy, Purpose};
+use super::recurring::recurring;
 use super::{Config, Result, S2sError};
 use crate::train::network::checkpoint::write_whole;
 
@@ -37,6 +38,20 @@ pub fn latent_of(token: u16, config: &Config) -> u16 {
         true => token as u16,
         false => (token * config.latent_vocab / tokens) as u16,
     }
+}
+
+/// The token that each latent stands for: the most usual of those whose latent it is. Latents beyond the vocabulary, which no
+/// rule writes, stand for its last token.
+pub fn glosses(config: &Config, usual: &Usual) -> Vec<u16> {
+    let mut glosses = vec![config.vocab_size.saturating_sub(1) as u16; config.latent_vocab];
+    let mut best = vec![None; config.latent_vocab];
+    for (token, &count) in usual.counts.iter().enumerate().take(config.vocab_size) {
+        let latent = usize::from(latent_of(token as u16, config));
+        if best[latent].is_none_or(|most| count > most) {
+            (best[latent], glosses[latent]) = (Some(count), token as u16);
+        }
+    }
+    glosses
 }
 
 /// How often each token usually occurs.
@@ -126,6 +141,7 @@ impl Rule {
                 let rest = most - first.len();
                 [first, salient(rest)].concat()
             }
+            Copy::Recurring => latents(&recurring(tokens, most)),
         }
     }
 

@@ -53,6 +53,8 @@ pub enum Copy {
     Salient,
     /// Half of the string the first tokens, the rest such tokens.
     Both,
+    /// Passages that come again in many chunks.
+    Recurring,
 }
 
 /// How latents are learned.
@@ -71,6 +73,8 @@ pub struct Method {
     /// Share of training in which the compressor learns to copy, and what.
     pub copy: Copy,
     pub copy_share: f64,
+    /// Whether latents stand for the tokens that are copied: matches and histories know these tokens before a group begins.
+    pub gloss: bool,
     /// What naming a token must save at least, in nats, as if tokens were drawn at random. A latent costs about six, and a
     /// predictor that sees the text knows most of what counting tells by itself.
     pub worth: f64,
@@ -100,6 +104,7 @@ impl Default for Method {
             batch: 16,
             copy: Copy::Salient,
             copy_share: 0.3,
+            gloss: true,
             worth: 60.0,
             without: 0.25,
             samples: 2,

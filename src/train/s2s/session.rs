@@ -10,12 +10,12 @@ use serde::{Deserialize, Serialize};
 
 use super::judge::{self, Judge};
 use super::log::{Line, Log};
-use super::reading::{Rule, Usual, latent_of};
+use super::reading::{Rule, Usual, glosses, latent_of};
 use super::recipe::Recipe;
 use super::steps::Stepped;
 use super::{Compressor, Config, Result, S2sError};
-use crate::model::Model;
 use crate::model::latents::{LatentCounts, LatentPrior};
+use crate::model::{Model, hex};
 use crate::train::corpus::{Corpus, PIECE, Piece, Random, joined};
 use crate::train::network::checkpoint::{self, Checkpoint, Versioned, write_whole};
 use crate::train::network::data::{Language, Position, Source, sample};
@@ -133,6 +133,10 @@ pub(super) struct Run<'a> {
 /// judge does not fit, a loss diverges, or the exact network would lose too much.
 pub fn run(order: &Order, judge: Option<Arc<Model>>, tell: &dyn Fn(News)) -> Result<Outcome> {
     order.recipe.check()?;
+    if order.from.is_some() && order.tokenizer.is_some() {
+        let why = "the vocabulary is that of the network to start from: leave out --tokenizer";
+        return Err(S2sError::Config(why.into()));
+    }
     tell(News::Doing("reading"));
     let network = order.with(order.recipe.decompressor());
     let corpus = Corpus::read_at_least(&order.dir).map_err(session_error)?;
@@ -140,8 +144,10 @@ pub fn run(order: &Order, judge: Option<Arc<Model>>, tell: &dyn Fn(News)) -> Res
     let parts = train::divide(&corpus, &mut random);
     let data = session::hash_of(&corpus);
     let name = judge.as_ref().map(|model| hex(&model.hash));
-    let resumed = |_| resumed(order, &data, name.as_deref());
-    let checkpoint = order.resume.then_some(()).map(resumed).transpose()?;
+    let checkpoint = match order.resume {
+        true => Some(resumed(order, &data, name.as_deref())?),
+        false => None,
+    };
     let first = order
         .from
         .as_ref()
@@ -171,10 +177,6 @@ pub fn run(order: &Order, judge: Option<Arc<Model>>, tell: &dyn Fn(News)) -> Res
 
 fn session_error(error: train::TrainError) -> S2sError {
     S2sError::Network(error.into())
-}
-
-fn hex(hash: &[u8]) -> String {
-    hash.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// The checkpoint of a network without latents, to start from.
@@ -303,7 +305,11 @@ impl<'a> Run<'a> {
             if parameter.is_for_latents() {
                 continue;
             }
-            let saved = first.take(&parameter.name, parameter.var.as_tensor())?;
+            let name = match first.state.averaged {
+                0 => parameter.name,
+                _ => session::mean_name(&parameter.name),
+            };
+            let saved = first.take(&name, parameter.var.as_tensor())?;
             parameter.var.set(&saved)?;
         }
         let Some(encoder) = &self.decompressor.encoder else {
@@ -445,7 +451,11 @@ impl<'a> Run<'a> {
         for string in strings {
             counts.add(string)?;
         }
-        Ok(LatentPrior::new(&counts))
+        let prior = LatentPrior::new(&counts);
+        match self.order.recipe.latents.gloss {
+            true => Ok(prior.with_glosses(glosses(config, &self.rule.usual))?),
+            false => Ok(prior),
+        }
     }
 
     /// Makes the shipped prior, exports the network, measures all and, if it is as good as it should be, writes it.
