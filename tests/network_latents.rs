@@ -16,7 +16,9 @@ use std::sync::{Arc, OnceLock};
 use candle_core::Device;
 use proptest::prelude::*;
 use random::Random;
-use s2sfs::codec::{CodecId, Codecs, EncodeOptions, LatentWriter, Latents, Policy};
+use s2sfs::codec::{
+    AnchorSource, CodecId, Codecs, EncodeOptions, Grouping, LatentWriter, Latents, Policy,
+};
 use s2sfs::model::latents::{LatentCounts, LatentPrior};
 use s2sfs::model::network::reference::Reference;
 use s2sfs::model::network::simd::{Kernel, Simd};
@@ -131,6 +133,80 @@ fn blocks_with_latents_come_back_whole_and_group_by_group() {
                 assert_eq!(bytes, raw[range.start as usize..range.end as usize]);
             }
         }
+    }
+}
+
+/// A model with tables whose mixer is that of the tables, so that what histories say counts.
+fn mixing(prior: Option<LatentPrior>) -> Model {
+    let mut model = untrained(Some(base_model()), prior).unwrap();
+    let (mut params, known) = (model.fresh(0).params, base_model().fresh(0).params);
+    params.weights.first = known.weights.first;
+    params.weights.last = known.weights.last;
+    (params.histories, params.matches) = (known.histories, known.matches);
+    model.set_params(params);
+    model
+}
+
+/// A model with tables whose latents stand for these letters, which TEXT does not have in this order.
+const STRANGE: &[u8; MOST] = b"QXZJ~^";
+
+fn standing_for_letters() -> Codecs {
+    let (_, tokenizer) = network_model::with_latents(TEXT, (400, 16), (ALPHABET, MOST), 5);
+    let tokens = tokenizer.token_ids(STRANGE).unwrap();
+    assert_eq!(tokens.len(), MOST, "letters are tokens of their own");
+    let glosses = (0..ALPHABET).map(|latent| tokens[latent % MOST]).collect();
+    let prior = prior(ALPHABET, MOST).with_glosses(glosses).unwrap();
+    let file = mixing(Some(prior.clone())).to_bytes().unwrap();
+    let find = |_: &_| Some(base_model().clone());
+    let again = Model::from_bytes_and(&file, &find).unwrap();
+    assert_eq!(again.expert().unwrap().prior, Some(prior));
+    codecs_of(&file)
+}
+
+#[test]
+fn what_latents_stand_for_is_known_before_a_group_begins() {
+    let told = standing_for_letters();
+    let strange = |from: usize| STRANGE.iter().cycle().skip(from).take(MOST);
+    let raw: Vec<u8> = (0..40)
+        .flat_map(|i| strange(i % 3).chain(b". "))
+        .copied()
+        .collect();
+    let latents = shared(&[0, 1, 2, 3, 4, 5]);
+    let len = |codecs: &Codecs| {
+        let coded = codecs.encode_by_model(&raw, Grouping::Tokens(8), None, Some(&latents));
+        coded.unwrap().0.payload.len()
+    };
+    let plain = codecs_of(&mixing(Some(prior(ALPHABET, MOST))).to_bytes().unwrap());
+    let (with, without) = (len(&told), len(&plain));
+    assert!(
+        with + 40 < without,
+        "{with} {without}: a byte in each group"
+    );
+    // groups alone and together, with latents of their own and after an anchor
+    let anchor = AnchorSource {
+        block: 9,
+        start: 0,
+        bytes: TEXT.as_bytes()[..3000].into(),
+    };
+    let text = [&raw[..100], &TEXT.as_bytes()[3000..6000]].concat();
+    let groups = groups_of(&told, &text, 300);
+    for latents in [latents, own(groups)] {
+        for anchor in [None, Some(&anchor)] {
+            let coded = told.encode_by_model(&text, 300, anchor, Some(&latents));
+            let (encoded, snapshot) = coded.unwrap();
+            let decoded = told.decode_all(&encoded.payload, snapshot.as_deref());
+            assert_eq!(decoded.unwrap(), text);
+            let other = plain.encode_by_model(&text, 300, anchor, Some(&latents));
+            assert_ne!(other.unwrap().0.payload[11..], encoded.payload[11..]);
+        }
+    }
+}
+
+#[test]
+fn latents_that_stand_for_tokens_that_there_are_not_are_refused() {
+    for (token, good) in [(399, true), (400, false), (u16::MAX, false)] {
+        let prior = prior(ALPHABET, MOST).with_glosses(vec![token; ALPHABET]);
+        assert_eq!(untrained(None, prior.ok()).is_ok(), good, "{token}");
     }
 }
 

@@ -25,8 +25,11 @@ use s2sfs::train::s2s::judge::{self, Judge};
 
 const LATENTS: (usize, usize) = (20, 6);
 
+/// Latents stand for tokens, so they change histories as well as what the network says.
 fn prior() -> LatentPrior {
-    LatentPrior::new(&LatentCounts::new(LATENTS.0, LATENTS.1).unwrap())
+    let prior = LatentPrior::new(&LatentCounts::new(LATENTS.0, LATENTS.1).unwrap());
+    let tokens = (0..LATENTS.0 as u16).map(|latent| 200 + 7 * latent);
+    prior.with_glosses(tokens.collect()).unwrap()
 }
 
 fn base() -> Model {

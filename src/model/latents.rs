@@ -383,6 +383,20 @@ mod tests {
         assert!(LatentPrior::from_bytes(&wrong).is_err());
     }
 
+    #[test]
+    fn what_latents_stand_for_stays_with_the_prior() {
+        let plain = prior(3, 2, &[&[1, 2]]);
+        assert!(plain.text(&[0, 1, 2]).is_empty());
+        assert!(plain.clone().with_glosses(vec![7, 8]).is_err());
+        let prior = plain.with_glosses(vec![7, 900, 8]).unwrap();
+        assert_eq!(prior.text(&[1, 0, 1, 3]), [900, 7, 900]);
+        let bytes = prior.to_bytes();
+        assert_eq!(LatentPrior::from_bytes(&bytes).unwrap(), prior);
+        for len in (0..bytes.len()).filter(|len| len + 6 != bytes.len()) {
+            assert!(LatentPrior::from_bytes(&bytes[..len]).is_err(), "{len}");
+        }
+    }
+
     /// An alphabet, the most latents of a string, strings, and those of them that are counted.
     fn case() -> impl Strategy<Value = (usize, usize, Vec<Vec<u16>>, usize)> {
         (1usize..300, 1usize..33).prop_flat_map(|(alphabet, most)| {

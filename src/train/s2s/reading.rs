@@ -215,6 +215,20 @@ mod tests {
     }
 
     #[test]
+    fn a_latent_stands_for_the_most_usual_of_its_tokens() {
+        let mut usual = Usual::new(6);
+        usual.add(&[0, 1, 1, 4, 4, 5]).unwrap();
+        let config = |latents| Config::new(6, latents, 4, Sizes::default()).unwrap();
+        assert_eq!(glosses(&config(6), &usual), [0, 1, 2, 3, 4, 5]);
+        assert_eq!(glosses(&config(3), &usual), [1, 2, 4]);
+        assert_eq!(glosses(&config(8), &usual), [0, 1, 2, 3, 4, 5, 5, 5]);
+        let three = config(3);
+        for (latent, &token) in glosses(&three, &usual).iter().enumerate() {
+            assert_eq!(usize::from(latent_of(token, &three)), latent);
+        }
+    }
+
+    #[test]
     fn a_rule_tells_strings_and_is_read_back_for_its_vocabulary_only() {
         let mut usual = Usual::new(10);
         usual.add(&[0; 100]).unwrap();
