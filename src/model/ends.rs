@@ -7,7 +7,7 @@
 use super::contexts::mix as hash;
 use super::logistic::Logistic;
 use super::matcher::LENGTH_BUCKETS;
-use super::mixer::{learn, small_dot};
+use super::mixer::{learn_weight, small_dot};
 use super::overlay::{Overlay, Place};
 use super::predictor::{Adaptation, MATCHERS, average};
 use super::states::States;
@@ -163,7 +163,9 @@ impl Ends {
         }
         let token = usize::from(question.token);
         inputs[3] = i32::from(logistic.stretch(self.tokens[token]));
-        let claimed = question.hashes().map(|hash| overlay.claim(hash, states));
+        let claimed = question
+            .hashes()
+            .map(|hash| overlay.claim::<false>(hash, states));
         for (context, (_, bucket)) in claimed.iter().enumerate() {
             let p = self.histories[context][usize::from(bucket[1])];
             inputs[4 + context] = i32::from(logistic.stretch(p));
@@ -207,7 +209,7 @@ impl Ends {
         {
             let error = ((target - i32::from(logistic.squash(x))) * adaptation.mixer.first) >> 8;
             for (weight, &input) in self.weights[vector].iter_mut().zip(&answer.inputs) {
-                learn(weight, error, input);
+                learn_weight(weight, error, input);
             }
         }
         for slot in answer.matches.into_iter().flatten() {

@@ -211,7 +211,7 @@ pub(super) fn join_sections(sections: &[Section]) -> Result<Vec<u8>, ModelError>
 /// byte only if its parent was trained, because it is never trained otherwise. The lengths of the planes
 /// come first, so that one pass over the lines can read them all.
 fn planes_of(tables: &Tables) -> Vec<u8> {
-    let buckets = || tables.lines().iter().flat_map(|line| line.0.iter());
+    let buckets = || tables.lines().iter().flatten();
     let plane = |node: usize| {
         let kept = buckets().filter(move |bucket| bucket[node / 2] != 0);
         kept.map(move |bucket| bucket[node]).collect::<Vec<u8>>()
@@ -245,10 +245,7 @@ fn tables_from(section: &[u8]) -> Result<Tables, ModelError> {
         *plane = reader.take(length)?;
     }
     let mut tables = Tables::with_lines(&counts);
-    let buckets = tables
-        .lines_mut()
-        .iter_mut()
-        .flat_map(|line| line.0.iter_mut());
+    let buckets = tables.lines_mut().iter_mut().flatten();
     for (bucket, &check) in buckets.zip(checks).filter(|(_, check)| **check != 0) {
         bucket[0] = check;
         for node in 1..BUCKET {

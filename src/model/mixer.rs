@@ -5,6 +5,10 @@
 //! a group, from values trained in advance. A model with a network has one more set, picked by what the
 //! network knows. See docs/exactness.md for the bounds of the sums.
 
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+mod scalar;
+
 use super::logistic::{Logistic, STRETCH_MAX};
 
 /// Inputs of layer one, padded to whole SIMD registers.
@@ -90,17 +94,28 @@ pub struct Mix {
     network_stretched: i32,
 }
 
-#[inline(always)]
-fn dot(weights: &[i32; INPUTS], inputs: &[i32; INPUTS]) -> i32 {
-    // |w >> 5| <= 2^13 and |x| <= 3071, so any partial sum of 32 stays below 2^30
-    let mut sum = 0i32;
-    for i in 0..INPUTS {
-        sum += (weights[i] >> 5) * inputs[i];
+/// What the experts say of a decision, stretched.
+#[derive(Debug, Clone, Copy)]
+#[repr(align(32))]
+pub struct Inputs(pub [i16; INPUTS]);
+
+impl Inputs {
+    /// Inputs of these values, each within +-3071. With `SIMD` they are put together in registers: what is stored in
+    /// small parts cannot soon be loaded as a whole. It may only be set where the processor has AVX2.
+    #[inline(always)]
+    pub fn of<const SIMD: bool>(values: [[i16; 8]; INPUTS / 8]) -> Inputs {
+        #[cfg(target_arch = "x86_64")]
+        if SIMD {
+            // SAFETY: `SIMD` is only set where the processor has AVX2.
+            return unsafe { avx2::pack(&values) };
+        }
+        let mut inputs = [0; INPUTS];
+        inputs.copy_from_slice(values.as_flattened());
+        Inputs(inputs)
     }
-    sum >> 11
 }
 
-/// [`dot`] for the few inputs of a smaller mixer.
+/// The sum of a smaller mixer.
 #[inline(always)]
 pub(super) fn small_dot<const N: usize>(weights: &[i32; N], inputs: &[i32; N]) -> i32 {
     const { assert!(N <= INPUTS) };
@@ -110,34 +125,36 @@ pub(super) fn small_dot<const N: usize>(weights: &[i32; N], inputs: &[i32; N]) -
 
 /// Moves one weight; `error` is a difference of probabilities times a rate, divided by 2^8.
 #[inline(always)]
-pub(super) fn learn(weight: &mut i32, error: i32, input: i32) {
+pub(super) fn learn_weight(weight: &mut i32, error: i32, input: i32) {
     *weight = (*weight + ((input * error + (1 << 13)) >> 14)).clamp(-WEIGHT_MAX, WEIGHT_MAX);
 }
 
 impl Weights {
-    /// Mixes `inputs` (stretched, within +-3071) into a stretched prediction. With a network, its set takes
-    /// part with the vector `network`.
+    /// Mixes `inputs` into a stretched prediction. With a network, its set takes part with the vector `network`. `SIMD`
+    /// only where the processor has AVX2; what comes of it is the same.
     #[inline(always)]
-    pub fn mix(
+    pub fn mix<const SIMD: bool>(
         &self,
-        inputs: &[i32; INPUTS],
+        inputs: &Inputs,
         selectors: &[usize; SETS],
         network: Option<usize>,
         last: usize,
         mix: &mut Mix,
     ) -> i32 {
         mix.final_vector = last & (FINAL_VECTORS - 1);
-        let finals = &self.last[mix.final_vector];
-        let mut sum = 0i32;
-        for set in 0..SETS {
-            mix.picked[set] = SET_STARTS[set] + selectors[set] % SET_SIZES[set];
-            let x = dot(&self.first[mix.picked[set]], inputs).clamp(-STRETCH_MAX, STRETCH_MAX);
-            mix.stretched[set] = x;
-            sum += (finals[set] >> 3) * x;
+        for (set, picked) in mix.picked.iter_mut().enumerate() {
+            *picked = SET_STARTS[set] + selectors[set] % SET_SIZES[set];
         }
+        let [a, b, c, d] = mix.picked;
+        let first = &self.first;
+        let rows = [&first[a], &first[b], &first[c], &first[d]];
+        mix.stretched = rows_stretched::<SIMD>(rows, inputs);
+        let finals = &self.last[mix.final_vector];
+        let terms = finals.iter().zip(mix.stretched);
+        let mut sum: i32 = terms.map(|(weight, x)| (weight >> 3) * x).sum();
         if let Some(vector) = network {
             mix.network = vector % NETWORK_VECTORS;
-            let x = dot(&self.network[mix.network], inputs).clamp(-STRETCH_MAX, STRETCH_MAX);
+            let x = scalar::stretched(&self.network[mix.network], inputs);
             mix.network_stretched = x;
             sum += (self.last_network[mix.final_vector] >> 3) * x;
         }
@@ -145,35 +162,62 @@ impl Weights {
     }
 
     /// Moves the picked weights towards what would have predicted `bit`; `p` is what was predicted, with a
-    /// network or without.
+    /// network or without. `SIMD` as for [`Weights::mix`].
     #[inline(always)]
-    pub fn update<const NETWORK: bool>(
+    pub fn update<const SIMD: bool, const NETWORK: bool>(
         &mut self,
-        inputs: &[i32; INPUTS],
+        inputs: &Inputs,
         mix: &Mix,
-        p: u16,
-        bit: u32,
+        (p, bit): (u16, u32),
         rates: Rates,
         logistic: Logistic,
     ) {
         let target = (bit as i32) << 16;
+        let own = |x: i32| ((target - i32::from(logistic.squash(x))) * rates.first) >> 8;
         let error = ((target - i32::from(p)) * rates.last) >> 8;
         let finals = &mut self.last[mix.final_vector];
-        for (set, weight) in finals.iter_mut().enumerate() {
-            let x = mix.stretched[set];
-            let own = ((target - i32::from(logistic.squash(x))) * rates.first) >> 8;
-            for (weight, &input) in self.first[mix.picked[set]].iter_mut().zip(inputs) {
-                learn(weight, own, input);
-            }
-            learn(weight, error, x);
+        for (weight, x) in finals.iter_mut().zip(mix.stretched) {
+            learn_weight(weight, error, x);
         }
-        if NETWORK {
-            let x = mix.network_stretched;
-            let own = ((target - i32::from(logistic.squash(x))) * rates.first) >> 8;
-            for (weight, &input) in self.network[mix.network].iter_mut().zip(inputs) {
-                learn(weight, own, input);
+        let first = &mut self.first;
+        let network = match NETWORK {
+            true => {
+                let x = mix.network_stretched;
+                learn_weight(&mut self.last_network[mix.final_vector], error, x);
+                Some((&mut self.network[mix.network], own(x)))
             }
-            learn(&mut self.last_network[mix.final_vector], error, x);
+            false => None,
+        };
+        #[cfg(target_arch = "x86_64")]
+        if SIMD && rates.first <= avx2::RATE_MAX {
+            // SAFETY: `SIMD` is only set where the processor has AVX2.
+            unsafe {
+                let pairs = avx2::pairs(inputs);
+                for (&vector, x) in mix.picked.iter().zip(mix.stretched) {
+                    avx2::learn(&mut first[vector], &pairs, own(x));
+                }
+                if let Some((row, error)) = network {
+                    avx2::learn(row, &pairs, error);
+                }
+            }
+            return;
+        }
+        for (&vector, x) in mix.picked.iter().zip(mix.stretched) {
+            scalar::learn(&mut first[vector], inputs, own(x));
+        }
+        if let Some((row, error)) = network {
+            scalar::learn(row, inputs, error);
         }
     }
+}
+
+/// What the rows predict.
+#[inline(always)]
+fn rows_stretched<const SIMD: bool>(rows: [&[i32; INPUTS]; SETS], inputs: &Inputs) -> [i32; SETS] {
+    #[cfg(target_arch = "x86_64")]
+    if SIMD {
+        // SAFETY: `SIMD` is only set where the processor has AVX2.
+        return unsafe { avx2::stretched(rows, inputs) };
+    }
+    rows.map(|row| scalar::stretched(row, inputs))
 }

@@ -4,7 +4,12 @@
 //! in every slot. A context that is not there takes the bucket seen least.
 
 use super::states::States;
-use super::tables::{BUCKET, Line, WAYS, check_of, line_of, prefetch};
+use super::tables::{BUCKET, WAYS, check_of, line_of, prefetch, way_of};
+
+/// One aligned cache line of buckets.
+#[derive(Debug, Clone, Copy)]
+#[repr(align(64))]
+struct Line([[u8; BUCKET]; WAYS]);
 
 /// The table of one group.
 #[derive(Debug, Clone)]
@@ -17,6 +22,18 @@ pub struct Overlay {
 pub struct Place {
     line: u32,
     way: u32,
+}
+
+/// The first of the buckets that have been seen least.
+#[inline(always)]
+fn least_seen(line: &[[u8; BUCKET]; WAYS], states: &States) -> usize {
+    let seen = |way: usize| {
+        let bucket = &line[way];
+        let seen = states.total(bucket[1]).max(1);
+        // the way in the low bits: of equals the first is the least
+        u32::from(if bucket[0] == 0 { 0 } else { seen }) << 2 | way as u32
+    };
+    (seen(0).min(seen(1)).min(seen(2).min(seen(3))) & 3) as usize
 }
 
 impl Overlay {
@@ -40,51 +57,36 @@ impl Overlay {
         prefetch(&self.lines[line_of(hash, self.lines.len())]);
     }
 
-    /// The bucket of a context; an empty one if it has none.
+    /// The bucket of a context; an empty one if it has none. `SIMD` as for [`way_of`].
     #[inline(always)]
-    pub fn find(&self, hash: u64) -> [u8; BUCKET] {
+    pub fn find<const SIMD: bool>(&self, hash: u64) -> [u8; BUCKET] {
         let check = check_of(hash);
         let line = &self.lines[line_of(hash, self.lines.len())].0;
-        let found = line.iter().find(|bucket| bucket[0] == check);
-        found.copied().unwrap_or_default()
+        match way_of::<SIMD>(line, check) {
+            (true, way) => line[way],
+            (false, _) => [0; BUCKET],
+        }
     }
 
-    /// The bucket of a context, claimed from another one if need be.
+    /// The bucket of a context, claimed from another one if need be. `SIMD` as for [`way_of`].
     #[inline(always)]
-    pub fn claim(&mut self, hash: u64, states: &States) -> (Place, [u8; BUCKET]) {
+    pub fn claim<const SIMD: bool>(&mut self, hash: u64, states: &States) -> (Place, [u8; BUCKET]) {
         let index = line_of(hash, self.lines.len());
         let check = check_of(hash);
         let line = &mut self.lines[index].0;
-        let mut victim = 0;
-        let mut fewest = u8::MAX;
-        for (way, bucket) in line.iter().enumerate() {
-            if bucket[0] == check {
-                return (
-                    Place {
-                        line: index as u32,
-                        way: way as u32,
-                    },
-                    *bucket,
-                );
-            }
-            let seen = if bucket[0] == 0 {
-                0
-            } else {
-                states.total(bucket[1]).max(1)
-            };
-            if seen < fewest {
-                (fewest, victim) = (seen, way);
-            }
+        let place = |way: usize| Place {
+            line: index as u32,
+            way: way as u32,
+        };
+        let (found, way) = way_of::<SIMD>(line, check);
+        if found {
+            return (place(way), line[way]);
         }
-        line[victim] = [0; BUCKET];
-        line[victim][0] = check;
-        (
-            Place {
-                line: index as u32,
-                way: victim as u32,
-            },
-            line[victim],
-        )
+        let way = least_seen(line, states);
+        // stored at once, and not loaded again
+        let bucket = u128::from(check).to_le_bytes();
+        line[way] = bucket;
+        (place(way), bucket)
     }
 
     /// Writes back a bucket after its nibble.

@@ -9,7 +9,7 @@ use super::contexts::{CONTEXTS, Contexts, second_nibble};
 use super::ends::{Answer, Ends, MatchedEnd, Question};
 use super::logistic::{Logistic, STRETCH_MAX};
 use super::matcher::{LENGTH_BUCKETS, Matcher};
-use super::mixer::{INPUTS, Mix, Rates, SETS, Weights};
+use super::mixer::{INPUTS, Inputs, Mix, Rates, SETS, Weights};
 use super::overlay::{Overlay, Place};
 use super::states::{States, states};
 use super::tables::BUCKET;
@@ -105,8 +105,7 @@ pub const ORDERS: usize = 7;
 pub const CURVES: usize = 4096;
 /// Points of a refinement curve.
 pub const POINTS: usize = 25;
-/// The input of the network in layer one of the mixer.
-const NETWORK_INPUT: usize = 31;
+const _: () = assert!(CONTEXTS == 14 && MATCHERS.len() == 2 && INPUTS == 32);
 /// Stretched distance between two points.
 const POINT_STEP: i32 = 256;
 
@@ -115,7 +114,7 @@ const POINT_STEP: i32 = 256;
 pub struct Params {
     pub weights: Weights,
     /// Probability of a one after each bit history, by context.
-    pub histories: Vec<[u16; 256]>,
+    pub histories: Box<[[u16; 256]; CONTEXTS]>,
     /// Probability that a match predicts the right bit, by matcher and length class.
     pub matches: Vec<[u16; LENGTH_BUCKETS]>,
     /// Refined probability, by curve, at stretched predictions -12, -11, ... 12 nats.
@@ -128,7 +127,7 @@ impl Default for Params {
     fn default() -> Params {
         Params {
             weights: Weights::default(),
-            histories: vec![[1 << 15; 256]; CONTEXTS],
+            histories: Box::new([[1 << 15; 256]; CONTEXTS]),
             matches: vec![[3 << 14; LENGTH_BUCKETS]; MATCHERS.len()],
             curves: vec![straight(); CURVES],
             ends: None,
@@ -210,6 +209,14 @@ struct Expected {
     lengths: [usize; MATCHERS.len()],
 }
 
+/// What a match expert says of a decision.
+#[derive(Debug, Clone, Copy)]
+struct Matched {
+    bit: u32,
+    /// Stretched probability of a one.
+    x: i16,
+}
+
 /// A model at work on one group.
 #[derive(Debug)]
 pub struct Predictor<M> {
@@ -230,29 +237,32 @@ struct Nibble {
     /// Its buckets in the tables and in the overlay, by context.
     frozen: [[u8; BUCKET]; CONTEXTS],
     adaptive: [[u8; BUCKET]; CONTEXTS],
-    /// Longest plain order known to the tables and to the overlay: 8 * tables + overlay.
-    known: usize,
+    /// Contexts that the tables and the overlay know, a bit for each.
+    trained: u32,
+    learned: u32,
 }
 
 impl Nibble {
     /// Takes over what was found of a context, in the order of the contexts.
     #[inline(always)]
-    fn add(&mut self, context: usize, frozen: Option<&[u8; BUCKET]>, adaptive: [u8; BUCKET]) {
-        self.frozen[context] = frozen.copied().unwrap_or_default();
+    fn add(
+        &mut self,
+        context: usize,
+        (trained, frozen): (bool, [u8; BUCKET]),
+        adaptive: [u8; BUCKET],
+    ) {
+        self.frozen[context] = frozen;
         self.adaptive[context] = adaptive;
-        if context < ORDERS {
-            let trained = if frozen.is_some() {
-                context + 1
-            } else {
-                self.known / 8
-            };
-            let learned = if adaptive[1] != 0 {
-                context + 1
-            } else {
-                self.known % 8
-            };
-            self.known = trained * 8 + learned;
-        }
+        self.trained |= u32::from(trained) << context;
+        self.learned |= u32::from(adaptive[1] != 0) << context;
+    }
+
+    /// Longest plain order known to the tables and to the overlay: 8 * tables + overlay.
+    #[inline(always)]
+    fn known(&self) -> usize {
+        let longest = |contexts: u32| (contexts & ((1 << ORDERS) - 1)).checked_ilog2();
+        let longest = |contexts: u32| longest(contexts).map_or(0, |order| order as usize + 1);
+        longest(self.trained) * 8 + longest(self.learned)
     }
 }
 
@@ -299,7 +309,7 @@ impl<M: Deref<Target = Model>> Predictor<M> {
             // SAFETY: `avx2` is only set where the processor has all features of `byte_avx2`.
             return unsafe { self.byte_avx2(coder, guide, byte) };
         }
-        self.byte_with(coder, guide, byte)
+        self.byte_with::<false, _>(coder, guide, byte)
     }
 
     /// [`Predictor::byte_with`] compiled for AVX2.
@@ -314,20 +324,26 @@ impl<M: Deref<Target = Model>> Predictor<M> {
         guide: &mut G,
         byte: u8,
     ) -> u8 {
-        self.byte_with(coder, guide, byte)
+        self.byte_with::<true, _>(coder, guide, byte)
     }
 
     #[inline(always)]
-    fn byte_with<G: Guide>(&mut self, coder: &mut impl BitCoder, guide: &mut G, byte: u8) -> u8 {
+    fn byte_with<const SIMD: bool, G: Guide>(
+        &mut self,
+        coder: &mut impl BitCoder,
+        guide: &mut G,
+        byte: u8,
+    ) -> u8 {
         let expected = self.expected();
         let hashes = self.state.hashes;
-        self.enter_nibble(&hashes);
-        let high = self.nibble(coder, guide, u32::from(byte >> 4), 1, &expected);
+        self.enter_nibble::<SIMD>(&hashes);
+        let high = self.nibble::<SIMD, _>(coder, guide, u32::from(byte >> 4), 1, &expected);
         self.leave_nibble();
         let hashes = hashes.map(|hash| second_nibble(hash, high));
         self.prefetch(&hashes);
-        self.enter_nibble(&hashes);
-        let low = self.nibble(coder, guide, u32::from(byte & 15), 16 | high, &expected);
+        self.enter_nibble::<SIMD>(&hashes);
+        let low = u32::from(byte & 15);
+        let low = self.nibble::<SIMD, _>(coder, guide, low, 16 | high, &expected);
         self.leave_nibble();
         let byte = (high << 4 | low) as u8;
         self.append(byte, &expected);
@@ -435,19 +451,21 @@ impl<M: Deref<Target = Model>> Predictor<M> {
 
     #[inline(always)]
     fn prefetch(&self, hashes: &[u64; CONTEXTS]) {
+        let tables = self.model.tables.view();
         for (context, &hash) in hashes.iter().enumerate() {
-            self.model.tables.prefetch(context, hash);
+            tables.prefetch(context, hash);
             self.state.overlay.prefetch(hash);
         }
     }
 
     /// Fetches the buckets of a nibble.
     #[inline(always)]
-    fn enter_nibble(&mut self, hashes: &[u64; CONTEXTS]) {
-        self.nibble.known = 0;
+    fn enter_nibble<const SIMD: bool>(&mut self, hashes: &[u64; CONTEXTS]) {
+        (self.nibble.trained, self.nibble.learned) = (0, 0);
+        let tables = self.model.tables.view();
         for (context, &hash) in hashes.iter().enumerate() {
-            let found = self.model.tables.find(context, hash);
-            let (place, bucket) = self.state.overlay.claim(hash, self.states);
+            let found = tables.find::<SIMD>(context, hash);
+            let (place, bucket) = self.state.overlay.claim::<SIMD>(hash, self.states);
             self.places[context] = place;
             self.nibble.add(context, found, bucket);
         }
@@ -462,7 +480,7 @@ impl<M: Deref<Target = Model>> Predictor<M> {
 
     /// Codes the four decisions of a nibble; `prefix` is the byte's bits so far behind a leading one.
     #[inline(always)]
-    fn nibble<G: Guide>(
+    fn nibble<const SIMD: bool, G: Guide>(
         &mut self,
         coder: &mut impl BitCoder,
         guide: &mut G,
@@ -473,7 +491,8 @@ impl<M: Deref<Target = Model>> Predictor<M> {
         let mut node = 1usize;
         for shift in (0..4).rev() {
             let bit = nibble >> shift & 1;
-            let bit = self.decision(coder, guide, bit, node & 15, prefix, expected);
+            let place = (node & 15, prefix);
+            let bit = self.decision::<SIMD, _, _>(coder, guide, bit, place, expected);
             node = node << 1 | bit as usize;
             prefix = prefix << 1 | bit;
         }
@@ -482,13 +501,12 @@ impl<M: Deref<Target = Model>> Predictor<M> {
 
     /// Codes one decision: gathers what the experts say, mixes, refines, codes and learns.
     #[inline(always)]
-    fn decision<C: BitCoder, G: Guide>(
+    fn decision<const SIMD: bool, C: BitCoder, G: Guide>(
         &mut self,
         coder: &mut C,
         guide: &mut G,
         bit: u32,
-        node: usize,
-        prefix: u32,
+        (node, prefix): (usize, u32),
         expected: &Expected,
     ) -> u32 {
         let (hint, x, vector) = match guide.ask() {
@@ -499,27 +517,23 @@ impl<M: Deref<Target = Model>> Predictor<M> {
             && let Some(bit) = hint
             && !C::MEASURES
         {
-            self.learn_histories(node, bit);
+            self.learn_histories::<SIMD>(node, bit);
             return bit;
         }
-        let mut inputs = [0i32; INPUTS];
-        if G::NETWORK {
-            inputs[NETWORK_INPUT] = x;
-        }
-        self.ask_contexts(&self.nibble, node, &mut inputs);
-        let (matched, longest) = self.ask_matchers(prefix, expected, &mut inputs);
+        let (matched, longest) = self.ask_matchers(prefix, expected);
+        let network = if G::NETWORK { x } else { 0 };
+        let inputs = self.inputs::<SIMD>(&self.nibble, node, &matched, network);
         let vector = G::NETWORK.then_some(vector);
         let newest = self.state.contexts.newest();
         let selectors: [usize; SETS] = [
             prefix as usize,
-            self.nibble.known,
+            self.nibble.known(),
             usize::from(newest),
             longest * 16 + node,
         ];
         let params = &mut self.state.params;
-        let x = params
-            .weights
-            .mix(&inputs, &selectors, vector, prefix as usize, &mut self.mix);
+        let (weights, last) = (&params.weights, prefix as usize);
+        let x = weights.mix::<SIMD>(&inputs, &selectors, vector, last, &mut self.mix);
         let p = self.logistic.squash(x);
         let curve = curve_of(newest, prefix);
         let (point, refined) = refine(&params.curves[curve], x);
@@ -528,7 +542,7 @@ impl<M: Deref<Target = Model>> Predictor<M> {
             && let Some(bit) = hint
         {
             coder.saved(coded, bit);
-            self.learn_histories(node, bit);
+            self.learn_histories::<SIMD>(node, bit);
             return bit;
         }
         let bit = coder.code(coded, bit) & 1;
@@ -538,14 +552,15 @@ impl<M: Deref<Target = Model>> Predictor<M> {
 
         let adaptation = self.state.adaptation;
         let (weights, mix, rates) = (&mut params.weights, &self.mix, adaptation.mixer);
+        let seen = (p, bit);
         match G::NETWORK {
-            true => weights.update::<true>(&inputs, mix, p, bit, rates, self.logistic),
-            false => weights.update::<false>(&inputs, mix, p, bit, rates, self.logistic),
+            true => weights.update::<SIMD, true>(&inputs, mix, seen, rates, self.logistic),
+            false => weights.update::<SIMD, false>(&inputs, mix, seen, rates, self.logistic),
         }
         average(&mut params.curves[curve][point], bit, adaptation.curves);
-        for (m, expected_bit) in matched.iter().enumerate() {
-            if let Some(expected_bit) = *expected_bit {
-                let right = u32::from(expected_bit == bit);
+        for (m, matched) in matched.iter().enumerate() {
+            if let Some(matched) = *matched {
+                let right = u32::from(matched.bit == bit);
                 average(
                     &mut params.matches[m][expected.lengths[m]],
                     right,
@@ -553,31 +568,61 @@ impl<M: Deref<Target = Model>> Predictor<M> {
                 );
             }
         }
-        self.learn_histories(node, bit);
+        self.learn_histories::<SIMD>(node, bit);
         bit
     }
 
-    /// Inputs 0..2 * CONTEXTS: trained logits, then what the bit histories predict.
+    /// What all experts say of a decision: the trained logits of the contexts, then what their bit histories predict,
+    /// then the matches, then a constant, then the network.
     #[inline(always)]
-    fn ask_contexts(&self, nibble: &Nibble, node: usize, inputs: &mut [i32; INPUTS]) {
-        let histories = &self.state.params.histories;
-        for context in 0..CONTEXTS {
-            inputs[context] = i32::from(self.model.logits[nibble.frozen[context][node] as usize]);
-            let p = histories[context][nibble.adaptive[context][node] as usize];
-            inputs[CONTEXTS + context] = i32::from(self.logistic.stretch(p));
-        }
-        inputs[2 * CONTEXTS + MATCHERS.len()] = 256;
+    fn inputs<const SIMD: bool>(
+        &self,
+        nibble: &Nibble,
+        node: usize,
+        matched: &[Option<Matched>; MATCHERS.len()],
+        network: i32,
+    ) -> Inputs {
+        let matched = matched.map(|matched| matched.map_or(0, |matched| matched.x));
+        let t = |context: usize| self.trained(nibble, node, context);
+        let h = |context: usize| self.history(nibble, node, context);
+        Inputs::of::<SIMD>([
+            [t(0), t(1), t(2), t(3), t(4), t(5), t(6), t(7)],
+            [t(8), t(9), t(10), t(11), t(12), t(13), h(0), h(1)],
+            [h(2), h(3), h(4), h(5), h(6), h(7), h(8), h(9)],
+            [
+                h(10),
+                h(11),
+                h(12),
+                h(13),
+                matched[0],
+                matched[1],
+                256,
+                network as i16,
+            ],
+        ])
     }
 
-    /// The inputs of the match experts that still agree with the byte's bits so far; returns the bits
-    /// they expect and the longest length class.
+    /// The trained logit of a context.
+    #[inline(always)]
+    fn trained(&self, nibble: &Nibble, node: usize, context: usize) -> i16 {
+        self.model.logits[usize::from(nibble.frozen[context][node & 15])]
+    }
+
+    /// What the bit history of a context predicts, stretched.
+    #[inline(always)]
+    fn history(&self, nibble: &Nibble, node: usize, context: usize) -> i16 {
+        let state = usize::from(nibble.adaptive[context][node & 15]);
+        self.logistic
+            .stretch(self.state.params.histories[context][state])
+    }
+
+    /// What the match experts say that still agree with the byte's bits so far, and the longest length class.
     #[inline(always)]
     fn ask_matchers(
         &self,
         prefix: u32,
         expected: &Expected,
-        inputs: &mut [i32; INPUTS],
-    ) -> ([Option<u32>; MATCHERS.len()], usize) {
+    ) -> ([Option<Matched>; MATCHERS.len()], usize) {
         let width = prefix.ilog2();
         let mut matched = [None; MATCHERS.len()];
         let mut longest = 0;
@@ -591,24 +636,77 @@ impl<M: Deref<Target = Model>> Predictor<M> {
             }
             let bit = byte >> (7 - width) & 1;
             let length = expected.lengths[m];
-            let x = i32::from(self.logistic.stretch(self.state.params.matches[m][length]));
-            inputs[2 * CONTEXTS + m] = if bit == 1 { x } else { -x };
+            let x = self.logistic.stretch(self.state.params.matches[m][length]);
             longest = longest.max(length);
-            matched[m] = Some(bit);
+            matched[m] = Some(Matched {
+                bit,
+                x: if bit == 1 { x } else { -x },
+            });
         }
         (matched, longest)
     }
 
+    /// Lets all contexts learn a bit. `SIMD` only where the processor has AVX2; what comes of it is the same.
     #[inline(always)]
-    fn learn_histories(&mut self, node: usize, bit: u32) {
+    fn learn_histories<const SIMD: bool>(&mut self, node: usize, bit: u32) {
         let rate = self.state.adaptation.histories;
-        for context in 0..CONTEXTS {
-            let history = &mut self.nibble.adaptive[context][node];
-            let p = &mut self.state.params.histories[context][*history as usize];
-            average(p, bit, rate);
-            *history = self.states.next(*history, bit);
+        let histories = &mut self.state.params.histories;
+        let mut states = [0u8; CONTEXTS];
+        for (state, bucket) in states.iter_mut().zip(&mut self.nibble.adaptive) {
+            let slot = &mut bucket[node & 15];
+            *state = *slot;
+            *slot = self.states.next(*slot, bit);
+        }
+        #[cfg(target_arch = "x86_64")]
+        if SIMD {
+            let mut p = [0u16; 16];
+            for (p, (history, &state)) in p.iter_mut().zip(histories.iter().zip(&states)) {
+                *p = history[usize::from(state)];
+            }
+            let [low, high] = p.as_chunks::<8>().0 else {
+                return;
+            };
+            // SAFETY: `SIMD` is only set where the processor has AVX2.
+            let moved = unsafe { [averages(low, bit, rate), averages(high, bit, rate)] };
+            let moved = moved.as_flattened().iter();
+            for ((history, &state), &p) in histories.iter_mut().zip(&states).zip(moved) {
+                history[usize::from(state)] = p;
+            }
+            return;
+        }
+        for (history, &state) in histories.iter_mut().zip(&states) {
+            average(&mut history[usize::from(state)], bit, rate);
         }
     }
+}
+
+/// [`average`] of eight probabilities.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2")]
+#[inline]
+fn averages(p: &[u16; 8], bit: u32, shift: u32) -> [u16; 8] {
+    use std::arch::x86_64::{
+        __m128i, _mm_add_epi16, _mm_cmpeq_epi16, _mm_cvtsi32_si128, _mm_max_epu16, _mm_min_epu16,
+        _mm_or_si128, _mm_set_epi16, _mm_set1_epi16, _mm_sll_epi16, _mm_srl_epi16, _mm_sub_epi16,
+        _mm_xor_si128,
+    };
+    let &[a, b, c, d, e, f, g, h] = p;
+    let p = _mm_set_epi16(
+        h as i16, g as i16, f as i16, e as i16, d as i16, c as i16, b as i16, a as i16,
+    );
+    let (count, ones) = (_mm_cvtsi32_si128(shift as i32), _mm_set1_epi16(-1));
+    let is_one = _mm_set1_epi16(-((bit & 1) as i16));
+    // A one makes the distance from 65535 smaller, a zero that from 0: by itself shifted, with a zero rounded up.
+    let distance = _mm_xor_si128(p, is_one);
+    let part = _mm_srl_epi16(distance, count);
+    let is_whole = _mm_cmpeq_epi16(_mm_sll_epi16(part, count), distance);
+    // -1 where one more goes
+    let up = _mm_xor_si128(_mm_or_si128(is_whole, is_one), ones);
+    let p = _mm_xor_si128(_mm_add_epi16(_mm_sub_epi16(distance, part), up), is_one);
+    let p = _mm_max_epu16(p, _mm_set1_epi16(AVERAGE_MIN as i16));
+    let p = _mm_min_epu16(p, _mm_set1_epi16(AVERAGE_MAX as i16));
+    // SAFETY: both are 16 bytes of plain integers.
+    unsafe { std::mem::transmute::<__m128i, [u16; 8]>(p) }
 }
 
 /// The refinement curve of a decision.
@@ -627,12 +725,17 @@ pub(super) fn refine(curve: &[u16; POINTS], x: i32) -> (usize, u32) {
     (low + usize::from(part >= 128), sum / 256)
 }
 
+/// Averages stay within these.
+const AVERAGE_MIN: u16 = 32;
+const AVERAGE_MAX: u16 = 65503;
+
 /// Moves a 16-bit probability towards the bit seen.
 #[inline(always)]
 pub(super) fn average(p: &mut u16, bit: u32, shift: u32) {
     let target = if bit == 1 { 65535i32 } else { 0 };
     let p32 = i32::from(*p);
-    *p = (p32 + ((target - p32) >> shift)).clamp(32, 65503) as u16;
+    let moved = p32 + ((target - p32) >> shift);
+    *p = moved.clamp(i32::from(AVERAGE_MIN), i32::from(AVERAGE_MAX)) as u16;
 }
 
 /// Which build of the hot path runs on this machine.

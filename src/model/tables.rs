@@ -4,6 +4,8 @@
 //! the context if its check byte matches. A bucket is the check byte and the 15 logits of the
 //! nibble's binary decisions, one byte each, indexed by the decision's node 1..=15.
 
+use memmap2::MmapMut;
+
 use super::contexts::CONTEXTS;
 
 /// Bytes of a bucket: a check byte and 15 slots.
@@ -11,10 +13,8 @@ pub const BUCKET: usize = 16;
 /// Buckets of a line, which is one cache line.
 pub const WAYS: usize = 4;
 
-/// One aligned cache line of buckets.
-#[derive(Debug, Clone, Copy)]
-#[repr(align(64))]
-pub struct Line(pub [[u8; BUCKET]; WAYS]);
+/// The buckets of one cache line.
+pub type Line = [[u8; BUCKET]; WAYS];
 
 /// The check byte of a hash: never 0, which marks an empty bucket.
 #[inline(always)]
@@ -28,12 +28,105 @@ pub fn line_of(hash: u64, lines: usize) -> usize {
     (((hash >> 32) * lines as u64) >> 32) as usize
 }
 
+/// Finds the first bucket of a line with a check byte: whether there is one, and its way, or 0. Without branches, because
+/// what is found cannot be foreseen. `SIMD` only where the processor has AVX2; what comes of it is the same.
+#[inline(always)]
+pub fn way_of<const SIMD: bool>(line: &Line, check: u8) -> (bool, usize) {
+    #[cfg(target_arch = "x86_64")]
+    if SIMD {
+        // SAFETY: `SIMD` is only set where the processor has AVX2.
+        return unsafe { way_avx2(line, check) };
+    }
+    let same = |way: usize| u32::from(line[way][0] == check) << way;
+    let mask = same(0) | same(1) | same(2) | same(3);
+    (mask != 0, mask.trailing_zeros() as usize % WAYS)
+}
+
+/// [`way_of`] with all bytes of the line compared at once.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2")]
+#[inline]
+fn way_avx2(line: &Line, check: u8) -> (bool, usize) {
+    use std::arch::x86_64::{
+        __m256i, _mm256_cmpeq_epi8, _mm256_loadu_si256, _mm256_movemask_epi8, _mm256_set1_epi8,
+    };
+    let check = _mm256_set1_epi8(check as i8);
+    let start: *const __m256i = line.as_ptr().cast();
+    // SAFETY: the line has as many bytes as two registers; any alignment will do.
+    let (low, high) = unsafe { (_mm256_loadu_si256(start), _mm256_loadu_si256(start.add(1))) };
+    let low = _mm256_movemask_epi8(_mm256_cmpeq_epi8(low, check)) as u32;
+    let high = _mm256_movemask_epi8(_mm256_cmpeq_epi8(high, check)) as u32;
+    // a bit for each byte, of which the first of each bucket counts
+    let mask = (u64::from(high) << 32 | u64::from(low)) & 0x0001_0001_0001_0001;
+    (mask != 0, mask.trailing_zeros() as usize / BUCKET % WAYS)
+}
+
+/// The bucket of a way, or zeros if it was not found.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2")]
+#[inline]
+fn bucket_avx2(line: &Line, (found, way): (bool, usize)) -> [u8; BUCKET] {
+    use std::arch::x86_64::{__m128i, _mm_and_si128, _mm_loadu_si128, _mm_set1_epi8};
+    let all = _mm_set1_epi8(-i8::from(found));
+    // SAFETY: a bucket has as many bytes as a register; any alignment will do.
+    let bucket = unsafe { _mm_loadu_si128(line[way % WAYS].as_ptr().cast()) };
+    // SAFETY: both are 16 plain bytes.
+    unsafe { std::mem::transmute::<__m128i, [u8; BUCKET]>(_mm_and_si128(bucket, all)) }
+}
+
+/// Lines in memory, each within one cache line.
+#[derive(Debug)]
+enum Lines {
+    /// In huge pages, where the system has some: a look-up touches lines all over the tables, and finding its small
+    /// page takes about as long as fetching the line.
+    Mapped(MmapMut),
+    /// Where there is nothing to map, or mapping was refused; they may lie across cache lines.
+    Plain(Vec<Line>),
+}
+
+impl Lines {
+    fn new(count: usize) -> Lines {
+        match MmapMut::map_anon(count * size_of::<Line>()) {
+            Ok(map) => {
+                // advice: it may be ignored
+                #[cfg(target_os = "linux")]
+                let _ = map.advise(memmap2::Advice::HugePage);
+                Lines::Mapped(map)
+            }
+            Err(_) => Lines::Plain(vec![[[0; BUCKET]; WAYS]; count]),
+        }
+    }
+
+    #[inline(always)]
+    fn get(&self) -> &[Line] {
+        match self {
+            Lines::Mapped(map) => bytemuck::cast_slice(map),
+            Lines::Plain(lines) => lines,
+        }
+    }
+
+    fn get_mut(&mut self) -> &mut [Line] {
+        match self {
+            Lines::Mapped(map) => bytemuck::cast_slice_mut(map),
+            Lines::Plain(lines) => lines,
+        }
+    }
+}
+
+/// First line and number of lines of each context's table.
+type Parts = [(usize, usize); CONTEXTS];
+
 /// The tables of all contexts.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Tables {
-    lines: Vec<Line>,
-    /// First line and number of lines of each context's table.
-    parts: [(usize, usize); CONTEXTS],
+    lines: Lines,
+    parts: Parts,
+}
+
+impl Default for Tables {
+    fn default() -> Tables {
+        Tables::with_lines(&[0; CONTEXTS])
+    }
 }
 
 impl Tables {
@@ -46,19 +139,19 @@ impl Tables {
             part
         });
         Tables {
-            lines: vec![Line([[0; BUCKET]; WAYS]); start],
+            lines: Lines::new(start),
             parts,
         }
     }
 
     /// All lines, table after table.
     pub fn lines(&self) -> &[Line] {
-        &self.lines
+        self.lines.get()
     }
 
     /// All lines, table after table.
     pub fn lines_mut(&mut self) -> &mut [Line] {
-        &mut self.lines
+        self.lines.get_mut()
     }
 
     /// Number of lines of each context's table.
@@ -67,23 +160,54 @@ impl Tables {
     }
 
     /// Index of the line that may hold `hash` in the table of `context`; None without such a table.
-    #[inline(always)]
     pub fn line_index(&self, context: usize, hash: u64) -> Option<usize> {
+        self.view().line_index(context, hash)
+    }
+
+    /// For looking things up.
+    #[inline(always)]
+    pub fn view(&self) -> View<'_> {
+        View {
+            lines: self.lines.get(),
+            parts: &self.parts,
+        }
+    }
+}
+
+/// Tables that are looked up: where they lie has been found out.
+#[derive(Debug, Clone, Copy)]
+pub struct View<'a> {
+    lines: &'a [Line],
+    parts: &'a Parts,
+}
+
+impl<'a> View<'a> {
+    #[inline(always)]
+    fn line_index(self, context: usize, hash: u64) -> Option<usize> {
         let (start, count) = self.parts[context];
         (count > 0).then(|| start + line_of(hash, count))
     }
 
-    /// The bucket of a context, if it was trained.
+    /// The bucket of a context, and whether it was trained: if not it is empty. `SIMD` as for [`way_of`].
     #[inline(always)]
-    pub fn find(&self, context: usize, hash: u64) -> Option<&[u8; BUCKET]> {
-        let line = &self.lines[self.line_index(context, hash)?];
-        let check = check_of(hash);
-        line.0.iter().find(|bucket| bucket[0] == check)
+    pub fn find<const SIMD: bool>(self, context: usize, hash: u64) -> (bool, [u8; BUCKET]) {
+        let Some(index) = self.line_index(context, hash) else {
+            return (false, [0; BUCKET]);
+        };
+        let line = &self.lines[index];
+        let (found, way) = way_of::<SIMD>(line, check_of(hash));
+        #[cfg(target_arch = "x86_64")]
+        if SIMD {
+            // SAFETY: `SIMD` is only set where the processor has AVX2.
+            return (found, unsafe { bucket_avx2(line, (found, way)) });
+        }
+        let bucket = if found { line[way] } else { [0; BUCKET] };
+        (found, bucket)
     }
 
     /// Asks the processor for the line of a hash before it is needed.
     #[inline(always)]
-    pub fn prefetch(&self, context: usize, hash: u64) {
+    pub fn prefetch(self, context: usize, hash: u64) {
         if let Some(index) = self.line_index(context, hash) {
             prefetch(&self.lines[index]);
         }

@@ -114,7 +114,7 @@ fn reserve_all(
     files: u8,
 ) -> Vec<Line> {
     let kept = sketch.at_least()[files as usize];
-    let mut lines = vec![Line([[0; BUCKET]; WAYS]); (kept * 16 / LOAD).max(16)];
+    let mut lines = vec![[[0; BUCKET]; WAYS]; (kept * 16 / LOAD).max(16)];
     walk(corpus, pieces, context, |_, hash| {
         if sketch.get(hash) >= files {
             let line = line_of(hash, lines.len());
@@ -126,7 +126,7 @@ fn reserve_all(
 
 /// Makes sure that a context has a bucket, if its line is not full.
 fn reserve(line: &mut Line, check: u8) {
-    for bucket in &mut line.0 {
+    for bucket in line {
         if bucket[0] == 0 {
             bucket[0] = check;
         }
@@ -191,7 +191,6 @@ impl Trainer {
         let line = self.tables.line_index(context, hash)?;
         let check = check_of(hash);
         let way = self.tables.lines()[line]
-            .0
             .iter()
             .position(|b| b[0] == check)?;
         Some(line * WAYS + way)
@@ -213,8 +212,9 @@ impl Trainer {
     }
 
     fn prefetch(&self, hashes: &[u64; CONTEXTS]) {
+        let tables = self.tables.view();
         for (context, &hash) in hashes.iter().enumerate() {
-            self.tables.prefetch(context, hash);
+            tables.prefetch(context, hash);
         }
     }
 
@@ -300,10 +300,7 @@ impl Trainer {
         let mut lines = self.tables.lines_mut().iter_mut();
         let mut slots = self.slots.iter();
         for (context, count) in counts.into_iter().enumerate() {
-            let buckets = lines
-                .by_ref()
-                .take(count)
-                .flat_map(|line| line.0.iter_mut());
+            let buckets = lines.by_ref().take(count).flatten();
             for (bucket, [logits, squares]) in buckets.zip(slots.by_ref()) {
                 quantise(bucket, logits, squares, levels);
                 // that a plain order is known selects weights, even if nothing was learned

@@ -8,7 +8,7 @@
 use std::ops::Deref;
 
 use super::{
-    Expected, INPUTS, Mix, Model, Nibble, Params, Predictor, SETS, curve_of, refine, second_nibble,
+    Expected, Mix, Model, Nibble, Params, Predictor, SETS, curve_of, refine, second_nibble,
 };
 use crate::model::contexts::CONTEXTS;
 use crate::model::vocabulary::Vocabulary;
@@ -49,7 +49,7 @@ impl<M: Deref<Target = Model>> Predictor<M> {
             // SAFETY: `avx2` is only set where the processor has all features of `outlook_avx2`.
             return unsafe { self.outlook_avx2(params, vocabulary, walk, bytes) };
         }
-        self.outlook_with(params, vocabulary, walk, bytes)
+        self.outlook_with::<false>(params, vocabulary, walk, bytes)
     }
 
     /// [`Predictor::outlook_with`] compiled for AVX2.
@@ -65,11 +65,11 @@ impl<M: Deref<Target = Model>> Predictor<M> {
         walk: Walk,
         bytes: usize,
     ) -> i32 {
-        self.outlook_with(params, vocabulary, walk, bytes)
+        self.outlook_with::<true>(params, vocabulary, walk, bytes)
     }
 
     #[inline(always)]
-    fn outlook_with(
+    fn outlook_with<const SIMD: bool>(
         &self,
         params: &Params,
         vocabulary: &Vocabulary,
@@ -79,7 +79,7 @@ impl<M: Deref<Target = Model>> Predictor<M> {
         let mut outlook = Outlook {
             params,
             expected: self.expected(),
-            high: self.peek(&self.state.hashes),
+            high: self.peek::<SIMD>(&self.state.hashes),
             low: (u32::MAX, Nibble::default()),
         };
         let mut mix = Mix::default();
@@ -97,7 +97,7 @@ impl<M: Deref<Target = Model>> Predictor<M> {
             if step > 8 {
                 sum += branch.mass;
             } else if branch.mass >= LEAST_MASS {
-                let p = self.outlook_bit(&mut outlook, branch.prefix, &mut mix);
+                let p = self.outlook_bit::<SIMD>(&mut outlook, branch.prefix, &mut mix);
                 let ones = (branch.mass * p) >> 16;
                 match branch.walk.next(vocabulary, bytes, step) {
                     Next::Forced(bit) => {
@@ -129,18 +129,24 @@ impl<M: Deref<Target = Model>> Predictor<M> {
 
     /// What the contexts know of a nibble, without a claim.
     #[inline(always)]
-    fn peek(&self, hashes: &[u64; CONTEXTS]) -> Nibble {
+    fn peek<const SIMD: bool>(&self, hashes: &[u64; CONTEXTS]) -> Nibble {
         let mut nibble = Nibble::default();
+        let tables = self.model.tables.view();
         for (context, &hash) in hashes.iter().enumerate() {
-            let adaptive = self.state.overlay.find(hash);
-            nibble.add(context, self.model.tables.find(context, hash), adaptive);
+            let adaptive = self.state.overlay.find::<SIMD>(hash);
+            nibble.add(context, tables.find::<SIMD>(context, hash), adaptive);
         }
         nibble
     }
 
     /// The probability of a one behind the bits of `prefix`, in units of 2^-16.
     #[inline(always)]
-    fn outlook_bit(&self, outlook: &mut Outlook, prefix: u32, mix: &mut Mix) -> u32 {
+    fn outlook_bit<const SIMD: bool>(
+        &self,
+        outlook: &mut Outlook,
+        prefix: u32,
+        mix: &mut Mix,
+    ) -> u32 {
         let (node, nibble) = if prefix < 16 {
             (prefix as usize, &outlook.high)
         } else {
@@ -148,25 +154,23 @@ impl<M: Deref<Target = Model>> Predictor<M> {
             let high = prefix >> shift & 15;
             if outlook.low.0 != high {
                 let hashes = self.state.hashes.map(|hash| second_nibble(hash, high));
-                outlook.low = (high, self.peek(&hashes));
+                outlook.low = (high, self.peek::<SIMD>(&hashes));
             }
             let node = 1 << shift | prefix & ((1 << shift) - 1);
             (node as usize, &outlook.low.1)
         };
-        let mut inputs = [0i32; INPUTS];
-        self.ask_contexts(nibble, node, &mut inputs);
-        let (_, longest) = self.ask_matchers(prefix, &outlook.expected, &mut inputs);
+        let (matched, longest) = self.ask_matchers(prefix, &outlook.expected);
+        let inputs = self.inputs::<SIMD>(nibble, node, &matched, 0);
         let newest = self.state.contexts.newest();
         let selectors: [usize; SETS] = [
             prefix as usize,
-            nibble.known,
+            nibble.known(),
             usize::from(newest),
             longest * 16 + node,
         ];
         let params = outlook.params;
-        let x = params
-            .weights
-            .mix(&inputs, &selectors, None, prefix as usize, mix);
+        let (weights, last) = (&params.weights, prefix as usize);
+        let x = weights.mix::<SIMD>(&inputs, &selectors, None, last, mix);
         let refined = refine(&params.curves[curve_of(newest, prefix)], x).1;
         (u32::from(self.logistic.squash(x)) + refined) / 2
     }
