@@ -97,13 +97,13 @@ pub struct Mix {
 /// What the experts say of a decision, stretched.
 #[derive(Debug, Clone, Copy)]
 #[repr(align(32))]
-pub struct Inputs(pub [i16; INPUTS]);
+pub(super) struct Inputs([i16; INPUTS]);
 
 impl Inputs {
     /// Inputs of these values, each within +-3071. With `SIMD` they are put together in registers: what is stored in
     /// small parts cannot soon be loaded as a whole. It may only be set where the processor has AVX2.
     #[inline(always)]
-    pub fn of<const SIMD: bool>(values: [[i16; 8]; INPUTS / 8]) -> Inputs {
+    pub(super) fn of<const SIMD: bool>(values: [[i16; 8]; INPUTS / 8]) -> Inputs {
         #[cfg(target_arch = "x86_64")]
         if SIMD {
             // SAFETY: `SIMD` is only set where the processor has AVX2.
@@ -133,7 +133,7 @@ impl Weights {
     /// Mixes `inputs` into a stretched prediction. With a network, its set takes part with the vector `network`. `SIMD`
     /// only where the processor has AVX2; what comes of it is the same.
     #[inline(always)]
-    pub fn mix<const SIMD: bool>(
+    pub(super) fn mix<const SIMD: bool>(
         &self,
         inputs: &Inputs,
         selectors: &[usize; SETS],
@@ -164,7 +164,7 @@ impl Weights {
     /// Moves the picked weights towards what would have predicted `bit`; `p` is what was predicted, with a
     /// network or without. `SIMD` as for [`Weights::mix`].
     #[inline(always)]
-    pub fn update<const SIMD: bool, const NETWORK: bool>(
+    pub(super) fn update<const SIMD: bool, const NETWORK: bool>(
         &mut self,
         inputs: &Inputs,
         mix: &Mix,
@@ -220,4 +220,65 @@ fn rows_stretched<const SIMD: bool>(rows: [&[i32; INPUTS]; SETS], inputs: &Input
         return unsafe { avx2::stretched(rows, inputs) };
     }
     rows.map(|row| scalar::stretched(row, inputs))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::predictor::has_avx2;
+    use proptest::prelude::*;
+
+    /// Values of which many are the largest and smallest that may be.
+    fn extreme(most: i32) -> impl Strategy<Value = i32> {
+        prop_oneof![Just(most), Just(-most), Just(0), -most..=most]
+    }
+
+    fn inputs() -> impl Strategy<Value = [[i16; 8]; INPUTS / 8]> {
+        let row = prop::array::uniform8(extreme(STRETCH_MAX).prop_map(|x| x as i16));
+        prop::array::uniform4(row)
+    }
+
+    fn weights() -> impl Strategy<Value = Weights> {
+        let row = prop::array::uniform32(extreme(WEIGHT_MAX));
+        let rows = prop::collection::vec(row, SETS);
+        rows.prop_map(|rows| {
+            let mut weights = Weights::with_network();
+            for (set, row) in rows.into_iter().enumerate() {
+                weights.first[SET_STARTS[set] + 7] = row;
+                weights.network[5] = row;
+            }
+            weights
+        })
+    }
+
+    fn learned<const SIMD: bool>(
+        mut weights: Weights,
+        values: [[i16; 8]; INPUTS / 8],
+        (p, bit): (u16, u32),
+        first: i32,
+    ) -> (i32, Weights) {
+        let (inputs, mut mix) = (Inputs::of::<SIMD>(values), Mix::default());
+        assert_eq!(inputs.0, values.as_flattened());
+        let x = weights.mix::<SIMD>(&inputs, &[7; SETS], Some(5), 9, &mut mix);
+        let (rates, logistic) = (Rates { first, last: 12 }, Logistic::default());
+        weights.update::<SIMD, true>(&inputs, &mix, (p, bit), rates, logistic);
+        (x, weights)
+    }
+
+    proptest! {
+        #[test]
+        fn registers_and_single_numbers_give_the_same(
+            weights in weights(),
+            values in inputs(),
+            seen in (1u16..=65535, 0u32..2),
+            first in prop_oneof![0..=RATE_MAX, Just(100), Just(127), Just(128)],
+        ) {
+            if has_avx2() {
+                let (x, after) = learned::<true>(weights.clone(), values, seen, first);
+                let expected = learned::<false>(weights, values, seen, first);
+                prop_assert_eq!(x, expected.0);
+                prop_assert!(after == expected.1);
+            }
+        }
+    }
 }

@@ -59,7 +59,7 @@ impl Overlay {
 
     /// The bucket of a context; an empty one if it has none. `SIMD` as for [`way_of`].
     #[inline(always)]
-    pub fn find<const SIMD: bool>(&self, hash: u64) -> [u8; BUCKET] {
+    pub(super) fn find<const SIMD: bool>(&self, hash: u64) -> [u8; BUCKET] {
         let check = check_of(hash);
         let line = &self.lines[line_of(hash, self.lines.len())].0;
         match way_of::<SIMD>(line, check) {
@@ -70,7 +70,11 @@ impl Overlay {
 
     /// The bucket of a context, claimed from another one if need be. `SIMD` as for [`way_of`].
     #[inline(always)]
-    pub fn claim<const SIMD: bool>(&mut self, hash: u64, states: &States) -> (Place, [u8; BUCKET]) {
+    pub(super) fn claim<const SIMD: bool>(
+        &mut self,
+        hash: u64,
+        states: &States,
+    ) -> (Place, [u8; BUCKET]) {
         let index = line_of(hash, self.lines.len());
         let check = check_of(hash);
         let line = &mut self.lines[index].0;

@@ -626,8 +626,9 @@ impl<M: Deref<Target = Model>> Predictor<M> {
         let width = prefix.ilog2();
         let mut matched = [None; MATCHERS.len()];
         let mut longest = 0;
-        for m in 0..MATCHERS.len() {
-            let Some(byte) = expected.bytes[m] else {
+        let matches = expected.bytes.iter().zip(expected.lengths).enumerate();
+        for (m, (byte, length)) in matches {
+            let Some(byte) = *byte else {
                 continue;
             };
             let byte = u32::from(byte) | 256;
@@ -635,7 +636,6 @@ impl<M: Deref<Target = Model>> Predictor<M> {
                 continue;
             }
             let bit = byte >> (7 - width) & 1;
-            let length = expected.lengths[m];
             let x = self.logistic.stretch(self.state.params.matches[m][length]);
             longest = longest.max(length);
             matched[m] = Some(Matched {
@@ -748,7 +748,7 @@ pub fn engine() -> &'static str {
 }
 
 /// Whether the AVX2 build of the hot path may run here.
-fn has_avx2() -> bool {
+pub(super) fn has_avx2() -> bool {
     #[cfg(target_arch = "x86_64")]
     return is_x86_feature_detected!("avx2")
         && is_x86_feature_detected!("bmi1")
@@ -756,4 +756,25 @@ fn has_avx2() -> bool {
         && is_x86_feature_detected!("lzcnt");
     #[cfg(not(target_arch = "x86_64"))]
     false
+}
+
+#[cfg(all(test, target_arch = "x86_64"))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn averages_are_those_of_single_probabilities() {
+        if !has_avx2() {
+            return;
+        }
+        for p in 0..=u16::MAX / 8 {
+            let p: [u16; 8] = std::array::from_fn(|i| 8 * p + i as u16);
+            for (bit, shift) in (0..2).flat_map(|bit| (1..=15).map(move |shift| (bit, shift))) {
+                let mut expected = p;
+                expected.iter_mut().for_each(|p| average(p, bit, shift));
+                // SAFETY: the processor has AVX2.
+                assert_eq!(unsafe { averages(&p, bit, shift) }, expected);
+            }
+        }
+    }
 }

@@ -31,7 +31,7 @@ pub fn line_of(hash: u64, lines: usize) -> usize {
 /// Finds the first bucket of a line with a check byte: whether there is one, and its way, or 0. Without branches, because
 /// what is found cannot be foreseen. `SIMD` only where the processor has AVX2; what comes of it is the same.
 #[inline(always)]
-pub fn way_of<const SIMD: bool>(line: &Line, check: u8) -> (bool, usize) {
+pub(super) fn way_of<const SIMD: bool>(line: &Line, check: u8) -> (bool, usize) {
     #[cfg(target_arch = "x86_64")]
     if SIMD {
         // SAFETY: `SIMD` is only set where the processor has AVX2.
@@ -190,7 +190,7 @@ impl<'a> View<'a> {
 
     /// The bucket of a context, and whether it was trained: if not it is empty. `SIMD` as for [`way_of`].
     #[inline(always)]
-    pub fn find<const SIMD: bool>(self, context: usize, hash: u64) -> (bool, [u8; BUCKET]) {
+    pub(super) fn find<const SIMD: bool>(self, context: usize, hash: u64) -> (bool, [u8; BUCKET]) {
         let Some(index) = self.line_index(context, hash) else {
             return (false, [0; BUCKET]);
         };
@@ -226,4 +226,44 @@ pub fn prefetch<T>(place: &T) {
     }
     #[cfg(not(target_arch = "x86_64"))]
     let _ = place;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::predictor::has_avx2;
+
+    #[test]
+    fn the_first_bucket_of_equal_checks_is_found_and_nothing_else() {
+        let mut line = [[7; BUCKET]; WAYS];
+        for code in 0..4u32.pow(WAYS as u32) {
+            for (way, bucket) in line.iter_mut().enumerate() {
+                bucket[0] = (code >> (2 * way) & 3) as u8;
+            }
+            for check in [1, 2, 3, 7] {
+                let expected = line.iter().position(|bucket| bucket[0] == check);
+                let expected = (expected.is_some(), expected.unwrap_or(0));
+                assert_eq!(way_of::<false>(&line, check), expected);
+                if has_avx2() {
+                    assert_eq!(way_of::<true>(&line, check), expected);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_context_that_was_not_trained_is_empty() {
+        let mut tables = Tables::with_lines(&std::array::from_fn(|context| context % 2));
+        let hash = 77;
+        tables.lines_mut()[0][2] = [9; BUCKET];
+        tables.lines_mut()[0][2][0] = check_of(hash);
+        let view = tables.view();
+        for (context, found) in [(0, false), (1, true), (3, false)] {
+            let (is, bucket) = view.find::<false>(context, hash);
+            assert_eq!((is, bucket[1]), (found, if found { 9 } else { 0 }));
+            if has_avx2() {
+                assert_eq!(view.find::<true>(context, hash), (is, bucket));
+            }
+        }
+    }
 }
