@@ -27,13 +27,16 @@ packages: ## Install the Debian packages that building and mounting need, if any
 	@scripts/packages.sh cc:build-essential fusermount3:fuse3
 
 test-packages: packages
-	@scripts/packages.sh mkfs.ext4:e2fsprogs losetup:mount xfs_io:xfsprogs || echo "tests with ext4 images will be skipped" >&2
+	@scripts/packages.sh mkfs.ext4:e2fsprogs losetup:mount xfs_io:xfsprogs mksquashfs:squashfs-tools || \
+		echo "tests with images of other file systems will be skipped" >&2
 
 torture-packages: test-packages
 	@scripts/packages.sh stress-ng:stress-ng
 
 bench-packages:
 	@scripts/packages.sh mksquashfs:squashfs-tools git:git
+	@scripts/packages.sh squashfuse:squashfuse mkfs.erofs:erofs-utils mkfs.btrfs:btrfs-progs bindfs:bindfs \
+		zpaq:zpaq zstd:zstd xz:xz-utils brotli:brotli gzip:gzip || echo "some comparisons will be missing" >&2
 
 build: packages ## Build target/release/s2sfs and mount.s2sfs
 	$(CARGO) build --release --locked

@@ -1,20 +1,16 @@
 //! One class of files in a store of its own: size against squashfs, and the speeds.
 
-use std::fs::File;
-use std::os::unix::fs::FileExt;
-use std::path::Path;
-use std::time::{Duration, Instant};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde::Serialize;
 
 use super::compare;
-use super::files::{self, Entry, Random};
-use super::mounted::{Bed, Bench, timed};
+use super::files::{self, Entry};
+use super::mounted::{Bed, Bench};
+use super::speeds::{self, Mounted, Speeds};
 use crate::control::ratio;
 use crate::exit::{Context, Exit, Failure, Outcome};
-
-/// Size of a random read.
-const READ_LEN: u64 = 4096;
 
 #[derive(Debug, Serialize)]
 pub struct ClassResult {
@@ -34,11 +30,32 @@ pub struct ClassResult {
     pub model_share: f64,
     pub copy_in_mb_per_second: f64,
     pub settle_kb_per_second: f64,
-    pub cold_read_kb_per_second: f64,
-    pub random_read_ms_median: f64,
-    pub random_read_ms_p99: f64,
-    pub random_reads: usize,
+    pub speeds: Speeds,
     pub peak_rss_bytes: u64,
+}
+
+/// The mount of a class while it is read.
+struct Own<'a> {
+    bed: &'a Bed,
+    class: &'a str,
+}
+
+impl Mounted for Own<'_> {
+    fn root(&self) -> PathBuf {
+        self.bed.mountpoint.join(self.class)
+    }
+
+    fn restart_cold(&mut self) -> Outcome<()> {
+        self.bed.restart_cold()
+    }
+
+    fn daemon(&self) -> Outcome<Option<u32>> {
+        self.bed.daemon().map(Some)
+    }
+
+    fn is_writable(&self) -> bool {
+        true
+    }
 }
 
 pub fn measure(bench: &Bench, class: &Path, reads: usize) -> Outcome<ClassResult> {
@@ -60,11 +77,12 @@ pub fn measure(bench: &Bench, class: &Path, reads: usize) -> Outcome<ClassResult
     bed.umount()?;
     let stored = bed.store_status()?;
 
-    files::forget_cached(&bed.store)?;
     bed.mount()?;
-    let ((), read_time) = timed(|| read_and_compare(&bed.mountpoint.join(&name), class, &entries))?;
-    let rss_reading = bed.peak_rss()?;
-    let latencies = random_reads(&bed, &name, &entries, reads)?;
+    let mut own = Own {
+        bed: &bed,
+        class: &name,
+    };
+    let speeds = speeds::measure(&mut own, class, &entries, reads)?;
     bed.umount()?;
 
     let model = settled
@@ -85,11 +103,8 @@ pub fn measure(bench: &Bench, class: &Path, reads: usize) -> Outcome<ClassResult
         model_share: ratio(model, raw_bytes),
         copy_in_mb_per_second: rate(raw_bytes, copy_time) / 1e6,
         settle_kb_per_second: rate(raw_bytes, settle_time) / 1e3,
-        cold_read_kb_per_second: rate(raw_bytes, read_time) / 1e3,
-        random_read_ms_median: percentile(&latencies, 50),
-        random_read_ms_p99: percentile(&latencies, 99),
-        random_reads: latencies.len(),
-        peak_rss_bytes: rss_writing.max(rss_reading),
+        peak_rss_bytes: rss_writing.max(speeds.daemon_peak_rss_bytes.unwrap_or(0)),
+        speeds,
     })
 }
 
@@ -112,51 +127,6 @@ pub fn read_and_compare(copy: &Path, original: &Path, entries: &[Entry]) -> Outc
     Ok(())
 }
 
-/// Times of 4 KiB reads at random places, in milliseconds, sorted. Each is the first read of a new
-/// daemon whose store is in no cache, so anchors are cold too.
-fn random_reads(bed: &Bed, class: &str, entries: &[Entry], count: usize) -> Outcome<Vec<f64>> {
-    let large: Vec<&Entry> = entries
-        .iter()
-        .filter(|entry| entry.len >= READ_LEN)
-        .collect();
-    let total: u64 = large.iter().map(|entry| entry.len).sum();
-    let mut random = Random::new(0x5253_4653);
-    let mut times = Vec::new();
-    for _ in 0..if total == 0 { 0 } else { count } {
-        let mut place = random.below(total);
-        let Some(entry) = large.iter().find(|entry| {
-            let here = place < entry.len;
-            place -= if here { 0 } else { entry.len };
-            here
-        }) else {
-            continue;
-        };
-        bed.restart_cold()?;
-        let path = bed.mountpoint.join(class).join(&entry.path);
-        times.push(timed_read(
-            &path,
-            place.min(entry.len - READ_LEN) / READ_LEN * READ_LEN,
-        )?);
-    }
-    times.sort_by(f64::total_cmp);
-    Ok(times)
-}
-
-fn timed_read(path: &Path, offset: u64) -> Outcome<f64> {
-    let file = File::open(path).context(path.display())?;
-    let mut buffer = [0; READ_LEN as usize];
-    let start = Instant::now();
-    file.read_exact_at(&mut buffer, offset)
-        .context(path.display())?;
-    Ok(start.elapsed().as_secs_f64() * 1e3)
-}
-
-/// The nearest-rank percentile of sorted values; 0 without values.
-fn percentile(sorted: &[f64], percent: usize) -> f64 {
-    let rank = (sorted.len() * percent).div_ceil(100).max(1);
-    sorted.get(rank - 1).copied().unwrap_or(0.0)
-}
-
 /// Status of a store that has been unmounted, after copying `tree` into it and settling.
 pub fn settled_store(
     bench: &Bench,
@@ -169,18 +139,4 @@ pub fn settled_store(
     bed.umount()?;
     let status = bed.store_status()?;
     Ok((bed, status))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::percentile;
-
-    #[test]
-    fn percentiles_are_values_that_were_measured() {
-        let values: Vec<f64> = (1..=100).map(f64::from).collect();
-        assert_eq!(percentile(&values, 50), 50.0);
-        assert_eq!(percentile(&values, 99), 99.0);
-        assert_eq!(percentile(&values[..1], 99), 1.0);
-        assert_eq!(percentile(&[], 50), 0.0);
-    }
 }

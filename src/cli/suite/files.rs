@@ -100,13 +100,26 @@ fn own_class(path: &Path) -> Option<&'static str> {
 
 /// Asks the kernel to forget the cached contents of all files below `dir`.
 pub fn forget_cached(dir: &Path) -> Outcome<()> {
-    for entry in tree(dir)? {
-        let file = File::open(dir.join(&entry.path)).context(entry.path.display())?;
-        file.sync_all().context(entry.path.display())?;
-        rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed)
-            .context(entry.path.display())?;
+    let entries = tree(dir)?;
+    let mut paths = entries.iter().map(|entry| dir.join(&entry.path));
+    paths.try_for_each(|path| forget_file(&path))
+}
+
+/// Asks the kernel to forget the cached contents of a file.
+pub fn forget_file(path: &Path) -> Outcome<()> {
+    let file = File::open(path).context(path.display())?;
+    file.sync_all().context(path.display())?;
+    rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).context(path.display())
+}
+
+/// The contents of all files, one behind the other.
+pub fn joined(dir: &Path, entries: &[Entry]) -> Outcome<Vec<u8>> {
+    let mut all = Vec::new();
+    for entry in entries {
+        let path = dir.join(&entry.path);
+        all.extend(std::fs::read(&path).context(path.display())?);
     }
-    Ok(())
+    Ok(all)
 }
 
 /// True if both files have the same bytes.

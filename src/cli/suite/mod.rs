@@ -8,12 +8,15 @@ pub(super) mod files;
 mod machine;
 mod mounted;
 mod report;
+mod rivals;
 mod special;
+mod speeds;
 
 use std::path::PathBuf;
 
 use clap::Args;
 
+use super::peers;
 use crate::exit::{Context, Failure, Outcome};
 
 #[derive(Debug, Args)]
@@ -42,6 +45,9 @@ pub struct SuiteArguments {
     /// Leave out the small-files, expansion and copy-in measurements
     #[arg(long)]
     classes_only: bool,
+    /// Leave out the other file systems and programs
+    #[arg(long)]
+    alone: bool,
 }
 
 pub fn run(arguments: &SuiteArguments) -> Outcome<()> {
@@ -79,9 +85,16 @@ fn measure(arguments: &SuiteArguments, work: &std::path::Path) -> Outcome<report
     }
     let mut results = report::Results::new(machine::describe(), &arguments.options);
     for class in &classes {
-        results
-            .classes
-            .push(classes::measure(&bench, class, arguments.reads)?);
+        let reads = arguments.reads;
+        let own = classes::measure(&bench, class, reads)?;
+        if !arguments.alone {
+            let entries = files::tree(class)?;
+            let rivals = rivals::measure(work, class, &entries, reads)?;
+            results.rivals.extend(rivals);
+            let all = files::joined(class, &entries)?;
+            results.programs.extend(peers::measure(&own.class, &all)?);
+        }
+        results.classes.push(own);
     }
     if !arguments.classes_only {
         results.copy_in = Some(special::copy_in(&bench, &corpus)?);

@@ -74,23 +74,15 @@ impl Bed {
         status(&self.store)
     }
 
-    /// Most memory that the daemon has had, as the kernel counts it.
+    /// The process that serves the mount.
+    pub fn daemon(&self) -> Outcome<u32> {
+        let none = || Failure::failed("status has no pid");
+        self.status()?.pid.ok_or_else(none)
+    }
+
+    /// Most memory that the daemon has had.
     pub fn peak_rss(&self) -> Outcome<u64> {
-        let pid = self
-            .status()?
-            .pid
-            .ok_or_else(|| Failure::failed("status has no pid"))?;
-        let text = std::fs::read_to_string(format!("/proc/{pid}/status")).context("/proc")?;
-        let line = text.lines().find_map(|line| line.strip_prefix("VmHWM:"));
-        let kib = line.and_then(|line| {
-            line.trim()
-                .trim_end_matches("kB")
-                .trim()
-                .parse::<u64>()
-                .ok()
-        });
-        kib.map(|kib| kib << 10)
-            .ok_or_else(|| Failure::failed("/proc shows no VmHWM"))
+        super::speeds::peak_rss(self.daemon()?)
     }
 
     /// Unmounts, forgets everything that is cached of the store, and mounts with a new daemon.

@@ -7,8 +7,11 @@ use serde::Serialize;
 
 use super::classes::ClassResult;
 use super::machine::Machine;
+use super::rivals::RivalRow;
 use super::special::{CopyIn, Expansion, SmallFiles};
+use super::speeds::Speeds;
 use crate::cli::output;
+use crate::cli::peers::{self, PeerRow};
 use crate::exit::{Context, Failure, Outcome};
 
 #[derive(Debug, Serialize)]
@@ -17,6 +20,9 @@ pub struct Results {
     /// Mount options of all stores; none means the defaults.
     pub options: Option<String>,
     pub classes: Vec<ClassResult>,
+    /// Other file systems, and programs that make one stream of each class.
+    pub rivals: Vec<RivalRow>,
+    pub programs: Vec<PeerRow>,
     pub copy_in: Option<CopyIn>,
     pub small_files: Option<SmallFiles>,
     pub expansion: Option<Expansion>,
@@ -28,6 +34,8 @@ impl Results {
             machine,
             options: options.clone(),
             classes: Vec::new(),
+            rivals: Vec::new(),
+            programs: Vec::new(),
             copy_in: None,
             small_files: None,
             expansion: None,
@@ -67,8 +75,93 @@ fn full_text(results: &Results) -> String {
     text.push_str(&size_table(results));
     text.push('\n');
     text.push_str(&speed_table(results));
+    if !results.rivals.is_empty() {
+        text.push_str("\nThe same files in other file systems:\n\n");
+        text.push_str(&rival_table(results));
+    }
+    if !results.programs.is_empty() {
+        text.push_str(
+            "\nAll files of a class, joined, by programs that cannot be read from the middle:\n\n",
+        );
+        text.push_str(&peers::table(&results.programs));
+    }
     text.push_str(&special_text(results));
     text
+}
+
+/// Ours and the other file systems, class by class.
+fn rival_table(results: &Results) -> String {
+    let head = [
+        "class",
+        "file system",
+        "stored",
+        "ratio",
+        "write MB/s",
+        "cold read MB/s",
+        "CPU ms/MB",
+        "hot read MB/s",
+        "random ms",
+        "p99 ms",
+        "look-up us",
+        "change us",
+        "daemon's RSS",
+    ];
+    let mut rows = Vec::new();
+    for class in &results.classes {
+        // in its final form when it is settled
+        let seconds = 1.0 / (class.copy_in_mb_per_second * 1e3).max(1e-9)
+            + 1.0 / class.settle_kb_per_second.max(1e-9);
+        let own = RivalRow {
+            class: class.class.clone(),
+            system: "s2sfs".into(),
+            raw_bytes: class.raw_bytes,
+            stored_bytes: Some(class.stored_bytes),
+            write_mb_per_second: Some(1e-3 / seconds),
+            speeds: Some(class.speeds.clone()),
+            why_not: None,
+        };
+        rows.push(rival_cells(&own));
+        let others = results.rivals.iter().filter(|row| row.class == class.class);
+        rows.extend(others.map(rival_cells));
+    }
+    output::table(head, 2, &rows)
+}
+
+fn rival_cells(row: &RivalRow) -> [String; 13] {
+    let number = |value: Option<f64>| value.map_or("-".into(), significant);
+    let speed = |of: fn(&Speeds) -> f64| number(row.speeds.as_ref().map(of));
+    let stored = row.stored_bytes;
+    let daemon = row.speeds.as_ref().and_then(|s| s.daemon_peak_rss_bytes);
+    let system = match &row.why_not {
+        None => row.system.clone(),
+        Some(why) => format!("{}: {}", row.system, why.replace(['|', '\n'], " ")),
+    };
+    [
+        row.class.clone(),
+        system,
+        stored.map_or("-".into(), grouped),
+        number(stored.map(|stored| row.raw_bytes as f64 / stored.max(1) as f64)),
+        number(row.write_mb_per_second),
+        speed(|s| s.cold_read_mb_per_second),
+        speed(|s| s.cpu_ms_per_mb),
+        speed(|s| s.hot_read_mb_per_second),
+        speed(|s| s.random_read_ms_median),
+        speed(|s| s.random_read_ms_p99),
+        speed(|s| s.look_up_us),
+        number(row.speeds.as_ref().and_then(|s| s.change_us)),
+        daemon.map_or("-".into(), output::bytes),
+    ]
+}
+
+/// A number with three digits that count.
+fn significant(value: f64) -> String {
+    let digits = match value.abs() {
+        v if v >= 100.0 => 0,
+        v if v >= 10.0 => 1,
+        v if v >= 1.0 => 2,
+        _ => 3,
+    };
+    format!("{value:.digits$}")
 }
 
 /// The short table of the README.
@@ -132,10 +225,10 @@ fn speed_table(results: &Results) -> String {
             class.class,
             class.copy_in_mb_per_second,
             class.settle_kb_per_second,
-            class.cold_read_kb_per_second,
-            class.random_read_ms_median,
-            class.random_read_ms_p99,
-            class.random_reads,
+            class.speeds.cold_read_mb_per_second * 1e3,
+            class.speeds.random_read_ms_median,
+            class.speeds.random_read_ms_p99,
+            class.speeds.random_reads,
             output::bytes(class.peak_rss_bytes),
         );
     }

@@ -152,10 +152,7 @@ pub fn expansion(bench: &Bench, corpus: &Path) -> Outcome<Expansion> {
     write_one(&random, "random.bin", &Random::new(1).bytes(RANDOM_BYTES))?;
     let (random_raw_bytes, random_stored_bytes) = store_size(bench, "random", &random)?;
     let compressed = bench.work.join("compressed");
-    let mut all = Vec::new();
-    for entry in files::tree(corpus)? {
-        all.extend(std::fs::read(corpus.join(&entry.path)).context(entry.path.display())?);
-    }
+    let all = files::joined(corpus, &files::tree(corpus)?)?;
     let stream = zstd::bulk::compress(&all, 3).context("zstd")?;
     write_one(&compressed, "corpus.zst", &stream)?;
     let (compressed_raw_bytes, compressed_stored_bytes) =
