@@ -40,7 +40,11 @@ fn every_file_system_is_measured_or_says_why_not() {
     let dir = TempDir::new().unwrap();
     corpus(&dir.path().join("corpus"));
     let (results, document) = (dir.path().join("results"), dir.path().join("page.md"));
-    std::fs::write(&document, "<!-- bench:begin -->\nof last year\n<!-- bench:end -->\n").unwrap();
+    std::fs::write(
+        &document,
+        "<!-- bench:begin -->\nof last year\n<!-- bench:end -->\n",
+    )
+    .unwrap();
     let mut command = program();
     command
         .arg("bench-store")

@@ -217,6 +217,20 @@ struct Matched {
     x: i16,
 }
 
+/// A decision that has been predicted.
+struct Prediction {
+    matched: [Option<Matched>; MATCHERS.len()],
+    inputs: Inputs,
+    mix: Mix,
+    /// What the mixer says, a probability of a one in units of 2^-16.
+    p: u16,
+    /// The refinement curve and the point of it that learns.
+    curve: usize,
+    point: usize,
+    /// The mean of mixer and curve: 0 where both nearly are.
+    mean: u32,
+}
+
 /// A model at work on one group.
 #[derive(Debug)]
 pub struct Predictor<M> {
@@ -228,7 +242,6 @@ pub struct Predictor<M> {
     /// The nibble at hand.
     nibble: Nibble,
     places: [Place; CONTEXTS],
-    mix: Mix,
 }
 
 /// What the contexts know of a nibble.
@@ -277,7 +290,6 @@ impl<M: Deref<Target = Model>> Predictor<M> {
             state,
             nibble: Nibble::default(),
             places: [Place::default(); CONTEXTS],
-            mix: Mix::default(),
         }
     }
 
@@ -499,77 +511,109 @@ impl<M: Deref<Target = Model>> Predictor<M> {
         node as u32 & 15
     }
 
-    /// Codes one decision: gathers what the experts say, mixes, refines, codes and learns.
+    /// Codes one decision and learns it.
     #[inline(always)]
     fn decision<const SIMD: bool, C: BitCoder, G: Guide>(
         &mut self,
         coder: &mut C,
         guide: &mut G,
         bit: u32,
-        (node, prefix): (usize, u32),
+        place: (usize, u32),
         expected: &Expected,
     ) -> u32 {
-        let (hint, x, vector) = match guide.ask() {
-            Hint::Open { x, vector } => (None, x, vector),
-            Hint::Forced(bit) => (Some(bit), 0, 0),
+        let hint = guide.ask();
+        let network = match hint {
+            Hint::Open { x, vector } => (x, vector),
+            Hint::Forced(bit) if !C::MEASURES => {
+                self.learn_histories::<SIMD>(place.0, bit);
+                return bit;
+            }
+            Hint::Forced(_) => (0, 0),
         };
-        if G::NETWORK
-            && let Some(bit) = hint
-            && !C::MEASURES
-        {
-            self.learn_histories::<SIMD>(node, bit);
-            return bit;
-        }
-        let (matched, longest) = self.ask_matchers(prefix, expected);
-        let network = if G::NETWORK { x } else { 0 };
-        let inputs = self.inputs::<SIMD>(&self.nibble, node, &matched, network);
-        let vector = G::NETWORK.then_some(vector);
-        let newest = self.state.contexts.newest();
-        let selectors: [usize; SETS] = [
-            prefix as usize,
-            self.nibble.known(),
-            usize::from(newest),
-            longest * 16 + node,
-        ];
-        let params = &mut self.state.params;
-        let (weights, last) = (&params.weights, prefix as usize);
-        let x = weights.mix::<SIMD>(&inputs, &selectors, vector, last, &mut self.mix);
-        let p = self.logistic.squash(x);
-        let curve = curve_of(newest, prefix);
-        let (point, refined) = refine(&params.curves[curve], x);
-        let coded = ((u32::from(p) + refined) / 2).clamp(1, 65535) as u16;
-        if G::NETWORK
-            && let Some(bit) = hint
-        {
+        let network = G::NETWORK.then_some(network);
+        let params = &self.state.params;
+        let said = self.predict::<SIMD>(params, &self.nibble, place, expected, network);
+        let coded = said.mean.clamp(1, 65535) as u16;
+        if let Hint::Forced(bit) = hint {
             coder.saved(coded, bit);
-            self.learn_histories::<SIMD>(node, bit);
+            self.learn_histories::<SIMD>(place.0, bit);
             return bit;
         }
         let bit = coder.code(coded, bit) & 1;
-        if G::NETWORK {
-            guide.tell(bit);
-        }
+        guide.tell(bit);
+        self.learn_decision::<SIMD, G>(&said, expected, bit);
+        self.learn_histories::<SIMD>(place.0, bit);
+        bit
+    }
 
-        let adaptation = self.state.adaptation;
-        let (weights, mix, rates) = (&mut params.weights, &self.mix, adaptation.mixer);
-        let seen = (p, bit);
-        match G::NETWORK {
-            true => weights.update::<SIMD, true>(&inputs, mix, seen, rates, self.logistic),
-            false => weights.update::<SIMD, false>(&inputs, mix, seen, rates, self.logistic),
+    /// Gathers what the experts say of a decision, mixes and refines it. `params` have the weights and the curves; `place`
+    /// is the node and the bits so far; `network` the network's log-odds and the vector of its set, if there is one.
+    #[inline(always)]
+    fn predict<const SIMD: bool>(
+        &self,
+        params: &Params,
+        nibble: &Nibble,
+        (node, prefix): (usize, u32),
+        expected: &Expected,
+        network: Option<(i32, usize)>,
+    ) -> Prediction {
+        let (matched, longest) = self.ask_matchers(prefix, expected);
+        let x = network.map_or(0, |(x, _)| x);
+        let inputs = self.inputs::<SIMD>(nibble, node, &matched, x);
+        let newest = self.state.contexts.newest();
+        let selectors: [usize; SETS] = [
+            prefix as usize,
+            nibble.known(),
+            usize::from(newest),
+            longest * 16 + node,
+        ];
+        let (mut mix, vector) = (Mix::default(), network.map(|(_, vector)| vector));
+        let (weights, last) = (&params.weights, prefix as usize);
+        let x = weights.mix::<SIMD>(&inputs, &selectors, vector, last, &mut mix);
+        let p = self.logistic.squash(x);
+        let curve = curve_of(newest, prefix);
+        let (point, refined) = refine(&params.curves[curve], x);
+        Prediction {
+            matched,
+            inputs,
+            mix,
+            p,
+            curve,
+            point,
+            mean: (u32::from(p) + refined) / 2,
         }
-        average(&mut params.curves[curve][point], bit, adaptation.curves);
-        for (m, matched) in matched.iter().enumerate() {
+    }
+
+    /// Lets mixer, curves and matches learn a decision.
+    #[inline(always)]
+    fn learn_decision<const SIMD: bool, G: Guide>(
+        &mut self,
+        said: &Prediction,
+        expected: &Expected,
+        bit: u32,
+    ) {
+        let State {
+            params, adaptation, ..
+        } = &mut self.state;
+        let (seen, rates) = ((said.p, bit), adaptation.mixer);
+        let (inputs, mix) = (&said.inputs, &said.mix);
+        let weights = &mut params.weights;
+        match G::NETWORK {
+            true => weights.update::<SIMD, true>(inputs, mix, seen, rates, self.logistic),
+            false => weights.update::<SIMD, false>(inputs, mix, seen, rates, self.logistic),
+        }
+        average(
+            &mut params.curves[said.curve][said.point],
+            bit,
+            adaptation.curves,
+        );
+        for (m, matched) in said.matched.iter().enumerate() {
             if let Some(matched) = *matched {
                 let right = u32::from(matched.bit == bit);
-                average(
-                    &mut params.matches[m][expected.lengths[m]],
-                    right,
-                    adaptation.histories,
-                );
+                let p = &mut params.matches[m][expected.lengths[m]];
+                average(p, right, adaptation.histories);
             }
         }
-        self.learn_histories::<SIMD>(node, bit);
-        bit
     }
 
     /// What all experts say of a decision: the trained logits of the contexts, then what their bit histories predict,

@@ -7,9 +7,7 @@
 
 use std::ops::Deref;
 
-use super::{
-    Expected, Mix, Model, Nibble, Params, Predictor, SETS, curve_of, refine, second_nibble,
-};
+use super::{Expected, Model, Nibble, Params, Predictor, second_nibble};
 use crate::model::contexts::CONTEXTS;
 use crate::model::vocabulary::Vocabulary;
 use crate::model::walk::{Next, Walk};
@@ -82,7 +80,6 @@ impl<M: Deref<Target = Model>> Predictor<M> {
             high: self.peek::<SIMD>(&self.state.hashes),
             low: (u32::MAX, Nibble::default()),
         };
-        let mut mix = Mix::default();
         let mut sum = 0;
         let mut branch = Branch {
             walk,
@@ -97,7 +94,7 @@ impl<M: Deref<Target = Model>> Predictor<M> {
             if step > 8 {
                 sum += branch.mass;
             } else if branch.mass >= LEAST_MASS {
-                let p = self.outlook_bit::<SIMD>(&mut outlook, branch.prefix, &mut mix);
+                let p = self.outlook_bit::<SIMD>(&mut outlook, branch.prefix);
                 let ones = (branch.mass * p) >> 16;
                 match branch.walk.next(vocabulary, bytes, step) {
                     Next::Forced(bit) => {
@@ -141,12 +138,7 @@ impl<M: Deref<Target = Model>> Predictor<M> {
 
     /// The probability of a one behind the bits of `prefix`, in units of 2^-16.
     #[inline(always)]
-    fn outlook_bit<const SIMD: bool>(
-        &self,
-        outlook: &mut Outlook,
-        prefix: u32,
-        mix: &mut Mix,
-    ) -> u32 {
+    fn outlook_bit<const SIMD: bool>(&self, outlook: &mut Outlook, prefix: u32) -> u32 {
         let (node, nibble) = if prefix < 16 {
             (prefix as usize, &outlook.high)
         } else {
@@ -159,19 +151,9 @@ impl<M: Deref<Target = Model>> Predictor<M> {
             let node = 1 << shift | prefix & ((1 << shift) - 1);
             (node as usize, &outlook.low.1)
         };
-        let (matched, longest) = self.ask_matchers(prefix, &outlook.expected);
-        let inputs = self.inputs::<SIMD>(nibble, node, &matched, 0);
-        let newest = self.state.contexts.newest();
-        let selectors: [usize; SETS] = [
-            prefix as usize,
-            nibble.known(),
-            usize::from(newest),
-            longest * 16 + node,
-        ];
-        let params = outlook.params;
-        let (weights, last) = (&params.weights, prefix as usize);
-        let x = weights.mix::<SIMD>(&inputs, &selectors, None, last, mix);
-        let refined = refine(&params.curves[curve_of(newest, prefix)], x).1;
-        (u32::from(self.logistic.squash(x)) + refined) / 2
+        let (params, expected) = (outlook.params, &outlook.expected);
+        let place = (node, prefix);
+        self.predict::<SIMD>(params, nibble, place, expected, None)
+            .mean
     }
 }
