@@ -202,7 +202,7 @@ fn check_examples(report: &Value) {
 fn another_model_can_stand_for_no_latents() {
     let report = report(&[
         "--without",
-        "default",
+        "full",
         "--compressor",
         compressor(),
         "--group",
@@ -215,7 +215,7 @@ fn another_model_can_stand_for_no_latents() {
     assert_eq!(ways, ["none", "empty", "shared"]);
     let of = |way| row(&report, "docs", "2048 bytes", way);
     let raw = &CLASSES[1].1.as_bytes()[..LEN];
-    let default = Codecs::with_default_model().unwrap();
+    let default = Codecs::with_embedded("full").unwrap();
     let (encoded, _) = default.encode_by_model(raw, 2048, None, None).unwrap();
     assert_eq!(
         number(of("none"), "payload_bytes"),

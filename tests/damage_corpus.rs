@@ -838,6 +838,6 @@ fn mutate(image: &mut Image, random: &mut Random) -> String {
 }
 
 fn default_model() -> &'static [u8] {
-    let name = Codecs::with_default_model().unwrap().encoding_model_name();
+    let name = Codecs::with_embedded("full").unwrap().encoding_model_name();
     Codecs::embedded_file(&name.unwrap()).unwrap()
 }

@@ -1,17 +1,37 @@
 //! The model gives the same probabilities by every engine, and refuses files that could not.
 
+use std::sync::{Arc, OnceLock};
+
 use s2sfs::codec::Codecs;
+use s2sfs::model::adaptive::Histories;
 use s2sfs::model::predictor::{BitCoder, Predictor};
-use s2sfs::model::{Model, ModelError};
+use s2sfs::model::{Cost, Model, ModelError};
 
 fn file() -> &'static [u8] {
+    let name = Codecs::with_embedded("full").unwrap().encoding_model_name();
+    Codecs::embedded_file(&name.unwrap()).unwrap()
+}
+
+fn model() -> &'static Arc<Model> {
+    static MODEL: OnceLock<Arc<Model>> = OnceLock::new();
+    MODEL.get_or_init(|| Arc::new(Model::from_bytes(file()).unwrap()))
+}
+
+fn lean_file() -> &'static [u8] {
     let name = Codecs::with_default_model().unwrap().encoding_model_name();
     Codecs::embedded_file(&name.unwrap()).unwrap()
 }
 
-fn model() -> &'static Model {
-    static MODEL: std::sync::OnceLock<Model> = std::sync::OnceLock::new();
-    MODEL.get_or_init(|| Model::from_bytes(file()).unwrap())
+/// The mixer with few histories, on the tables of the other model.
+fn lean() -> &'static Model {
+    static MODEL: OnceLock<Model> = OnceLock::new();
+    MODEL.get_or_init(|| on_base(lean_file()).unwrap())
+}
+
+fn on_base(file: &[u8]) -> Result<Model, ModelError> {
+    Model::from_bytes_and(file, &|hash| {
+        (*hash == model().hash).then(|| model().clone())
+    })
 }
 
 /// Remembers every probability it was given.
@@ -50,17 +70,66 @@ fn samples() -> Vec<Vec<u8>> {
 #[test]
 fn portable_and_simd_builds_agree_on_every_probability() {
     for bytes in samples() {
-        let fast = probabilities(Predictor::new(model(), model().fresh(bytes.len())), &bytes);
-        let plain = Predictor::new(model(), model().fresh(bytes.len())).portable();
-        assert_eq!(fast, probabilities(plain, &bytes));
-        assert!(fast.iter().all(|&p| p > 0));
+        for model in [&**model(), lean()] {
+            let fast = probabilities(Predictor::new(model, model.fresh(bytes.len())), &bytes);
+            let plain = Predictor::new(model, model.fresh(bytes.len())).portable();
+            assert_eq!(fast, probabilities(plain, &bytes));
+            assert!(fast.iter().all(|&p| p > 0));
+        }
     }
+}
+
+#[test]
+fn fewer_histories_take_less_memory_and_cost_little() {
+    let bytes = &samples()[0];
+    let bits = |model: &Model| {
+        let mut cost = Cost::default();
+        let mut predictor = Predictor::new(model, model.fresh(bytes.len()));
+        for &byte in bytes {
+            predictor.byte(&mut cost, byte);
+        }
+        cost.bits
+    };
+    assert_eq!(lean().histories(), Histories::Lean);
+    assert!(lean().fresh(16 << 10).size() < model().fresh(16 << 10).size() * 3 / 4);
+    assert!(bits(lean()) < bits(model()) * 1.05);
+}
+
+#[test]
+fn a_mixer_survives_its_file_and_needs_its_base() {
+    let again = on_base(&lean().to_bytes().unwrap()).unwrap();
+    assert_eq!((&again.info, again.hash), (&lean().info, lean().hash));
+    let bytes = &samples()[0];
+    let of = |m: &Model| probabilities(Predictor::new(m, m.fresh(bytes.len())), bytes);
+    assert_eq!(of(&again), of(lean()));
+    assert_ne!(of(&again), of(model()));
+    let alone = Model::from_bytes(lean_file());
+    assert!(matches!(alone, Err(ModelError::NeedsBase(_))), "{alone:?}");
+    let other = Model::from_bytes_and(lean_file(), &|_| {
+        Some(Arc::new(on_base(lean_file()).unwrap()))
+    });
+    assert!(matches!(other, Err(ModelError::Damaged(_))), "{other:?}");
+    assert!(lean().lean("again".into(), lean().adaptation()).is_err());
+}
+
+#[test]
+fn damaged_mixers_are_refused() {
+    let good = lean_file();
+    for at in (12..good.len()).step_by(7919) {
+        let mut bad = good.to_vec();
+        bad[at] ^= 1;
+        assert!(on_base(&bad).is_err(), "a flip at {at} went unnoticed");
+        assert!(on_base(&good[..at]).is_err(), "cut short at {at}");
+    }
+    let longer = [good, &[0]].concat();
+    assert!(on_base(&longer).is_err());
 }
 
 #[test]
 fn a_state_after_an_anchor_is_the_state_of_having_coded_it() {
     let bytes = &samples()[2];
     let (anchor, rest) = bytes.split_at(4000);
+    let model = || &**model();
     let mut predictor = Predictor::new(model(), model().after(&[]));
     let mut ignored = Witness::default();
     // `after` sizes its tables by the anchor, so go the same way twice

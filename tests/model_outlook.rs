@@ -15,7 +15,7 @@ const TEXT: &[u8] = include_bytes!("model_outlook.rs");
 fn model() -> &'static Model {
     static MODEL: OnceLock<Model> = OnceLock::new();
     MODEL.get_or_init(|| {
-        let name = Codecs::with_default_model().unwrap().encoding_model_name();
+        let name = Codecs::with_embedded("full").unwrap().encoding_model_name();
         Model::from_bytes(Codecs::embedded_file(&name.unwrap()).unwrap()).unwrap()
     })
 }
@@ -48,6 +48,7 @@ fn after(len: usize) -> State {
         mixer: Rates { first: 0, last: 0 },
         histories: 15,
         curves: 15,
+        least_error: 0,
     };
     state
 }

@@ -92,7 +92,7 @@ fn too_little_data_and_missing_directories_are_clear_errors() {
 fn data_of_too_few_files_gives_no_model() {
     let dir = tempfile::tempdir().unwrap();
     let progress = Progress::new(&|_, _, _, _| ());
-    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/default.s2m");
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/full.s2m");
     let base = Model::from_bytes(&std::fs::read(file).unwrap()).unwrap();
     let mixer = |bytes| {
         let options = MixingOptions {
@@ -100,6 +100,7 @@ fn data_of_too_few_files_gives_no_model() {
             bytes,
             seed: 1,
             threads: 1,
+            lean: false,
         };
         mixing::train(dir.path(), Some(&base), None, &options, &progress).err()
     };

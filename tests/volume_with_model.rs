@@ -44,7 +44,8 @@ fn random_reads_of_model_coded_data_are_right_cold_and_warm() {
     settle(&volume);
     let info = volume.file_info(ino).unwrap();
     assert!(info.codecs.contains_key("model"), "{:?}", info.codecs);
-    assert_eq!(info.models.len(), 1);
+    // the default model or its base, extent by extent
+    assert!((1..=2).contains(&info.models.len()), "{:?}", info.models);
     volume.shutdown().unwrap();
     drop(volume);
     let volume = open_model(&storage, 64 << 20);

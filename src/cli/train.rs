@@ -41,6 +41,9 @@ pub struct TrainArguments {
     /// Keep the tables of this model and train only the mixer, on the same files and with the same seed
     #[arg(long, value_name = "FILE")]
     base: Option<PathBuf>,
+    /// Train a mixer that is faster and asks half of the histories; the model names the base and is only good with it
+    #[arg(long, requires = "base", conflicts_with = "with_network")]
+    lean: bool,
     /// Directory of a trained network that joins the base, or codes alone if there is none
     #[arg(long, value_name = "DIR")]
     with_network: Option<PathBuf>,
@@ -100,6 +103,7 @@ fn train_mixer(
     let options = MixingOptions {
         name,
         bytes: arguments.mixer_bytes,
+        lean: arguments.lean,
         seed,
         threads: std::thread::available_parallelism().map_or(1, |n| n.get()),
     };

@@ -24,8 +24,8 @@ const SAMPLE: usize = 8 << 10;
 const ANCHOR_GAIN: f64 = 0.03;
 /// The model must beat zstd by this share under the balanced policy, because reading gets slower.
 const MODEL_GAIN: f64 = 0.02;
-/// The network must save this share of what the model's base needs under the balanced policy, likewise.
-const NETWORK_GAIN: f64 = 0.01;
+/// The slower of a model and its base must save this share of what the faster one needs under the balanced policy, likewise.
+const SLOWER_GAIN: f64 = 0.01;
 
 /// A fast level of zstd, and the least share of its size that the strongest level is hoped to reach.
 const ZSTD_TRIAL_LEVEL: i32 = 3;
@@ -48,7 +48,7 @@ pub(super) fn encode(
     let modelled = match &model {
         Some(model) => {
             let model = paying_model(codecs, model, raw, options)?;
-            encode_with(codecs, &model, raw, options, anchor)?
+            encode_with(codecs, model, raw, options, anchor)?
         }
         None => None,
     };
@@ -78,21 +78,31 @@ fn demanded(options: &EncodeOptions, gain: f64) -> f64 {
     }
 }
 
-/// The model itself, or its base if a sample of the extent hardly gets smaller by the network.
+/// The model itself or its base: the slower of them if a sample of the extent gets enough smaller by it. A network is slower
+/// than its base, a lean mixer faster. Also what the sample costs with that model, where it is known.
 fn paying_model(
     codecs: &Codecs,
     model: &Arc<Model>,
     raw: &[u8],
     options: &EncodeOptions,
-) -> Result<Arc<Model>> {
-    let (Some(engines), Some(base)) = (codecs.engines.of(model), codecs.base_of(model)) else {
-        return Ok(model.clone());
+) -> Result<(Arc<Model>, Option<f64>)> {
+    let Some(base) = codecs.base_of(model) else {
+        return Ok((model.clone(), None));
     };
+    let engines = codecs.engines.of(model);
     let sample = sample_of(raw);
-    let with = Sample::new(model, Some(&engines), sample)?.cost(model, None)?;
-    let without = Sample::new(&base, None, sample)?.cost(&base, None)?;
-    let pays = with < without * (1.0 - demanded(options, NETWORK_GAIN));
-    Ok(if pays { model.clone() } else { base })
+    let own = Sample::new(model, engines.as_ref(), sample)?.cost(model, None)?;
+    let of_base = Sample::new(&base, None, sample)?.cost(&base, None)?;
+    let has_network = model.network().is_some();
+    let (slower, faster) = match has_network {
+        true => (own, of_base),
+        false => (of_base, own),
+    };
+    let pays = slower < faster * (1.0 - demanded(options, SLOWER_GAIN));
+    Ok(match pays == has_network {
+        true => (model.clone(), Some(own)),
+        false => (base, Some(of_base)),
+    })
 }
 
 /// The bytes in the middle.
@@ -101,17 +111,21 @@ fn sample_of(raw: &[u8]) -> &[u8] {
     &raw[start..(start + SAMPLE).min(raw.len())]
 }
 
-/// Encodes with the model, from the anchor if that pays; None if it did not decode to the same.
+/// Encodes with the model, from the anchor if that pays; None if it did not decode to the same. `fresh` is what
+/// the sample costs with this model without an anchor, if that is known.
 fn encode_with(
     codecs: &Codecs,
-    model: &Arc<Model>,
+    (model, fresh): (Arc<Model>, Option<f64>),
     raw: &[u8],
     options: &EncodeOptions,
     anchor: Option<&AnchorSource>,
 ) -> Result<Option<Encoded>> {
-    let engines = codecs.engines.of(model);
+    let engines = codecs.engines.of(&model);
     let anchor = match anchor.filter(|_| model.has_history()) {
-        Some(source) => paying_anchor(codecs, model, engines.as_ref(), raw, source)?,
+        Some(source) => {
+            let with = (&model, engines.as_ref());
+            paying_anchor(codecs, with, raw, source, fresh)?
+        }
         None => None,
     };
     let used = anchor
@@ -217,10 +231,10 @@ fn is_incompressible(raw: &[u8]) -> bool {
 /// The anchor with its state, if a sample of the extent gets smaller by it.
 fn paying_anchor(
     codecs: &Codecs,
-    model: &Arc<Model>,
-    engines: Option<&Engines>,
+    (model, engines): (&Arc<Model>, Option<&Engines>),
     raw: &[u8],
     source: &AnchorSource,
+    fresh: Option<f64>,
 ) -> Result<Option<(AnchorRange, Arc<Snapshot>)>> {
     let bytes = &source.bytes[..source.bytes.len().min(ANCHOR_BYTES)];
     if bytes.is_empty() {
@@ -233,7 +247,7 @@ fn paying_anchor(
     };
     let snapshot = codecs.encoding_snapshot(model, bytes);
     let sample = Sample::new(model, engines, sample_of(raw))?;
-    let fresh = sample.cost(model, None)?;
+    let fresh = fresh.map_or_else(|| sample.cost(model, None), Ok)?;
     let anchored = sample.cost(model, Some(&snapshot))?;
     Ok((anchored < fresh * (1.0 - ANCHOR_GAIN)).then_some((range, snapshot)))
 }

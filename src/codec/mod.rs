@@ -246,7 +246,7 @@ impl Codecs {
         }
     }
 
-    /// The model whose tables a model uses, if it has a network beside them.
+    /// The model whose tables a model uses, if they are not its own.
     fn base_of(&self, model: &Model) -> Option<Arc<Model>> {
         let base = registry::short(&model.base()?);
         self.registry.get(&base).ok()

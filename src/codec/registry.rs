@@ -17,12 +17,17 @@ struct Embedded {
     hash: LazyLock<ShortHash>,
 }
 
-/// The first one encodes if nothing else is said.
-static EMBEDDED: [Embedded; 2] = [
+/// The first one encodes if nothing else is said. It is a small one on top of the second, which codes what it pays for.
+static EMBEDDED: [Embedded; 3] = [
     Embedded {
         name: "default",
-        file: DEFAULT,
-        hash: LazyLock::new(|| short(&hash_of(DEFAULT))),
+        file: LEAN,
+        hash: LazyLock::new(|| short(&hash_of(LEAN))),
+    },
+    Embedded {
+        name: "full",
+        file: FULL,
+        hash: LazyLock::new(|| short(&hash_of(FULL))),
     },
     Embedded {
         name: "net-small",
@@ -30,7 +35,8 @@ static EMBEDDED: [Embedded; 2] = [
         hash: LazyLock::new(|| short(&hash_of(NET_SMALL))),
     },
 ];
-static DEFAULT: &[u8] = include_bytes!("../../models/default.s2m");
+static LEAN: &[u8] = include_bytes!("../../models/default.s2m");
+static FULL: &[u8] = include_bytes!("../../models/full.s2m");
 static NET_SMALL: &[u8] = include_bytes!("../../models/net-small.s2m");
 
 /// Reads a model file by the name that [`file_name`] gives it; None if there is no such file.

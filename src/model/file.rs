@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use super::adaptive::Histories;
 use super::contexts::CONTEXTS;
 use super::latents::LatentPrior;
 use super::mixer::{RATE_MAX, Rates, WEIGHT_MAX};
@@ -16,9 +17,12 @@ const MAGIC: &[u8; 8] = b"S2SMODEL";
 /// Version of models that have tables of their own, and of models with a network.
 const VERSION: u32 = 1;
 const NETWORK_VERSION: u32 = 2;
+/// Version of models that have a mixer of their own for the tables of a base.
+const MIXER_VERSION: u32 = 3;
 /// The sections, in their order.
 const TAGS: [&[u8; 4]; 6] = [b"info", b"tokn", b"dict", b"logi", b"parm", b"tabl"];
 const NETWORK_TAGS: [&[u8; 4]; 6] = [b"info", b"base", b"tokn", b"parm", b"nete", b"netw"];
+const MIXER_TAGS: [&[u8; 4]; 4] = [b"info", b"base", b"hist", b"parm"];
 /// Level at which sections are compressed: models are made once and shipped.
 const LEVEL: i32 = 19;
 /// Most bytes of a section when unpacked; what a damaged header can make us allocate.
@@ -148,10 +152,10 @@ pub(super) type Section = ([u8; 4], Vec<u8>);
 /// The sections of a good model file, for fuzzing.
 pub(super) fn split_sections(file: &[u8]) -> Result<Vec<Section>, ModelError> {
     let (version, mut sections) = open(file)?;
-    let tags = if version == VERSION {
-        TAGS
-    } else {
-        NETWORK_TAGS
+    let tags: &[_] = match version {
+        VERSION => &TAGS,
+        NETWORK_VERSION => &NETWORK_TAGS,
+        _ => &MIXER_TAGS,
     };
     let mut all: Vec<Section> = tags
         .iter()
@@ -169,10 +173,10 @@ fn open(file: &[u8]) -> Result<(u32, Sections<'_>), ModelError> {
         return Err(ModelError::NotAModel);
     }
     let found = u32::from_le_bytes([file[8], file[9], file[10], file[11]]);
-    if ![VERSION, NETWORK_VERSION].contains(&found) {
+    if ![VERSION, NETWORK_VERSION, MIXER_VERSION].contains(&found) {
         return Err(ModelError::Version {
             found,
-            known: NETWORK_VERSION,
+            known: MIXER_VERSION,
         });
     }
     Ok((found, Sections { rest: &file[12..] }))
@@ -194,11 +198,11 @@ pub fn base_of(file: &[u8]) -> Result<Option<ModelHash>, ModelError> {
 /// A model file of these sections, good or not.
 pub(super) fn join_sections(sections: &[Section]) -> Result<Vec<u8>, ModelError> {
     let mut file = MAGIC.to_vec();
-    let has_network = sections.iter().any(|(tag, _)| tag == b"netw");
-    let version = if has_network {
-        NETWORK_VERSION
-    } else {
-        VERSION
+    let has = |wanted: &[u8; 4]| sections.iter().any(|(tag, _)| tag == wanted);
+    let version = match (has(b"netw"), has(b"hist")) {
+        (true, _) => NETWORK_VERSION,
+        (false, true) => MIXER_VERSION,
+        (false, false) => VERSION,
     };
     file.extend_from_slice(&version.to_le_bytes());
     for (tag, raw) in sections {
@@ -312,7 +316,28 @@ pub(super) fn adaptation_from(rates: [i32; 4]) -> Result<Adaptation, ModelError>
         mixer,
         histories: rates[2] as u32,
         curves: rates[3] as u32,
+        least_error: 0,
     })
+}
+
+/// The section `hist`: the contexts with histories, and the least error that the mixer learns from.
+fn histories_from(section: &[u8]) -> Result<(Histories, u32), ModelError> {
+    let &[a, b, c, d] = section else {
+        return Err(damaged("histories have the wrong size"));
+    };
+    let histories = Histories::from_mask(u16::from_le_bytes([a, b]));
+    let histories = histories.ok_or_else(|| damaged("histories of unknown contexts"))?;
+    Ok((histories, u32::from(u16::from_le_bytes([c, d]))))
+}
+
+fn rates_of(adaptation: Adaptation) -> [i32; 4] {
+    let Rates { first, last } = adaptation.mixer;
+    [
+        first,
+        last,
+        adaptation.histories as i32,
+        adaptation.curves as i32,
+    ]
 }
 
 impl Model {
@@ -326,13 +351,7 @@ impl Model {
         params: Params,
         adaptation: Adaptation,
     ) -> Model {
-        let Rates { first, last } = adaptation.mixer;
-        info.rates = [
-            first,
-            last,
-            adaptation.histories as i32,
-            adaptation.curves as i32,
-        ];
+        info.rates = rates_of(adaptation);
         let hash = ModelHash::default();
         Model {
             hash,
@@ -343,6 +362,7 @@ impl Model {
             logits,
             params,
             adaptation,
+            histories: Histories::All,
             base: None,
             network: None,
             base_params: None,
@@ -351,13 +371,11 @@ impl Model {
 
     /// The same tables and vocabulary with other parameters, under another name.
     pub fn with_params(&self, name: String, params: Params, adaptation: Adaptation) -> Model {
-        let Rates { first, last } = adaptation.mixer;
-        let (histories, curves) = (adaptation.histories as i32, adaptation.curves as i32);
         Model {
             hash: ModelHash::default(),
             info: ModelInfo {
                 name,
-                rates: [first, last, histories, curves],
+                rates: rates_of(adaptation),
                 ..self.info.clone()
             },
             tokenizer: self.tokenizer.clone(),
@@ -366,10 +384,27 @@ impl Model {
             logits: self.logits,
             params,
             adaptation,
+            histories: Histories::All,
             base: None,
             network: None,
             base_params: None,
         }
+    }
+
+    /// The same tables and vocabulary with a mixer of its own, which learns from errors of at least `least_error` (in units
+    /// of 2^-16), and fewer histories. It has untrained parameters.
+    ///
+    /// # Errors
+    /// If this model has a base itself.
+    pub fn lean(&self, name: String, adaptation: Adaptation) -> Result<Model, ModelError> {
+        if self.base.is_some() || self.network.is_some() {
+            return Err(damaged("a base cannot have a base itself"));
+        }
+        Ok(Model {
+            histories: Histories::Lean,
+            base: Some(self.hash),
+            ..self.with_params(name, Params::default(), adaptation)
+        })
     }
 
     /// The model as a file.
@@ -392,6 +427,16 @@ impl Model {
             if let Some(prior) = &expert.prior {
                 put_section(&mut file, b"late", &prior.to_bytes(), LEVEL)?;
             }
+            return Ok(file);
+        }
+        if let Some(base) = &self.base {
+            let mut histories = self.histories.mask().to_le_bytes().to_vec();
+            histories.extend((self.adaptation.least_error as u16).to_le_bytes());
+            file.extend_from_slice(&MIXER_VERSION.to_le_bytes());
+            put_section(&mut file, b"info", &info, LEVEL)?;
+            put_section(&mut file, b"base", base, LEVEL)?;
+            put_section(&mut file, b"hist", &histories, LEVEL)?;
+            put_section(&mut file, b"parm", &params, LEVEL)?;
             return Ok(file);
         }
         file.extend_from_slice(&VERSION.to_le_bytes());
@@ -421,6 +466,7 @@ impl Model {
             .map_err(|e| damaged(format!("info: {e}")))?;
         let mut model = match version {
             VERSION => Model::with_tables(info, &mut sections)?,
+            MIXER_VERSION => Model::with_mixer(info, &mut sections, bases)?,
             _ => Model::read_network(info, &mut sections, bases)?,
         };
         model.hash = hash_of(file);
@@ -443,9 +489,33 @@ impl Model {
             logits,
             params,
             adaptation,
+            histories: Histories::All,
             base: None,
             network: None,
             base_params: None,
+        })
+    }
+
+    fn with_mixer(
+        info: ModelInfo,
+        sections: &mut Sections,
+        bases: &dyn Fn(&ModelHash) -> Option<Arc<Model>>,
+    ) -> Result<Model, ModelError> {
+        let base = base_from(&sections.section(b"base")?)?;
+        let base = base.ok_or_else(|| damaged("a mixer without tables"))?;
+        let base = find_base(&base, bases)?;
+        let (histories, least_error) = histories_from(&sections.section(b"hist")?)?;
+        let params = params_from(&sections.section(b"parm")?)?;
+        sections.end()?;
+        let adaptation = Adaptation {
+            least_error,
+            ..adaptation_from(info.rates)?
+        };
+        Ok(Model {
+            info: info.clone(),
+            histories,
+            base: Some(base.hash),
+            ..base.with_params(info.name, params, adaptation)
         })
     }
 
@@ -498,10 +568,10 @@ fn find_base(
 ) -> Result<Arc<Model>, ModelError> {
     let name = || hex(hash);
     let base = bases(hash).ok_or_else(|| ModelError::NeedsBase(name()))?;
-    match base.hash == *hash && base.network.is_none() {
+    match base.hash == *hash && base.base.is_none() && base.network.is_none() {
         true => Ok(base),
         false => Err(damaged(
-            "the base is another model, or has a network itself",
+            "the base is another model, or has a base or a network itself",
         )),
     }
 }

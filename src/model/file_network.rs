@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use super::adaptive::Histories;
 use super::ends::Ends;
 use super::file::{Sections, damaged, put_probabilities, put_weights};
 use super::latents::LatentPrior;
@@ -80,8 +81,8 @@ impl Model {
     /// # Errors
     /// If the tokenizer does not fit the network, or `base` has a network itself.
     pub fn with_network(base: Option<&Model>, parts: NetworkParts) -> Result<Model, ModelError> {
-        if base.is_some_and(|base| base.network.is_some()) {
-            return Err(damaged("a base cannot have a network itself"));
+        if base.is_some_and(|base| base.base.is_some() || base.network.is_some()) {
+            return Err(damaged("a base cannot have a base or a network itself"));
         }
         let mut expert = Expert::new(&parts.tokenizer, parts.network)?;
         expert.set_prior(parts.prior)?;
@@ -142,6 +143,7 @@ impl Model {
             logits: self.logits,
             params: self.params.clone(),
             adaptation: self.adaptation,
+            histories: self.histories,
             base: self.base,
             network: Some(expert),
             base_params: self.base_params.clone(),
@@ -166,6 +168,7 @@ impl Model {
             logits: [0; 256],
             params,
             adaptation,
+            histories: Histories::All,
             base: None,
             network: Some(expert),
             base_params: None,

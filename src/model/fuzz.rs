@@ -19,6 +19,7 @@ const ADAPTATION: Adaptation = Adaptation {
     mixer: Rates { first: 2, last: 2 },
     histories: 4,
     curves: 6,
+    least_error: 0,
 };
 
 /// A model that knows next to nothing, and is quick to load.

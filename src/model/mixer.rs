@@ -131,9 +131,9 @@ pub(super) fn learn_weight(weight: &mut i32, error: i32, input: i32) {
 
 impl Weights {
     /// Mixes `inputs` into a stretched prediction. With a network, its set takes part with the vector `network`. `SIMD`
-    /// only where the processor has AVX2; what comes of it is the same.
+    /// only where the processor has AVX2; what comes of it is the same. `LEAN` only where the last eight inputs are zero.
     #[inline(always)]
-    pub(super) fn mix<const SIMD: bool>(
+    pub(super) fn mix<const SIMD: bool, const LEAN: bool>(
         &self,
         inputs: &Inputs,
         selectors: &[usize; SETS],
@@ -148,7 +148,7 @@ impl Weights {
         let [a, b, c, d] = mix.picked;
         let first = &self.first;
         let rows = [&first[a], &first[b], &first[c], &first[d]];
-        mix.stretched = rows_stretched::<SIMD>(rows, inputs);
+        mix.stretched = rows_stretched::<SIMD, LEAN>(rows, inputs);
         let finals = &self.last[mix.final_vector];
         let terms = finals.iter().zip(mix.stretched);
         let mut sum: i32 = terms.map(|(weight, x)| (weight >> 3) * x).sum();
@@ -162,9 +162,9 @@ impl Weights {
     }
 
     /// Moves the picked weights towards what would have predicted `bit`; `p` is what was predicted, with a
-    /// network or without. `SIMD` as for [`Weights::mix`].
+    /// network or without. `SIMD` and `LEAN` as for [`Weights::mix`].
     #[inline(always)]
-    pub(super) fn update<const SIMD: bool, const NETWORK: bool>(
+    pub(super) fn update<const SIMD: bool, const LEAN: bool, const NETWORK: bool>(
         &mut self,
         inputs: &Inputs,
         mix: &Mix,
@@ -194,10 +194,13 @@ impl Weights {
             unsafe {
                 let pairs = avx2::pairs(inputs);
                 for (&vector, x) in mix.picked.iter().zip(mix.stretched) {
-                    avx2::learn(&mut first[vector], &pairs, own(x));
+                    match LEAN {
+                        true => avx2::learn::<3>(&mut first[vector], &pairs, own(x)),
+                        false => avx2::learn::<4>(&mut first[vector], &pairs, own(x)),
+                    }
                 }
                 if let Some((row, error)) = network {
-                    avx2::learn(row, &pairs, error);
+                    avx2::learn::<4>(row, &pairs, error);
                 }
             }
             return;
@@ -213,11 +216,19 @@ impl Weights {
 
 /// What the rows predict.
 #[inline(always)]
-fn rows_stretched<const SIMD: bool>(rows: [&[i32; INPUTS]; SETS], inputs: &Inputs) -> [i32; SETS] {
+fn rows_stretched<const SIMD: bool, const LEAN: bool>(
+    rows: [&[i32; INPUTS]; SETS],
+    inputs: &Inputs,
+) -> [i32; SETS] {
     #[cfg(target_arch = "x86_64")]
     if SIMD {
         // SAFETY: `SIMD` is only set where the processor has AVX2.
-        return unsafe { avx2::stretched(rows, inputs) };
+        return unsafe {
+            match LEAN {
+                true => avx2::stretched::<3>(rows, inputs),
+                false => avx2::stretched::<4>(rows, inputs),
+            }
+        };
     }
     rows.map(|row| scalar::stretched(row, inputs))
 }
@@ -251,7 +262,7 @@ mod tests {
         })
     }
 
-    fn learned<const SIMD: bool>(
+    fn learned<const SIMD: bool, const LEAN: bool>(
         mut weights: Weights,
         values: [[i16; 8]; INPUTS / 8],
         (p, bit): (u16, u32),
@@ -259,9 +270,9 @@ mod tests {
     ) -> (i32, Weights) {
         let (inputs, mut mix) = (Inputs::of::<SIMD>(values), Mix::default());
         assert_eq!(inputs.0, values.as_flattened());
-        let x = weights.mix::<SIMD>(&inputs, &[7; SETS], Some(5), 9, &mut mix);
+        let x = weights.mix::<SIMD, LEAN>(&inputs, &[7; SETS], Some(5), 9, &mut mix);
         let (rates, logistic) = (Rates { first, last: 12 }, Logistic::default());
-        weights.update::<SIMD, true>(&inputs, &mix, (p, bit), rates, logistic);
+        weights.update::<SIMD, LEAN, true>(&inputs, &mix, (p, bit), rates, logistic);
         (x, weights)
     }
 
@@ -274,8 +285,14 @@ mod tests {
             first in prop_oneof![0..=RATE_MAX, Just(100), Just(127), Just(128)],
         ) {
             if has_avx2() {
-                let (x, after) = learned::<true>(weights.clone(), values, seen, first);
-                let expected = learned::<false>(weights, values, seen, first);
+                let (x, after) = learned::<true, false>(weights.clone(), values, seen, first);
+                let expected = learned::<false, false>(weights.clone(), values, seen, first);
+                prop_assert_eq!(x, expected.0);
+                prop_assert!(after == expected.1);
+                let [a, b, c, _] = values;
+                let values = [a, b, c, [0; 8]];
+                let (x, after) = learned::<true, true>(weights.clone(), values, seen, first);
+                let expected = learned::<false, true>(weights, values, seen, first);
                 prop_assert_eq!(x, expected.0);
                 prop_assert!(after == expected.1);
             }

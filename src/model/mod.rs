@@ -3,6 +3,7 @@
 //! A [`Model`] is immutable and shared by all groups; a [`predictor::State`] is what one group has
 //! learned. Everything that can influence a coded probability is an integer (docs/exactness.md).
 
+pub mod adaptive;
 pub mod contexts;
 pub mod ends;
 mod error;
@@ -31,6 +32,7 @@ pub use error::ModelError;
 pub use file::{ModelInfo, base_of, hash_of, hex};
 pub use file_network::NetworkParts;
 
+use adaptive::Histories;
 use latents::LatentPrior;
 use merges::Merges;
 use network::Network;
@@ -60,6 +62,8 @@ pub struct Model {
     logits: [i16; 256],
     params: Params,
     adaptation: Adaptation,
+    /// The contexts that have histories.
+    histories: Histories,
     /// The model whose tables, logits and dictionary these are, if they are not its own.
     base: Option<ModelHash>,
     network: Option<Expert>,
@@ -86,7 +90,22 @@ pub struct Expert {
 impl Model {
     /// The state at the start of a group of up to `bytes` bytes without history.
     pub fn fresh(&self, bytes: usize) -> State {
-        State::new(self.params.clone(), self.adaptation, bytes)
+        self.starting_with(self.params.clone(), self.adaptation, bytes)
+    }
+
+    /// [`Model::fresh`] with other parameters, for training them.
+    pub fn starting_with(&self, params: Params, adaptation: Adaptation, bytes: usize) -> State {
+        State::new(params, adaptation, self.histories, bytes)
+    }
+
+    /// How fast groups adapt.
+    pub fn adaptation(&self) -> Adaptation {
+        self.adaptation
+    }
+
+    /// The contexts that have histories.
+    pub fn histories(&self) -> Histories {
+        self.histories
     }
 
     /// Replaces the parameters that groups start from.
@@ -122,11 +141,7 @@ impl Model {
 
     /// The state after learning an anchor. It does not depend on the groups that will start there.
     pub fn after(&self, anchor: &[u8]) -> State {
-        let state = State::new(
-            self.params.clone(),
-            self.adaptation,
-            anchor.len() + ROOM_AFTER_ANCHOR,
-        );
+        let state = self.fresh(anchor.len() + ROOM_AFTER_ANCHOR);
         match &self.network {
             None => {
                 let mut predictor = Predictor::new(self, state);

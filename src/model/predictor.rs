@@ -5,6 +5,7 @@ mod outlook;
 use std::ops::Deref;
 
 use super::Model;
+use super::adaptive::{Histories, contexts};
 use super::contexts::{CONTEXTS, Contexts, second_nibble};
 use super::ends::{Answer, Ends, MatchedEnd, Question};
 use super::logistic::{Logistic, STRETCH_MAX};
@@ -160,6 +161,8 @@ pub struct Adaptation {
     pub histories: u32,
     /// Shift of the exponential average of the refinement curves.
     pub curves: u32,
+    /// The weights of the mixer stay as they are where a prediction misses by less, in units of 2^-16.
+    pub least_error: u32,
 }
 
 /// What a group has learned so far: the adaptive half of a predictor.
@@ -176,15 +179,20 @@ pub struct State {
 }
 
 impl State {
-    /// The state at the start of a group of up to `bytes` bytes, history included.
-    pub fn new(params: Params, adaptation: Adaptation, bytes: usize) -> State {
+    /// The state at the start of a group of up to `bytes` bytes, history included, of a model with these histories.
+    pub fn new(
+        params: Params,
+        adaptation: Adaptation,
+        histories: Histories,
+        bytes: usize,
+    ) -> State {
         let contexts = Contexts::default();
         State {
             params,
             adaptation,
             hashes: contexts.hashes(),
             contexts,
-            overlay: Overlay::for_bytes(bytes, CONTEXTS),
+            overlay: Overlay::for_bytes(bytes, histories.contexts().len()),
             matchers: MATCHERS.map(|least| Matcher::new(least, bytes)),
             boundaries: Vec::new(),
         }
@@ -238,6 +246,7 @@ pub struct Predictor<M> {
     states: &'static States,
     logistic: Logistic,
     avx2: bool,
+    lean: bool,
     state: State,
     /// The nibble at hand.
     nibble: Nibble,
@@ -256,18 +265,18 @@ struct Nibble {
 }
 
 impl Nibble {
-    /// Takes over what was found of a context, in the order of the contexts.
+    /// Takes over what the tables have of a context.
     #[inline(always)]
-    fn add(
-        &mut self,
-        context: usize,
-        (trained, frozen): (bool, [u8; BUCKET]),
-        adaptive: [u8; BUCKET],
-    ) {
-        self.frozen[context] = frozen;
-        self.adaptive[context] = adaptive;
+    fn add_trained(&mut self, context: usize, (trained, bucket): (bool, [u8; BUCKET])) {
+        self.frozen[context] = bucket;
         self.trained |= u32::from(trained) << context;
-        self.learned |= u32::from(adaptive[1] != 0) << context;
+    }
+
+    /// Takes over what the overlay has of a context.
+    #[inline(always)]
+    fn add_learned(&mut self, context: usize, bucket: [u8; BUCKET]) {
+        self.adaptive[context] = bucket;
+        self.learned |= u32::from(bucket[1] != 0) << context;
     }
 
     /// Longest plain order known to the tables and to the overlay: 8 * tables + overlay.
@@ -283,10 +292,11 @@ impl<M: Deref<Target = Model>> Predictor<M> {
     /// Goes on from `state`.
     pub fn new(model: M, state: State) -> Predictor<M> {
         Predictor {
-            model,
             states: states(),
             logistic: Logistic::default(),
             avx2: has_avx2(),
+            lean: model.histories == Histories::Lean,
+            model,
             state,
             nibble: Nibble::default(),
             places: [Place::default(); CONTEXTS],
@@ -315,13 +325,23 @@ impl<M: Deref<Target = Model>> Predictor<M> {
     }
 
     /// [`Predictor::byte`] with what the network knows.
-    pub fn guided(&mut self, coder: &mut impl BitCoder, guide: &mut impl Guide, byte: u8) -> u8 {
+    pub fn guided<G: Guide>(&mut self, coder: &mut impl BitCoder, guide: &mut G, byte: u8) -> u8 {
+        // what is never true with a network need not be compiled for one
+        let lean = !G::NETWORK && self.lean;
         #[cfg(target_arch = "x86_64")]
         if self.avx2 {
             // SAFETY: `avx2` is only set where the processor has all features of `byte_avx2`.
-            return unsafe { self.byte_avx2(coder, guide, byte) };
+            return unsafe {
+                match lean {
+                    true => self.byte_avx2::<true, G>(coder, guide, byte),
+                    false => self.byte_avx2::<false, G>(coder, guide, byte),
+                }
+            };
         }
-        self.byte_with::<false, _>(coder, guide, byte)
+        match lean {
+            true => self.byte_with::<false, true, G>(coder, guide, byte),
+            false => self.byte_with::<false, false, G>(coder, guide, byte),
+        }
     }
 
     /// [`Predictor::byte_with`] compiled for AVX2.
@@ -330,17 +350,18 @@ impl<M: Deref<Target = Model>> Predictor<M> {
     /// The processor must have AVX2, BMI1, BMI2 and LZCNT.
     #[cfg(target_arch = "x86_64")]
     #[target_feature(enable = "avx2,bmi1,bmi2,lzcnt")]
-    unsafe fn byte_avx2<G: Guide>(
+    unsafe fn byte_avx2<const LEAN: bool, G: Guide>(
         &mut self,
         coder: &mut impl BitCoder,
         guide: &mut G,
         byte: u8,
     ) -> u8 {
-        self.byte_with::<true, _>(coder, guide, byte)
+        self.byte_with::<true, LEAN, G>(coder, guide, byte)
     }
 
+    /// `SIMD` may only be set where the processor has AVX2; `LEAN` tells which contexts have histories.
     #[inline(always)]
-    fn byte_with<const SIMD: bool, G: Guide>(
+    fn byte_with<const SIMD: bool, const LEAN: bool, G: Guide>(
         &mut self,
         coder: &mut impl BitCoder,
         guide: &mut G,
@@ -348,17 +369,18 @@ impl<M: Deref<Target = Model>> Predictor<M> {
     ) -> u8 {
         let expected = self.expected();
         let hashes = self.state.hashes;
-        self.enter_nibble::<SIMD>(&hashes);
-        let high = self.nibble::<SIMD, _>(coder, guide, u32::from(byte >> 4), 1, &expected);
-        self.leave_nibble();
+        self.enter_nibble::<SIMD, LEAN>(&hashes);
+        let high = u32::from(byte >> 4);
+        let high = self.nibble::<SIMD, LEAN, _>(coder, guide, high, 1, &expected);
+        self.leave_nibble::<LEAN>();
         let hashes = hashes.map(|hash| second_nibble(hash, high));
-        self.prefetch(&hashes);
-        self.enter_nibble::<SIMD>(&hashes);
+        self.prefetch::<LEAN>(&hashes);
+        self.enter_nibble::<SIMD, LEAN>(&hashes);
         let low = u32::from(byte & 15);
-        let low = self.nibble::<SIMD, _>(coder, guide, low, 16 | high, &expected);
-        self.leave_nibble();
+        let low = self.nibble::<SIMD, LEAN, _>(coder, guide, low, 16 | high, &expected);
+        self.leave_nibble::<LEAN>();
         let byte = (high << 4 | low) as u8;
-        self.append(byte, &expected);
+        self.append::<LEAN>(byte, &expected);
         byte
     }
 
@@ -448,7 +470,7 @@ impl<M: Deref<Target = Model>> Predictor<M> {
     }
 
     #[inline(always)]
-    fn append(&mut self, byte: u8, expected: &Expected) {
+    fn append<const LEAN: bool>(&mut self, byte: u8, expected: &Expected) {
         let state = &mut self.state;
         state.contexts.push(byte);
         for (matcher, predicted) in state.matchers.iter_mut().zip(expected.bytes) {
@@ -458,41 +480,50 @@ impl<M: Deref<Target = Model>> Predictor<M> {
             matcher.update(state.contexts.bytes());
         }
         state.hashes = state.contexts.hashes();
-        self.prefetch(&self.state.hashes);
+        self.prefetch::<LEAN>(&self.state.hashes);
     }
 
     #[inline(always)]
-    fn prefetch(&self, hashes: &[u64; CONTEXTS]) {
+    fn prefetch<const LEAN: bool>(&self, hashes: &[u64; CONTEXTS]) {
         let tables = self.model.tables.view();
         for (context, &hash) in hashes.iter().enumerate() {
             tables.prefetch(context, hash);
-            self.state.overlay.prefetch(hash);
+        }
+        for &context in contexts::<LEAN>() {
+            self.state.overlay.prefetch(hashes[context]);
         }
     }
 
     /// Fetches the buckets of a nibble.
     #[inline(always)]
-    fn enter_nibble<const SIMD: bool>(&mut self, hashes: &[u64; CONTEXTS]) {
+    fn enter_nibble<const SIMD: bool, const LEAN: bool>(&mut self, hashes: &[u64; CONTEXTS]) {
         (self.nibble.trained, self.nibble.learned) = (0, 0);
         let tables = self.model.tables.view();
         for (context, &hash) in hashes.iter().enumerate() {
-            let found = tables.find::<SIMD>(context, hash);
-            let (place, bucket) = self.state.overlay.claim::<SIMD>(hash, self.states);
+            self.nibble
+                .add_trained(context, tables.find::<SIMD>(context, hash));
+        }
+        for &context in contexts::<LEAN>() {
+            let (place, bucket) = self
+                .state
+                .overlay
+                .claim::<SIMD>(hashes[context], self.states);
             self.places[context] = place;
-            self.nibble.add(context, found, bucket);
+            self.nibble.add_learned(context, bucket);
         }
     }
 
     #[inline(always)]
-    fn leave_nibble(&mut self) {
-        for (place, bucket) in self.places.iter().zip(&self.nibble.adaptive) {
-            self.state.overlay.put(*place, bucket);
+    fn leave_nibble<const LEAN: bool>(&mut self) {
+        for &context in contexts::<LEAN>() {
+            let bucket = &self.nibble.adaptive[context];
+            self.state.overlay.put(self.places[context], bucket);
         }
     }
 
     /// Codes the four decisions of a nibble; `prefix` is the byte's bits so far behind a leading one.
     #[inline(always)]
-    fn nibble<const SIMD: bool, G: Guide>(
+    fn nibble<const SIMD: bool, const LEAN: bool, G: Guide>(
         &mut self,
         coder: &mut impl BitCoder,
         guide: &mut G,
@@ -504,7 +535,7 @@ impl<M: Deref<Target = Model>> Predictor<M> {
         for shift in (0..4).rev() {
             let bit = nibble >> shift & 1;
             let place = (node & 15, prefix);
-            let bit = self.decision::<SIMD, _, _>(coder, guide, bit, place, expected);
+            let bit = self.decision::<SIMD, LEAN, _, _>(coder, guide, bit, place, expected);
             node = node << 1 | bit as usize;
             prefix = prefix << 1 | bit;
         }
@@ -513,7 +544,7 @@ impl<M: Deref<Target = Model>> Predictor<M> {
 
     /// Codes one decision and learns it.
     #[inline(always)]
-    fn decision<const SIMD: bool, C: BitCoder, G: Guide>(
+    fn decision<const SIMD: bool, const LEAN: bool, C: BitCoder, G: Guide>(
         &mut self,
         coder: &mut C,
         guide: &mut G,
@@ -525,31 +556,31 @@ impl<M: Deref<Target = Model>> Predictor<M> {
         let network = match hint {
             Hint::Open { x, vector } => (x, vector),
             Hint::Forced(bit) if !C::MEASURES => {
-                self.learn_histories::<SIMD>(place.0, bit);
+                self.learn_histories::<SIMD, LEAN>(place.0, bit);
                 return bit;
             }
             Hint::Forced(_) => (0, 0),
         };
         let network = G::NETWORK.then_some(network);
         let params = &self.state.params;
-        let said = self.predict::<SIMD>(params, &self.nibble, place, expected, network);
+        let said = self.predict::<SIMD, LEAN>(params, &self.nibble, place, expected, network);
         let coded = said.mean.clamp(1, 65535) as u16;
         if let Hint::Forced(bit) = hint {
             coder.saved(coded, bit);
-            self.learn_histories::<SIMD>(place.0, bit);
+            self.learn_histories::<SIMD, LEAN>(place.0, bit);
             return bit;
         }
         let bit = coder.code(coded, bit) & 1;
         guide.tell(bit);
-        self.learn_decision::<SIMD, G>(&said, expected, bit);
-        self.learn_histories::<SIMD>(place.0, bit);
+        self.learn_decision::<SIMD, LEAN, G>(&said, expected, bit);
+        self.learn_histories::<SIMD, LEAN>(place.0, bit);
         bit
     }
 
     /// Gathers what the experts say of a decision, mixes and refines it. `params` have the weights and the curves; `place`
     /// is the node and the bits so far; `network` the network's log-odds and the vector of its set, if there is one.
     #[inline(always)]
-    fn predict<const SIMD: bool>(
+    fn predict<const SIMD: bool, const LEAN: bool>(
         &self,
         params: &Params,
         nibble: &Nibble,
@@ -559,7 +590,7 @@ impl<M: Deref<Target = Model>> Predictor<M> {
     ) -> Prediction {
         let (matched, longest) = self.ask_matchers(prefix, expected);
         let x = network.map_or(0, |(x, _)| x);
-        let inputs = self.inputs::<SIMD>(nibble, node, &matched, x);
+        let inputs = self.inputs::<SIMD, LEAN>(nibble, node, &matched, x);
         let newest = self.state.contexts.newest();
         let selectors: [usize; SETS] = [
             prefix as usize,
@@ -569,7 +600,7 @@ impl<M: Deref<Target = Model>> Predictor<M> {
         ];
         let (mut mix, vector) = (Mix::default(), network.map(|(_, vector)| vector));
         let (weights, last) = (&params.weights, prefix as usize);
-        let x = weights.mix::<SIMD>(&inputs, &selectors, vector, last, &mut mix);
+        let x = weights.mix::<SIMD, LEAN>(&inputs, &selectors, vector, last, &mut mix);
         let p = self.logistic.squash(x);
         let curve = curve_of(newest, prefix);
         let (point, refined) = refine(&params.curves[curve], x);
@@ -586,7 +617,7 @@ impl<M: Deref<Target = Model>> Predictor<M> {
 
     /// Lets mixer, curves and matches learn a decision.
     #[inline(always)]
-    fn learn_decision<const SIMD: bool, G: Guide>(
+    fn learn_decision<const SIMD: bool, const LEAN: bool, G: Guide>(
         &mut self,
         said: &Prediction,
         expected: &Expected,
@@ -598,9 +629,13 @@ impl<M: Deref<Target = Model>> Predictor<M> {
         let (seen, rates) = ((said.p, bit), adaptation.mixer);
         let (inputs, mix) = (&said.inputs, &said.mix);
         let weights = &mut params.weights;
-        match G::NETWORK {
-            true => weights.update::<SIMD, true>(inputs, mix, seen, rates, self.logistic),
-            false => weights.update::<SIMD, false>(inputs, mix, seen, rates, self.logistic),
+        if (bit << 16).abs_diff(u32::from(said.p)) >= adaptation.least_error {
+            match G::NETWORK {
+                true => weights.update::<SIMD, LEAN, true>(inputs, mix, seen, rates, self.logistic),
+                false => {
+                    weights.update::<SIMD, LEAN, false>(inputs, mix, seen, rates, self.logistic)
+                }
+            }
         }
         average(
             &mut params.curves[said.curve][said.point],
@@ -617,9 +652,10 @@ impl<M: Deref<Target = Model>> Predictor<M> {
     }
 
     /// What all experts say of a decision: the trained logits of the contexts, then what their bit histories predict,
-    /// then the matches, then a constant, then the network.
+    /// then the matches, then a constant, then the network. Without all histories there is room for the matches and the
+    /// constant behind those that there are, and no network.
     #[inline(always)]
-    fn inputs<const SIMD: bool>(
+    fn inputs<const SIMD: bool, const LEAN: bool>(
         &self,
         nibble: &Nibble,
         node: usize,
@@ -628,22 +664,23 @@ impl<M: Deref<Target = Model>> Predictor<M> {
     ) -> Inputs {
         let matched = matched.map(|matched| matched.map_or(0, |matched| matched.x));
         let t = |context: usize| self.trained(nibble, node, context);
-        let h = |context: usize| self.history(nibble, node, context);
-        Inputs::of::<SIMD>([
-            [t(0), t(1), t(2), t(3), t(4), t(5), t(6), t(7)],
-            [t(8), t(9), t(10), t(11), t(12), t(13), h(0), h(1)],
-            [h(2), h(3), h(4), h(5), h(6), h(7), h(8), h(9)],
-            [
-                h(10),
-                h(11),
-                h(12),
-                h(13),
-                matched[0],
-                matched[1],
-                256,
-                network as i16,
+        let h = |nth: usize| self.history(nibble, node, contexts::<LEAN>()[nth]);
+        let trained = [t(0), t(1), t(2), t(3), t(4), t(5), t(6), t(7)];
+        let [a, b] = matched;
+        Inputs::of::<SIMD>(match LEAN {
+            true => [
+                trained,
+                [t(8), t(9), t(10), t(11), t(12), t(13), h(0), h(1)],
+                [h(2), h(3), h(4), h(5), h(6), a, b, 256],
+                [0; 8],
             ],
-        ])
+            false => [
+                trained,
+                [t(8), t(9), t(10), t(11), t(12), t(13), h(0), h(1)],
+                [h(2), h(3), h(4), h(5), h(6), h(7), h(8), h(9)],
+                [h(10), h(11), h(12), h(13), a, b, 256, network as i16],
+            ],
+        })
     }
 
     /// The trained logit of a context.
@@ -690,34 +727,38 @@ impl<M: Deref<Target = Model>> Predictor<M> {
         (matched, longest)
     }
 
-    /// Lets all contexts learn a bit. `SIMD` only where the processor has AVX2; what comes of it is the same.
+    /// Lets all histories learn a bit. `SIMD` only where the processor has AVX2; what comes of it is the same.
     #[inline(always)]
-    fn learn_histories<const SIMD: bool>(&mut self, node: usize, bit: u32) {
+    fn learn_histories<const SIMD: bool, const LEAN: bool>(&mut self, node: usize, bit: u32) {
         let rate = self.state.adaptation.histories;
         let histories = &mut self.state.params.histories;
         let mut states = [0u8; CONTEXTS];
-        for (state, bucket) in states.iter_mut().zip(&mut self.nibble.adaptive) {
-            let slot = &mut bucket[node & 15];
+        for (state, &context) in states.iter_mut().zip(contexts::<LEAN>()) {
+            let slot = &mut self.nibble.adaptive[context][node & 15];
             *state = *slot;
             *slot = self.states.next(*slot, bit);
         }
         #[cfg(target_arch = "x86_64")]
         if SIMD {
             let mut p = [[0u16; 8]; 2];
-            let all = p.as_flattened_mut().iter_mut();
-            for (p, (history, &state)) in all.zip(histories.iter().zip(&states)) {
-                *p = history[usize::from(state)];
+            let seen = contexts::<LEAN>().iter().zip(states);
+            for (p, (&context, state)) in p.as_flattened_mut().iter_mut().zip(seen.clone()) {
+                *p = histories[context][usize::from(state)];
             }
             // SAFETY: `SIMD` is only set where the processor has AVX2.
-            let moved = unsafe { [averages(&p[0], bit, rate), averages(&p[1], bit, rate)] };
-            let moved = moved.as_flattened().iter();
-            for ((history, &state), &p) in histories.iter_mut().zip(&states).zip(moved) {
-                history[usize::from(state)] = p;
+            unsafe {
+                p[0] = averages(&p[0], bit, rate);
+                if contexts::<LEAN>().len() > p[0].len() {
+                    p[1] = averages(&p[1], bit, rate);
+                }
+            }
+            for ((&context, state), &p) in seen.zip(p.as_flattened()) {
+                histories[context][usize::from(state)] = p;
             }
             return;
         }
-        for (history, &state) in histories.iter_mut().zip(&states) {
-            average(&mut history[usize::from(state)], bit, rate);
+        for (&context, state) in contexts::<LEAN>().iter().zip(states) {
+            average(&mut histories[context][usize::from(state)], bit, rate);
         }
     }
 }

@@ -12,13 +12,13 @@ use crate::model::latents::LatentPrior;
 use crate::model::matcher::LENGTH_BUCKETS;
 use crate::model::network::simd::Simd;
 use crate::model::network::{Engine, Memory, Network, Sequence};
-use crate::model::predictor::{BitCoder, Params, State};
+use crate::model::predictor::{BitCoder, Params};
 use crate::model::tokenizer::Tokenizer;
 use crate::model::tokens::Tokens;
 use crate::model::{Cost, Model, ModelError, NetworkParts};
 
 use super::corpus::{Corpus, Piece, Random};
-use super::params::{self, ADAPTATION, GROUPS, rates_at};
+use super::params::{self, ADAPTATION, GROUPS, LEAN_ADAPTATION, rates_at};
 use super::{MEASURED_GROUP, Progress, TrainError, check_parts, divide, measure};
 
 /// What to train.
@@ -28,6 +28,8 @@ pub struct MixingOptions {
     pub name: String,
     /// Bytes of held-out data to train on, at most.
     pub bytes: usize,
+    /// For tables alone: with few histories, as a model that names `base` instead of containing its tables.
+    pub lean: bool,
     /// The seed of the base.
     pub seed: u64,
     pub threads: usize,
@@ -77,8 +79,13 @@ pub fn train(
     let Some(trained) = network else {
         let none = || ModelError::Input("neither tables nor a network".into());
         let base = base.ok_or_else(none)?;
-        let trained = params::train(base, &corpus, &parts.params, &mut random, progress);
-        let mut model = base.with_params(options.name.clone(), trained, ADAPTATION);
+        let name = options.name.clone();
+        let mut model = match options.lean {
+            true => base.lean(name, LEAN_ADAPTATION)?,
+            false => base.with_params(name, Params::default(), ADAPTATION),
+        };
+        let trained = params::train(&model, &corpus, &parts.params, &mut random, progress);
+        model.set_params(trained);
         model.info.held_out_bits_per_byte = measure(&model, &corpus, &parts.measure, progress);
         return Ok(model);
     };
@@ -251,12 +258,12 @@ impl<'a> Trainer<'a> {
         self.each(model, groups, self.writer, |group| {
             let len = group.bytes.len();
             let params = trained.take().unwrap_or_default();
-            let rates = rates_at(done as f64 / total as f64);
+            let rates = rates_at(done as f64 / total as f64, ADAPTATION);
             let skip = match count % 2 {
                 0 => LENGTH_BUCKETS,
                 _ => SKIPS[count / 2 % SKIPS.len()],
             };
-            let fresh = |more| State::new(params, rates, len + more);
+            let fresh = |more| model.starting_with(params, rates, len + more);
             let state = || model.begin(&group.latents, fresh);
             let mut tokens = Tokens::new(model, state)?.with_skip(skip);
             group.code(&mut tokens, self.engine, &mut cost)?;

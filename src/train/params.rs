@@ -16,6 +16,14 @@ pub const ADAPTATION: Adaptation = Adaptation {
     },
     histories: 7,
     curves: 6,
+    least_error: 0,
+};
+
+/// The same for a model with few histories, which is to be fast: most predictions are so good that the weights have
+/// nothing to learn from them. Measured, ignoring errors up to 1.2 % changes no size by 0.1 %.
+pub const LEAN_ADAPTATION: Adaptation = Adaptation {
+    least_error: 300,
+    ..ADAPTATION
 };
 
 /// Sizes of the groups that the parameters are trained on.
@@ -31,8 +39,8 @@ pub fn cost_of(model: &Model, state: State, group: &[u8]) -> (f64, State) {
     (cost.bits, predictor.into_state())
 }
 
-/// The rates at `done` (0 to 1) of training: fast at first, slower than in use at the end.
-pub(super) fn rates_at(done: f64) -> Adaptation {
+/// The rates at `done` (0 to 1) of training: fast at first, slower than those `used` at the end.
+pub(super) fn rates_at(done: f64, used: Adaptation) -> Adaptation {
     let decay = 1.0 - 0.9 * done;
     let shift = if done < 0.1 { 7 } else { 9 };
     let mixer = Rates {
@@ -43,6 +51,7 @@ pub(super) fn rates_at(done: f64) -> Adaptation {
         mixer,
         histories: shift,
         curves: shift,
+        least_error: used.least_error,
     }
 }
 
@@ -62,7 +71,8 @@ pub fn train(
         while !rest.is_empty() {
             let size = GROUPS[random.below(GROUPS.len())].min(rest.len());
             let (group, tail) = rest.split_at(size);
-            let state = State::new(params, rates_at(done as f64 / total as f64), size);
+            let rates = rates_at(done as f64 / total as f64, model.adaptation());
+            let state = model.starting_with(params, rates, size);
             let (cost, state) = cost_of(model, state, group);
             params = state.params;
             bits += cost;

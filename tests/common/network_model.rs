@@ -60,7 +60,7 @@ pub fn network(seed: u64) -> (Arc<Network>, Tokenizer) {
 
 /// The file of the default model.
 pub fn base_file() -> &'static [u8] {
-    let name = Codecs::with_default_model().unwrap().encoding_model_name();
+    let name = Codecs::with_embedded("full").unwrap().encoding_model_name();
     Codecs::embedded_file(&name.unwrap()).unwrap()
 }
 

@@ -81,6 +81,7 @@ pub fn model_of(dir: &Path, tables: bool) -> Vec<u8> {
         bytes: 80 << 10,
         seed: 1,
         threads: 1,
+        lean: false,
     };
     let base = tables.then(|| Model::from_bytes(base_file()).unwrap());
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/model");
@@ -90,6 +91,6 @@ pub fn model_of(dir: &Path, tables: bool) -> Vec<u8> {
 }
 
 pub fn base_file() -> &'static [u8] {
-    let name = Codecs::with_default_model().unwrap().encoding_model_name();
+    let name = Codecs::with_embedded("full").unwrap().encoding_model_name();
     Codecs::embedded_file(&name.unwrap()).unwrap()
 }

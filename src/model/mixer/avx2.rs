@@ -6,7 +6,8 @@ use std::arch::x86_64::{
     _mm_srai_epi32, _mm256_add_epi32, _mm256_castsi256_si128, _mm256_cvtepu16_epi32,
     _mm256_extracti128_si256, _mm256_hadd_epi32, _mm256_loadu_si256, _mm256_madd_epi16,
     _mm256_max_epi32, _mm256_min_epi32, _mm256_or_si256, _mm256_packs_epi32,
-    _mm256_permute4x64_epi64, _mm256_set1_epi32, _mm256_srai_epi32, _mm256_storeu_si256,
+    _mm256_permute4x64_epi64, _mm256_set1_epi32, _mm256_setzero_si256, _mm256_srai_epi32,
+    _mm256_storeu_si256,
 };
 
 use super::{INPUTS, Inputs, SETS, STRETCH_MAX, WEIGHT_MAX};
@@ -44,8 +45,12 @@ fn halves(inputs: &Inputs) -> [__m256i; 2] {
 /// leaves the weights: |w >> 5| <= 2^13, so nothing saturates.
 #[target_feature(enable = "avx2")]
 #[inline]
-fn products(row: &[i32; INPUTS], inputs: [__m256i; 2]) -> __m256i {
-    let [a, b, c, d] = [load(row, 0), load(row, 1), load(row, 2), load(row, 3)];
+fn products<const PARTS: usize>(row: &[i32; INPUTS], inputs: [__m256i; 2]) -> __m256i {
+    let [a, b, c] = [load(row, 0), load(row, 1), load(row, 2)];
+    let d = match PARTS {
+        3 => _mm256_setzero_si256(),
+        _ => load(row, 3),
+    };
     let low = _mm256_packs_epi32(_mm256_srai_epi32::<5>(a), _mm256_srai_epi32::<5>(b));
     let high = _mm256_packs_epi32(_mm256_srai_epi32::<5>(c), _mm256_srai_epi32::<5>(d));
     _mm256_add_epi32(
@@ -54,10 +59,14 @@ fn products(row: &[i32; INPUTS], inputs: [__m256i; 2]) -> __m256i {
     )
 }
 
-/// [`super::scalar::stretched`] of four rows.
+/// [`super::scalar::stretched`] of four rows. Only the first `PARTS` times eight inputs may be other than zero; there are
+/// three or four parts.
 #[target_feature(enable = "avx2")]
 #[inline]
-pub(super) fn stretched(rows: [&[i32; INPUTS]; SETS], inputs: &Inputs) -> [i32; SETS] {
+pub(super) fn stretched<const PARTS: usize>(
+    rows: [&[i32; INPUTS]; SETS],
+    inputs: &Inputs,
+) -> [i32; SETS] {
     let [low, high] = halves(inputs);
     let order = [
         _mm256_permute4x64_epi64::<0b11_01_10_00>(low),
@@ -65,10 +74,10 @@ pub(super) fn stretched(rows: [&[i32; INPUTS]; SETS], inputs: &Inputs) -> [i32; 
     ];
     let [a, b, c, d] = rows;
     let parts = [
-        products(a, order),
-        products(b, order),
-        products(c, order),
-        products(d, order),
+        products::<PARTS>(a, order),
+        products::<PARTS>(b, order),
+        products::<PARTS>(c, order),
+        products::<PARTS>(d, order),
     ];
     let pairs = [
         _mm256_hadd_epi32(parts[0], parts[1]),
@@ -121,17 +130,21 @@ fn eight(&[a, b, c, d, e, f, g, h]: &[i16; 8]) -> __m128i {
     _mm_set_epi16(h, g, f, e, d, c, b, a)
 }
 
-/// [`super::scalar::learn`] for an error of 16 bits; `pairs` are the inputs.
+/// [`super::scalar::learn`] for an error of 16 bits; `pairs` are the inputs, of which only the first `PARTS` are not zero.
 #[target_feature(enable = "avx2")]
 #[inline]
-pub(super) fn learn(row: &mut [i32; INPUTS], pairs: &[__m256i; INPUTS / LANES], error: i32) {
+pub(super) fn learn<const PARTS: usize>(
+    row: &mut [i32; INPUTS],
+    pairs: &[__m256i; INPUTS / LANES],
+    error: i32,
+) {
     // each pair becomes input * error + 2^13
     let error = _mm256_set1_epi32((1 << 13) << 16 | i32::from(error as u16));
     let (least, most) = (
         _mm256_set1_epi32(-WEIGHT_MAX),
         _mm256_set1_epi32(WEIGHT_MAX),
     );
-    for (at, &pair) in pairs.iter().enumerate() {
+    for (at, &pair) in pairs[..PARTS].iter().enumerate() {
         let step = _mm256_srai_epi32::<14>(_mm256_madd_epi16(pair, error));
         let moved = _mm256_add_epi32(load(row, at), step);
         let moved = _mm256_min_epi32(_mm256_max_epi32(moved, least), most);

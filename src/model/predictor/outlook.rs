@@ -130,8 +130,8 @@ impl<M: Deref<Target = Model>> Predictor<M> {
         let mut nibble = Nibble::default();
         let tables = self.model.tables.view();
         for (context, &hash) in hashes.iter().enumerate() {
-            let adaptive = self.state.overlay.find::<SIMD>(hash);
-            nibble.add(context, tables.find::<SIMD>(context, hash), adaptive);
+            nibble.add_trained(context, tables.find::<SIMD>(context, hash));
+            nibble.add_learned(context, self.state.overlay.find::<SIMD>(hash));
         }
         nibble
     }
@@ -153,7 +153,7 @@ impl<M: Deref<Target = Model>> Predictor<M> {
         };
         let (params, expected) = (outlook.params, &outlook.expected);
         let place = (node, prefix);
-        self.predict::<SIMD>(params, nibble, place, expected, None)
+        self.predict::<SIMD, false>(params, nibble, place, expected, None)
             .mean
     }
 }
