@@ -80,6 +80,12 @@ pub fn table<const N: usize>(head: [&str; N], names: usize, rows: &[[String; N]]
     text
 }
 
+/// The nearest-rank percentile of sorted values; 0 without values.
+pub fn percentile(sorted: &[f64], percent: usize) -> f64 {
+    let rank = (sorted.len() * percent).div_ceil(100).max(1);
+    sorted.get(rank - 1).copied().unwrap_or(0.0)
+}
+
 /// Prints text, or fails as a command whose output is closed.
 pub fn print(text: &str) -> Outcome<()> {
     let mut out = io::stdout().lock();
@@ -147,5 +153,14 @@ mod tests {
         assert_eq!(lines[1], "| ---  |   --: |");
         assert_eq!(lines[2], "| long |     1 |");
         assert_eq!(lines[3], "| b    |    20 |");
+    }
+
+    #[test]
+    fn percentiles_are_values_that_were_measured() {
+        let values: Vec<f64> = (1..=100).map(f64::from).collect();
+        assert_eq!(percentile(&values, 50), 50.0);
+        assert_eq!(percentile(&values, 99), 99.0);
+        assert_eq!(percentile(&values[..1], 99), 1.0);
+        assert_eq!(percentile(&[], 50), 0.0);
     }
 }

@@ -703,15 +703,13 @@ impl<M: Deref<Target = Model>> Predictor<M> {
         }
         #[cfg(target_arch = "x86_64")]
         if SIMD {
-            let mut p = [0u16; 16];
-            for (p, (history, &state)) in p.iter_mut().zip(histories.iter().zip(&states)) {
+            let mut p = [[0u16; 8]; 2];
+            let all = p.as_flattened_mut().iter_mut();
+            for (p, (history, &state)) in all.zip(histories.iter().zip(&states)) {
                 *p = history[usize::from(state)];
             }
-            let [low, high] = p.as_chunks::<8>().0 else {
-                return;
-            };
             // SAFETY: `SIMD` is only set where the processor has AVX2.
-            let moved = unsafe { [averages(low, bit, rate), averages(high, bit, rate)] };
+            let moved = unsafe { [averages(&p[0], bit, rate), averages(&p[1], bit, rate)] };
             let moved = moved.as_flattened().iter();
             for ((history, &state), &p) in histories.iter_mut().zip(&states).zip(moved) {
                 history[usize::from(state)] = p;

@@ -327,17 +327,11 @@ fn row(run: &Run, used: &Usage) -> Row {
         bits_per_latent: ratio(8 * latent_bytes, used.latents()),
         distinct: used.distinct(),
         entropy: used.entropy(),
-        decode_ms_median: quantile(&latency, 0.5),
-        decode_ms_p99: quantile(&latency, 0.99),
+        decode_ms_median: output::percentile(&latency, 50),
+        decode_ms_p99: output::percentile(&latency, 99),
         encode_tokens_per_second: 0.0,
         decode_mb_per_second: megabytes_per_second(raw_bytes, run.decoding()),
     }
-}
-
-/// The value below which this share of ascending values lies; 0 of none.
-fn quantile(ascending: &[f64], share: f64) -> f64 {
-    let at = (share * ascending.len() as f64).ceil() as usize;
-    ascending.get(at.saturating_sub(1)).copied().unwrap_or(0.0)
 }
 
 /// What the most used latents of each way go with.
@@ -414,18 +408,4 @@ fn table(rows: &[Row]) -> String {
     };
     let rows: Vec<_> = rows.iter().map(cells).collect();
     output::table(head, 3, &rows)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::quantile;
-
-    #[test]
-    fn quantiles_are_values_that_were_measured() {
-        let values: Vec<f64> = (1..=100).map(f64::from).collect();
-        assert_eq!(quantile(&values, 0.5), 50.0);
-        assert_eq!(quantile(&values, 0.99), 99.0);
-        assert_eq!(quantile(&values[..1], 0.99), 1.0);
-        assert_eq!(quantile(&[], 0.5), 0.0);
-    }
 }

@@ -58,14 +58,18 @@ impl Mounted for Own<'_> {
     }
 }
 
-pub fn measure(bench: &Bench, class: &Path, reads: usize) -> Outcome<ClassResult> {
+pub fn measure(
+    bench: &Bench,
+    class: &Path,
+    entries: &[Entry],
+    reads: usize,
+) -> Outcome<ClassResult> {
     let name = class
         .file_name()
         .unwrap_or_default()
         .to_string_lossy()
         .into_owned();
     eprintln!("class {name}");
-    let entries = files::tree(class)?;
     let raw_bytes: u64 = entries.iter().map(|entry| entry.len).sum();
     let squashfs_bytes = compare::squashfs(class, &bench.work)?;
 
@@ -82,7 +86,7 @@ pub fn measure(bench: &Bench, class: &Path, reads: usize) -> Outcome<ClassResult
         bed: &bed,
         class: &name,
     };
-    let speeds = speeds::measure(&mut own, class, &entries, reads)?;
+    let speeds = speeds::measure(&mut own, class, entries, reads)?;
     bed.umount()?;
 
     let model = settled

@@ -14,16 +14,17 @@ pub const SQUASHFS_OPTIONS: [&str; 6] =
 /// Bytes of a squashfs image of `tree`.
 pub fn squashfs(tree: &Path, work: &Path) -> Outcome<u64> {
     let image = work.join("compare.squashfs");
-    let mut command = Command::new("mksquashfs");
-    command.arg(tree).arg(&image).args(SQUASHFS_OPTIONS).args([
-        "-noappend",
-        "-no-progress",
-        "-quiet",
-    ]);
-    run(&mut command)?;
+    make_squashfs(tree, &image, &SQUASHFS_OPTIONS)?;
     let len = std::fs::metadata(&image).context(image.display())?.len();
     std::fs::remove_file(&image).context(image.display())?;
     Ok(len)
+}
+
+/// Makes a squashfs image of `tree` with these options.
+pub fn make_squashfs(tree: &Path, image: &Path, options: &[&str]) -> Outcome<()> {
+    let mut command = Command::new("mksquashfs");
+    command.arg(tree).arg(image).args(options);
+    run(command.args(["-noappend", "-no-progress", "-quiet"])).map(drop)
 }
 
 /// Bytes that the files of `tree` take where they lie now.

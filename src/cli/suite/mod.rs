@@ -86,10 +86,10 @@ fn measure(arguments: &SuiteArguments, work: &std::path::Path) -> Outcome<report
     let mut results = report::Results::new(machine::describe(), &arguments.options);
     for class in &classes {
         let reads = arguments.reads;
-        let own = classes::measure(&bench, class, reads)?;
+        let entries = files::tree(class)?;
+        let own = classes::measure(&bench, class, &entries, reads)?;
         if !arguments.alone {
-            let entries = files::tree(class)?;
-            let rivals = rivals::measure(work, class, &entries, reads)?;
+            let rivals = rivals::measure(work, class, &entries, reads);
             results.rivals.extend(rivals);
             let all = files::joined(class, &entries)?;
             results.programs.extend(peers::measure(&own.class, &all)?);

@@ -12,6 +12,7 @@ use super::special::{CopyIn, Expansion, SmallFiles};
 use super::speeds::Speeds;
 use crate::cli::output;
 use crate::cli::peers::{self, PeerRow};
+use crate::control::ratio;
 use crate::exit::{Context, Failure, Outcome};
 
 #[derive(Debug, Serialize)]
@@ -140,7 +141,7 @@ fn rival_cells(row: &RivalRow) -> [String; 13] {
         row.class.clone(),
         system,
         stored.map_or("-".into(), grouped),
-        number(stored.map(|stored| row.raw_bytes as f64 / stored.max(1) as f64)),
+        number(stored.map(|stored| ratio(row.raw_bytes, stored))),
         number(row.write_mb_per_second),
         speed(|s| s.cold_read_mb_per_second),
         speed(|s| s.cpu_ms_per_mb),

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
+use super::compare::{self, SQUASHFS_OPTIONS};
 use super::files::{self, Entry};
 use super::mounted::{run, timed};
 use super::speeds::{self, Mounted, Speeds};
@@ -34,7 +35,6 @@ enum Kind {
     Bindfs,
 }
 
-#[derive(PartialEq, Eq)]
 enum By {
     Kernel,
     Squashfuse,
@@ -43,10 +43,7 @@ enum By {
 const RIVALS: [Rival; 8] = [
     Rival {
         name: "squashfs zstd-19 128K",
-        kind: Kind::Squashfs(
-            &["-comp", "zstd", "-Xcompression-level", "19", "-b", "128K"],
-            By::Kernel,
-        ),
+        kind: Kind::Squashfs(&SQUASHFS_OPTIONS, By::Kernel),
     },
     Rival {
         name: "squashfs zstd-19 1M",
@@ -65,10 +62,7 @@ const RIVALS: [Rival; 8] = [
     },
     Rival {
         name: "squashfuse zstd-19 128K",
-        kind: Kind::Squashfs(
-            &["-comp", "zstd", "-Xcompression-level", "19", "-b", "128K"],
-            By::Squashfuse,
-        ),
+        kind: Kind::Squashfs(&SQUASHFS_OPTIONS, By::Squashfuse),
     },
     Rival {
         name: "erofs lz4hc 64K",
@@ -97,16 +91,8 @@ pub struct RivalRow {
     pub why_not: Option<String>,
 }
 
-/// Measures all rivals with the files of a class.
-///
-/// # Errors
-/// If the files cannot be read. A rival that is not there or fails has a row that says so.
-pub fn measure(
-    work: &Path,
-    class: &Path,
-    entries: &[Entry],
-    reads: usize,
-) -> Outcome<Vec<RivalRow>> {
+/// Measures all rivals with the files of a class. One that is not there or fails has a row that says so.
+pub fn measure(work: &Path, class: &Path, entries: &[Entry], reads: usize) -> Vec<RivalRow> {
     let raw_bytes = entries.iter().map(|entry| entry.len).sum();
     let name = class.file_name().unwrap_or_default().to_string_lossy();
     let row = |rival: &Rival| {
@@ -125,7 +111,7 @@ pub fn measure(
         }
         row
     };
-    Ok(RIVALS.iter().map(row).collect())
+    RIVALS.iter().map(row).collect()
 }
 
 fn fill(
@@ -149,7 +135,6 @@ struct RivalBed<'a> {
     image: PathBuf,
     mountpoint: PathBuf,
     daemon: Option<Child>,
-    was_mounted: bool,
 }
 
 impl<'a> RivalBed<'a> {
@@ -159,7 +144,6 @@ impl<'a> RivalBed<'a> {
             image: work.join("rival.image"),
             mountpoint: work.join("rival.mnt"),
             daemon: None,
-            was_mounted: false,
         };
         std::fs::create_dir_all(&bed.mountpoint).context(bed.mountpoint.display())?;
         Ok(bed)
@@ -170,9 +154,7 @@ impl<'a> RivalBed<'a> {
         let image = self.image.clone();
         match &self.rival.kind {
             Kind::Squashfs(options, _) => {
-                let mut command = Command::new("mksquashfs");
-                command.arg(tree).arg(&image).args(*options);
-                run(command.args(["-noappend", "-no-progress", "-quiet"]))?;
+                compare::make_squashfs(tree, &image, options)?;
             }
             Kind::Erofs(options) => {
                 let mut command = Command::new("mkfs.erofs");
@@ -181,10 +163,7 @@ impl<'a> RivalBed<'a> {
             Kind::Btrfs(_) => return self.fill_btrfs(tree),
             Kind::Bindfs => {
                 run(Command::new("cp").arg("-r").arg(tree).arg(&image))?;
-                return Ok(files::tree(&image)?
-                    .iter()
-                    .map(|entry| entry.allocated)
-                    .sum());
+                return compare::allocated(&image);
             }
         }
         Ok(std::fs::metadata(&image).context(image.display())?.len())
@@ -243,22 +222,21 @@ impl<'a> RivalBed<'a> {
             }
             std::thread::sleep(Duration::from_millis(1));
         }
-        self.was_mounted = true;
         Ok(())
     }
 
     fn umount(&mut self) -> Outcome<()> {
-        if matches!(mount_at(&self.mountpoint), Ok(Some(_))) {
+        let is_mounted = matches!(mount_at(&self.mountpoint), Ok(Some(_)));
+        if is_mounted {
             run(Command::new("umount").arg(&self.mountpoint))?;
         }
         let Some(mut daemon) = self.daemon.take() else {
             return Ok(());
         };
-        // one that never mounted does not end by itself; one that has ended cannot be killed
-        if matches!(daemon.try_wait(), Ok(None)) && !self.was_mounted {
+        if !is_mounted {
+            // it would not end by itself; if it has, there is nothing to kill
             let _ = daemon.kill();
         }
-        self.was_mounted = false;
         daemon.wait().context("daemon").map(drop)
     }
 }

@@ -11,6 +11,7 @@ use xxhash_rust::xxh3::Xxh3;
 
 use super::files::{Entry, Random};
 use super::mounted::timed;
+use crate::cli::output::percentile;
 use crate::exit::{Context, Exit, Failure, Outcome};
 
 /// Size of a random read.
@@ -232,12 +233,6 @@ pub fn peak_rss(pid: u32) -> Outcome<u64> {
         .ok_or_else(|| Failure::failed("/proc shows no VmHWM"))
 }
 
-/// The nearest-rank percentile of sorted values; 0 without values.
-fn percentile(sorted: &[f64], percent: usize) -> f64 {
-    let rank = (sorted.len() * percent).div_ceil(100).max(1);
-    sorted.get(rank - 1).copied().unwrap_or(0.0)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -263,15 +258,6 @@ mod tests {
         fn is_writable(&self) -> bool {
             true
         }
-    }
-
-    #[test]
-    fn percentiles_are_values_that_were_measured() {
-        let values: Vec<f64> = (1..=100).map(f64::from).collect();
-        assert_eq!(percentile(&values, 50), 50.0);
-        assert_eq!(percentile(&values, 99), 99.0);
-        assert_eq!(percentile(&values[..1], 99), 1.0);
-        assert_eq!(percentile(&[], 50), 0.0);
     }
 
     #[test]
