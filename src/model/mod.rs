@@ -3,6 +3,7 @@
 //! A [`Model`] is immutable and shared by all groups; a [`predictor::State`] is what one group has
 //! learned. Everything that can influence a coded probability is an integer (docs/exactness.md).
 
+pub(crate) mod bench;
 pub mod contexts;
 pub mod ends;
 mod error;
