@@ -53,7 +53,9 @@ fn main() -> ExitCode {
     if !asked {
         return ExitCode::SUCCESS;
     }
-    let filter = arguments.iter().find(|argument| !argument.starts_with("--"));
+    let filter = arguments
+        .iter()
+        .find(|argument| !argument.starts_with("--"));
     let wanted = |part: &Part| filter.is_none_or(|filter| describe(part).contains(filter.as_str()));
     #[cfg(target_os = "linux")]
     let mut counter = counter();

@@ -39,7 +39,9 @@ fn group_encoded(model: &Model, raw: &[u8]) -> Vec<u8> {
 fn group_decoded(model: &Model, code: &[u8]) -> Vec<u8> {
     let mut predictor = Predictor::new(model, model.fresh(GROUP));
     let mut decoder = Decoder::new(code);
-    (0..GROUP).map(|_| predictor.byte(&mut decoder, 0)).collect()
+    (0..GROUP)
+        .map(|_| predictor.byte(&mut decoder, 0))
+        .collect()
 }
 
 /// One group, one stream, with the tables of the default model.
@@ -71,7 +73,12 @@ fn extents() -> Vec<Part> {
             let (codecs, raw) = (codecs(), input(EXTENT));
             Box::new(move || codecs.encode_fast(&raw).payload.len() as u64)
         };
-        parts.push(Part::new("staging", format!("encode {what}"), amount, stage));
+        parts.push(Part::new(
+            "staging",
+            format!("encode {what}"),
+            amount,
+            stage,
+        ));
         let zstd = move || -> Run {
             let (codecs, raw) = (codecs(), input(EXTENT));
             Box::new(move || settled(&codecs, &raw, Policy::Fast).len() as u64)
@@ -84,10 +91,15 @@ fn extents() -> Vec<Part> {
     parts.push(Part::new("zstd", "decode text", amount, || {
         decoding(|codecs, raw| settled(codecs, raw, Policy::Fast))
     }));
-    parts.push(Part::new("model", "choose and encode an extent", amount, || {
-        let (codecs, raw) = (codecs(), text(EXTENT));
-        Box::new(move || settled(&codecs, &raw, Policy::Balanced).len() as u64)
-    }));
+    parts.push(Part::new(
+        "model",
+        "choose and encode an extent",
+        amount,
+        || {
+            let (codecs, raw) = (codecs(), text(EXTENT));
+            Box::new(move || settled(&codecs, &raw, Policy::Balanced).len() as u64)
+        },
+    ));
     parts.push(Part::new("model", "decode an extent", amount, || {
         decoding(|codecs, raw| settled(codecs, raw, Policy::Balanced))
     }));
@@ -121,9 +133,14 @@ fn checksums() -> Vec<Part> {
             Box::new(move || u64::from(crc32c::crc32c(&raw)))
         }));
     }
-    parts.push(Part::new("checksums", "BLAKE3 of 128 KiB", Amount::Bytes(EXTENT as u64), || {
-        let raw = noise(EXTENT);
-        Box::new(move || u64::from(blake3::hash(&raw).as_bytes()[0]))
-    }));
+    parts.push(Part::new(
+        "checksums",
+        "BLAKE3 of 128 KiB",
+        Amount::Bytes(EXTENT as u64),
+        || {
+            let raw = noise(EXTENT);
+            Box::new(move || u64::from(blake3::hash(&raw).as_bytes()[0]))
+        },
+    ));
     parts
 }

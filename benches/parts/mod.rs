@@ -44,7 +44,12 @@ impl Part {
 
 /// All parts.
 pub fn all() -> Vec<Part> {
-    let groups = [model::parts(), codec::parts(), store::parts(), network::parts()];
+    let groups = [
+        model::parts(),
+        codec::parts(),
+        store::parts(),
+        network::parts(),
+    ];
     groups.into_iter().flatten().collect()
 }
 

@@ -24,12 +24,21 @@ pub fn parts() -> Vec<Part> {
     for form in Form::available() {
         let mut add = |group, name: &str, work: Box<dyn Fn() -> Run>| {
             let amount = Amount::Elements(OPERATIONS as u64);
-            parts.push(Part::new(group, format!("{name}, {}", form.name()), amount, work));
+            parts.push(Part::new(
+                group,
+                format!("{name}, {}", form.name()),
+                amount,
+                work,
+            ));
         };
         add("mixer", "mix", runs(form, || Mixing::new(false)));
         add("mixer", "mix and learn", runs(form, || Mixing::new(true)));
         add("tables", "look-up", runs(form, || LookUps::new(LINES)));
-        add("overlay", "learn a nibble", runs(form, || Learning::new(32 << 10)));
+        add(
+            "overlay",
+            "learn a nibble",
+            runs(form, || Learning::new(32 << 10)),
+        );
         add("histories", "learn a bit", runs(form, Histories::default));
     }
     parts.push(matcher());
@@ -49,7 +58,12 @@ fn decisions() -> Vec<(u16, u32)> {
     let decision = |at: u64| {
         let number = mixed(at);
         let near = ((number & 0xffff) * (number >> 16 & 0xffff) >> 17) as u16;
-        let p = (if number >> 32 & 1 == 1 { near } else { 65535 - near }).max(1);
+        let p = (if number >> 32 & 1 == 1 {
+            near
+        } else {
+            65535 - near
+        })
+        .max(1);
         (p, u32::from((number >> 33) as u16 <= p))
     };
     (0..DECISIONS as u64).map(decision).collect()
@@ -100,7 +114,12 @@ fn matcher() -> Part {
             right
         })
     };
-    Part::new("match expert", "predict and update", Amount::Bytes(TEXT as u64), run)
+    Part::new(
+        "match expert",
+        "predict and update",
+        Amount::Bytes(TEXT as u64),
+        run,
+    )
 }
 
 fn tokenizer() -> Vec<Part> {

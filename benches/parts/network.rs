@@ -40,9 +40,12 @@ pub fn parts() -> Vec<Part> {
             }));
         }
         let amount = Amount::Elements(TOKENS as u64);
-        parts.push(Part::new("network", name("teacher-forced"), amount, move || {
-            teacher_forced(kernel)
-        }));
+        parts.push(Part::new(
+            "network",
+            name("teacher-forced"),
+            amount,
+            move || teacher_forced(kernel),
+        ));
     }
     parts
 }

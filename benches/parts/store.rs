@@ -166,10 +166,17 @@ fn cache() -> Part {
             for _ in 0..BATCH {
                 round += 1;
                 let skip = mixed(round) as usize % (EXTENT - READ);
-                cache.read(block, skip as u32, &mut out).expect("what was written");
+                cache
+                    .read(block, skip as u32, &mut out)
+                    .expect("what was written");
             }
             u64::from(out[0])
         })
     };
-    Part::new("cache", "get 4 KiB", Amount::Bytes(BATCH * READ as u64), run)
+    Part::new(
+        "cache",
+        "get 4 KiB",
+        Amount::Bytes(BATCH * READ as u64),
+        run,
+    )
 }

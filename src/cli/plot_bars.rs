@@ -60,7 +60,10 @@ impl BarFigure {
         };
         let rows: Vec<&[BarPanel]> = self.panels.chunks(columns).collect();
         let heights: Vec<u32> = rows.iter().map(|row| height(row)).collect();
-        let size = (WIDTH.max(480 * columns as u32), heights.iter().sum::<u32>().max(1));
+        let size = (
+            WIDTH.max(480 * columns as u32),
+            heights.iter().sum::<u32>().max(1),
+        );
         let root = SVGBackend::with_string(text, size).into_drawing_area();
         let mut rest = root.clone();
         for (row, height) in rows.iter().zip(heights) {
@@ -84,7 +87,9 @@ impl BarPanel {
             let top = (TITLE + BAR * at as u32) as i32;
             let name = Text::new(clean(&bar.name), (MARGIN, top + 2), font(12));
             area.draw(&name)?;
-            let length = bar.value.map_or(0, |value| (self.share(value) * f64::from(room)) as i32);
+            let length = bar
+                .value
+                .map_or(0, |value| (self.share(value) * f64::from(room)) as i32);
             let corners = [(left, top + 1), (left + length, top + BAR as i32 - 4)];
             let style = match bar.own {
                 true => colour(1).filled(),
@@ -99,7 +104,12 @@ impl BarPanel {
 
     /// Length of a bar as a share of the longest.
     fn share(&self, value: f64) -> f64 {
-        let values = || self.bars.iter().filter_map(|bar| bar.value).filter(|v| *v > 0.0);
+        let values = || {
+            self.bars
+                .iter()
+                .filter_map(|bar| bar.value)
+                .filter(|v| *v > 0.0)
+        };
         let most = values().fold(0.0, f64::max);
         if value <= 0.0 || most <= 0.0 {
             return 0.0;
@@ -128,7 +138,12 @@ mod tests {
             value,
             own: false,
         };
-        let bars = [("a", Some(1.0)), ("b", Some(100.0)), ("c", None), ("d", Some(0.0))];
+        let bars = [
+            ("a", Some(1.0)),
+            ("b", Some(100.0)),
+            ("c", None),
+            ("d", Some(0.0)),
+        ];
         BarPanel {
             title: "t".into(),
             bars: bars.map(bar).to_vec(),
@@ -159,7 +174,11 @@ mod tests {
             .filter(|text| !text.is_empty())
             .collect();
         for (word, count) in [("a", 2), ("<100>", 2), ("c", 2), ("-", 2)] {
-            assert_eq!(texts.iter().filter(|text| **text == word).count(), count, "{word}");
+            assert_eq!(
+                texts.iter().filter(|text| **text == word).count(),
+                count,
+                "{word}"
+            );
         }
     }
 }

@@ -78,7 +78,9 @@ pub struct Mixing {
 impl Mixing {
     pub fn new(learns: bool) -> Mixing {
         let value = |seed: u64| (mixed(seed) % 2048) as i16 - 1024;
-        let row = |at: u64| std::array::from_fn(|i| std::array::from_fn(|j| value(at * 32 + (i * 8 + j) as u64)));
+        let row = |at: u64| {
+            std::array::from_fn(|i| std::array::from_fn(|j| value(at * 32 + (i * 8 + j) as u64)))
+        };
         Mixing {
             weights: Weights::default(),
             inputs: (0..256).map(row).collect(),
@@ -91,15 +93,25 @@ impl Mixing {
 impl Work for Mixing {
     #[inline(always)]
     fn run<const SIMD: bool>(&mut self) -> u64 {
-        let (rates, mut mix, mut sum) = (Rates { first: 12, last: 12 }, Mix::default(), 0u64);
+        let (rates, mut mix, mut sum) = (
+            Rates {
+                first: 12,
+                last: 12,
+            },
+            Mix::default(),
+            0u64,
+        );
         for at in 0..OPERATIONS {
             let inputs = Inputs::of::<SIMD>(self.inputs[at % 256]);
             let selectors: [usize; SETS] = std::array::from_fn(|set| at * (set + 3) % 256);
-            let x = self.weights.mix::<SIMD>(&inputs, &selectors, None, at % 256, &mut mix);
+            let x = self
+                .weights
+                .mix::<SIMD>(&inputs, &selectors, None, at % 256, &mut mix);
             let p = self.logistic.squash(x);
             if self.learns {
                 let seen = (p, u32::from(at % 3 == 0));
-                self.weights.update::<SIMD, false>(&inputs, &mix, seen, rates, self.logistic);
+                self.weights
+                    .update::<SIMD, false>(&inputs, &mix, seen, rates, self.logistic);
             }
             sum = sum.wrapping_add(u64::from(p));
         }

@@ -51,7 +51,9 @@ pub struct Fit {
 impl Fit {
     /// A fit of (size, value), in ascending order of sizes; None for fewer than two sizes, or a value that is not positive.
     pub fn of(points: &[(f64, f64)]) -> Option<Fit> {
-        let usable = points.iter().all(|&(size, value)| size > 0.0 && value > 0.0);
+        let usable = points
+            .iter()
+            .all(|&(size, value)| size > 0.0 && value > 0.0);
         if points.len() < 2 || !usable {
             return None;
         }

@@ -178,7 +178,8 @@ impl Scale<'_> {
         let share = self.begun.elapsed().as_secs_f64() / self.limit.as_secs_f64();
         self.bar.set_position((share.min(1.0) * 1000.0) as u64);
         let name = report::name(kind);
-        self.bar.set_message(format!("{what} {} {name}", report::grouped(count)));
+        self.bar
+            .set_message(format!("{what} {} {name}", report::grouped(count)));
     }
 
     /// What would be used up by a store of `count` items, judged by the last one.
@@ -188,20 +189,33 @@ impl Scale<'_> {
         let next = report::grouped(count);
         let seconds = last.seconds * times;
         if self.begun.elapsed().as_secs_f64() + seconds > until.as_secs_f64() {
-            return Some(format!("time: {next} would take {:.1} minutes", seconds / 60.0));
+            return Some(format!(
+                "time: {next} would take {:.1} minutes",
+                seconds / 60.0
+            ));
         }
         let bytes = |name: &str| last.values.get(name).copied().unwrap_or(0.0);
         // settled blocks beside the staged ones, and the index being compacted
-        let room = 3.0 * times * (bytes("log_bytes") + bytes("index_bytes") + bytes("snapshot_bytes"));
+        let room =
+            3.0 * times * (bytes("log_bytes") + bytes("index_bytes") + bytes("snapshot_bytes"));
         let disk = rustix::fs::statvfs(self.work).ok();
         let free = disk.map_or(f64::MAX, |disk| (disk.f_bavail * disk.f_frsize) as f64);
         if room > 0.8 * free {
-            return Some(format!("disk: {next} would need {}", output::bytes(room as u64)));
+            return Some(format!(
+                "disk: {next} would need {}",
+                output::bytes(room as u64)
+            ));
         }
-        let peaks = last.values.iter().filter(|(name, _)| name.ends_with("rss_bytes"));
+        let peaks = last
+            .values
+            .iter()
+            .filter(|(name, _)| name.ends_with("rss_bytes"));
         let memory = times * peaks.map(|(_, bytes)| *bytes).fold(0.0, f64::max);
         if memory > 0.8 * machine::available_memory() as f64 {
-            return Some(format!("memory: {next} might need {}", output::bytes(memory as u64)));
+            return Some(format!(
+                "memory: {next} might need {}",
+                output::bytes(memory as u64)
+            ));
         }
         None
     }
@@ -223,16 +237,28 @@ impl Scale<'_> {
         let name = |value: Option<clap::builder::PossibleValue>| {
             value.map_or_else(String::new, |value| value.get_name().to_owned())
         };
-        let (kind_name, phase_name) = (name(kind.to_possible_value()), name(phase.to_possible_value()));
+        let (kind_name, phase_name) = (
+            name(kind.to_possible_value()),
+            name(phase.to_possible_value()),
+        );
         let what = format!("{phase_name} {} {kind_name}", report::grouped(count));
         let mut command = Command::new("/proc/self/exe");
         command.args(["bench", "scale-step", &kind_name, &phase_name]);
-        command.arg("--count").arg(count.to_string()).arg("--store").arg(store);
+        command
+            .arg("--count")
+            .arg(count.to_string())
+            .arg("--store")
+            .arg(store);
         command.arg("-o").arg(self.options_of(kind));
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
         let mut child = command.spawn().context(&what)?;
         if !self.wait(&mut child).context(&what)? {
-            return Err(Failure::failed(format!("{what}: it takes too long, and was ended")));
+            return Err(Failure::failed(format!(
+                "{what}: it takes too long, and was ended"
+            )));
         }
         let output = child.wait_with_output().context(&what)?;
         let killed = phase == Phase::Serve;
@@ -240,12 +266,19 @@ impl Scale<'_> {
             return serde_json::from_slice(&output.stdout).context(&what);
         }
         let said = String::from_utf8_lossy(&output.stderr);
-        Err(Failure::failed(format!("{what}: {}: {}", output.status, said.trim())))
+        Err(Failure::failed(format!(
+            "{what}: {}: {}",
+            output.status,
+            said.trim()
+        )))
     }
 
     /// Waits for the end of a process, but not for ever; false if it had to be killed.
     fn wait(&self, child: &mut Child) -> std::io::Result<bool> {
-        let patience = self.limit.mul_f64(PATIENCE).max(self.limit + PATIENCE_AT_LEAST);
+        let patience = self
+            .limit
+            .mul_f64(PATIENCE)
+            .max(self.limit + PATIENCE_AT_LEAST);
         while child.try_wait()?.is_none() {
             if self.begun.elapsed() > patience {
                 child.kill()?;

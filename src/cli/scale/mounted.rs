@@ -97,7 +97,9 @@ fn read_directories(bed: &Bed, count: u64) -> Outcome<()> {
     }
     match found == count {
         true => Ok(()),
-        false => Err(Failure::failed(format!("{found} files of {count} are listed"))),
+        false => Err(Failure::failed(format!(
+            "{found} files of {count} are listed"
+        ))),
     }
 }
 

@@ -80,7 +80,10 @@ const MEMORY: [Measure; 8] = [
     ("serving_rss_bytes", "RSS after reading"),
     ("peak_filling_rss_bytes", "peak RSS, creating"),
     ("peak_settling_rss_bytes", "peak RSS, settling"),
-    ("peak_recovering_rss_bytes", "peak RSS, mounting after a kill"),
+    (
+        "peak_recovering_rss_bytes",
+        "peak RSS, mounting after a kill",
+    ),
     ("peak_checking_rss_bytes", "peak RSS, checking"),
 ];
 
@@ -99,7 +102,9 @@ const FIGURES: [(&str, &str, &[Measure]); 3] = [
     (
         "scale-bytes.svg",
         "Bytes of memory and disk",
-        &[MEMORY[5], MEMORY[2], MEMORY[6], MEMORY[7], SIZES[0], SIZES[1], SIZES[2]],
+        &[
+            MEMORY[5], MEMORY[2], MEMORY[6], MEMORY[7], SIZES[0], SIZES[1], SIZES[2],
+        ],
     ),
 ];
 
@@ -192,7 +197,10 @@ fn figure(results: &Results, title: &str, measures: &[Measure]) -> Figure {
     };
     Figure {
         x: "items".into(),
-        legend: measures.iter().map(|(_, words)| (*words).to_owned()).collect(),
+        legend: measures
+            .iter()
+            .map(|(_, words)| (*words).to_owned())
+            .collect(),
         panels: results.dimensions.iter().map(panel).collect(),
         logarithmic: true,
     }
@@ -213,7 +221,11 @@ fn text(results: &Results) -> String {
             text,
             "{}. Measured: {}. {}\n",
             capital(&describe(dimension.kind)),
-            if counts.is_empty() { "none".into() } else { counts.join("; ") },
+            if counts.is_empty() {
+                "none".into()
+            } else {
+                counts.join("; ")
+            },
             match &dimension.stopped {
                 Some(why) => format!("Stopped by {}.", one_line(why)),
                 None => "All that was asked for.".into(),
@@ -265,7 +277,8 @@ fn table(dimension: &Dimension) -> String {
                 continue;
             };
             let fit = dimension.fit(measure);
-            let number = |of: fn(&Fit) -> f64| fit.map_or("-".into(), |fit| format!("{:.2}", of(fit)));
+            let number =
+                |of: fn(&Fit) -> f64| fit.map_or("-".into(), |fit| format!("{:.2}", of(fit)));
             rows.push([
                 (*words).to_owned(),
                 kind.show(first.1),
@@ -299,7 +312,13 @@ impl Unit {
 
 /// A time in a unit that fits.
 fn duration(seconds: f64) -> String {
-    let units = [(172_800.0, 86_400.0, "days"), (7200.0, 3600.0, "h"), (120.0, 60.0, "min"), (1.0, 1.0, "s"), (1e-3, 1e-3, "ms")];
+    let units = [
+        (172_800.0, 86_400.0, "days"),
+        (7200.0, 3600.0, "h"),
+        (120.0, 60.0, "min"),
+        (1.0, 1.0, "s"),
+        (1e-3, 1e-3, "ms"),
+    ];
     let unit = units.iter().find(|(from, _, _)| seconds >= *from);
     let (_, one, name) = unit.copied().unwrap_or((0.0, 1e-6, "us"));
     format!("{} {name}", significant(seconds / one))
@@ -308,7 +327,11 @@ fn duration(seconds: f64) -> String {
 /// What is extrapolated: measure, and the kind of store whose growth is gone by.
 const LARGE: [(Kind, f64, &str); 2] = [
     (Kind::Files, LARGE_STORE / FILE, "files"),
-    (Kind::Bytes, LARGE_STORE / EXTENT as f64, "extents of 128 KiB"),
+    (
+        Kind::Bytes,
+        LARGE_STORE / EXTENT as f64,
+        "extents of 128 KiB",
+    ),
 ];
 
 /// The pace of the largest stores, continued.
@@ -336,7 +359,12 @@ fn extrapolation(results: &Results) -> String {
     if rows.is_empty() {
         return "Not extrapolated: that takes two sizes of small files or of large ones.\n".into();
     }
-    let head = ["a store of", "", "extrapolated", "times the largest measured"];
+    let head = [
+        "a store of",
+        "",
+        "extrapolated",
+        "times the largest measured",
+    ];
     output::table(head, 2, &rows)
 }
 
@@ -347,7 +375,17 @@ mod tests {
     #[test]
     fn times_have_a_unit_that_fits() {
         let times = [2.5e-6, 0.002, 1.5, 130.0, 9000.0, 1e6].map(duration);
-        assert_eq!(times, ["2.50 us", "2.00 ms", "1.50 s", "2.17 min", "2.50 h", "11.6 days"]);
+        assert_eq!(
+            times,
+            [
+                "2.50 us",
+                "2.00 ms",
+                "1.50 s",
+                "2.17 min",
+                "2.50 h",
+                "11.6 days"
+            ]
+        );
     }
 
     #[test]
@@ -355,12 +393,19 @@ mod tests {
         let point = |count: u64| Point {
             count,
             seconds: 1.0,
-            values: [("create".to_owned(), count as f64 * 1e-5), ("index_bytes".to_owned(), 0.0)].into(),
+            values: [
+                ("create".to_owned(), count as f64 * 1e-5),
+                ("index_bytes".to_owned(), 0.0),
+            ]
+            .into(),
         };
         let dimension = Dimension::new(Kind::Files, vec![point(10), point(1000)], None);
         assert_eq!(dimension.fits.len(), 1);
         assert!((dimension.fit("create").unwrap().exponent - 1.0).abs() < 1e-9);
         let table = table(&dimension);
-        assert!(table.contains("linear") && table.contains("| index "), "{table}");
+        assert!(
+            table.contains("linear") && table.contains("| index "),
+            "{table}"
+        );
     }
 }

@@ -155,7 +155,10 @@ fn wrong(place: &str, message: String) -> VolumeError {
 }
 
 fn seconds(since: Instant) -> f64 {
-    since.elapsed().as_secs_f64().max(Duration::from_nanos(1).as_secs_f64())
+    since
+        .elapsed()
+        .as_secs_f64()
+        .max(Duration::from_nanos(1).as_secs_f64())
 }
 
 struct Step {
@@ -222,7 +225,9 @@ impl Step {
         for number in 0..self.count {
             let (dir, name, bytes) = small_file(number);
             if number % FILES_PER_DIR == 0 {
-                parent = volume.mkdir(ROOT, dir.as_bytes(), 0o755, Caller::default())?.ino;
+                parent = volume
+                    .mkdir(ROOT, dir.as_bytes(), 0o755, Caller::default())?
+                    .ino;
             }
             write_file(volume, parent, &name, [bytes])?;
         }
@@ -386,7 +391,9 @@ fn write_file(
     pieces: impl IntoIterator<Item = Vec<u8>>,
 ) -> volume::Result<()> {
     let mode = FileKind::Regular.mode_bits() | 0o644;
-    let ino = volume.create(parent, name.as_bytes(), mode, Caller::default())?.ino;
+    let ino = volume
+        .create(parent, name.as_bytes(), mode, Caller::default())?
+        .ino;
     let mut offset = 0;
     for piece in pieces {
         volume.write(ino, offset, &piece, WriteMode::default())?;

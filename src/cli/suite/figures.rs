@@ -48,17 +48,25 @@ fn sizes(results: &Results) -> BarFigure {
             value: Some(percent(class.stored_bytes, class.raw_bytes)),
             own: true,
         }];
-        bars.extend(others(results, &class.class).map(|row| Bar {
-            name: row.system.clone(),
-            value: row.stored_bytes.map(|stored| percent(stored, row.raw_bytes)),
-            own: false,
+        bars.extend(others(results, &class.class).map(|row| {
+            Bar {
+                name: row.system.clone(),
+                value: row
+                    .stored_bytes
+                    .map(|stored| percent(stored, row.raw_bytes)),
+                own: false,
+            }
         }));
         let programs = results.programs.iter();
-        bars.extend(programs.filter(|row| row.class == class.class).map(|row| Bar {
-            name: format!("{}, one stream", row.program),
-            value: row.whole_bytes.map(|whole| percent(whole, row.raw_bytes)),
-            own: false,
-        }));
+        bars.extend(
+            programs
+                .filter(|row| row.class == class.class)
+                .map(|row| Bar {
+                    name: format!("{}, one stream", row.program),
+                    value: row.whole_bytes.map(|whole| percent(whole, row.raw_bytes)),
+                    own: false,
+                }),
+        );
         BarPanel {
             title: format!("{}: stored, % of the bytes of the files", class.class),
             bars,
@@ -81,7 +89,9 @@ fn others<'a>(results: &'a Results, class: &str) -> impl Iterator<Item = &'a Riv
 type Speed = (&'static str, fn(&Speeds) -> f64);
 const SPEEDS: [Speed; 4] = [
     ("cold sequential read, MB/s", |s| s.cold_read_mb_per_second),
-    ("cold random 4 KiB read, median ms", |s| s.random_read_ms_median),
+    ("cold random 4 KiB read, median ms", |s| {
+        s.random_read_ms_median
+    }),
     ("hot read, MB/s", |s| s.hot_read_mb_per_second),
     ("look-up, us", |s| s.look_up_us),
 ];
@@ -100,7 +110,9 @@ fn speeds(results: &Results) -> BarFigure {
             let bars = rows.map(|row| bar(&row.system, row.speeds.as_ref()));
             panels.push(BarPanel {
                 title: format!("{}: {what} (logarithmic)", class.class),
-                bars: std::iter::once(bar(OWN, Some(&class.speeds))).chain(bars).collect(),
+                bars: std::iter::once(bar(OWN, Some(&class.speeds)))
+                    .chain(bars)
+                    .collect(),
                 logarithmic: true,
             });
         }

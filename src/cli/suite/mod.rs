@@ -4,8 +4,8 @@
 
 mod classes;
 mod compare;
-pub(super) mod files;
 pub(super) mod figures;
+pub(super) mod files;
 pub(super) mod machine;
 pub(super) mod mounted;
 pub(super) mod report;
