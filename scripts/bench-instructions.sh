@@ -31,8 +31,8 @@ if ! command -v valgrind > /dev/null; then
 fi
 echo "counted by valgrind, without AVX-512, which it does not know"
 # One file for each call of `counted`, in the order of the parts.
-valgrind --tool=callgrind --callgrind-out-file="$out/callgrind" --toggle-collect='*counted*' \
-    --dump-after='*counted*' --compress-strings=no "$binary" --callgrind ${filter:+"$filter"} \
+valgrind --tool=callgrind --callgrind-out-file="$out/callgrind" --toggle-collect=instructions::counted \
+    --dump-after=instructions::counted --compress-strings=no "$binary" --callgrind ${filter:+"$filter"} \
     > "$out/names" 2> "$out/log" || { tail -n 20 "$out/log" >&2; exit 1; }
 number=0
 while IFS= read -r line; do

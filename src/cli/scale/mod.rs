@@ -8,6 +8,7 @@ mod mounted;
 mod report;
 mod step;
 
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -242,30 +243,31 @@ impl Scale<'_> {
             name(phase.to_possible_value()),
         );
         let what = format!("{phase_name} {} {kind_name}", report::grouped(count));
+        // a file, because nobody reads a pipe while waiting
+        let messages = self.work.join("messages");
         let mut command = Command::new("/proc/self/exe");
-        command.args(["bench", "scale-step", &kind_name, &phase_name]);
         command
+            .args(["bench", "scale-step", &kind_name, &phase_name])
             .arg("--count")
             .arg(count.to_string())
             .arg("--store")
-            .arg(store);
-        command.arg("-o").arg(self.options_of(kind));
-        command
+            .arg(store)
+            .arg("-o")
+            .arg(self.options_of(kind))
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
-            .stderr(Stdio::piped());
+            .stderr(File::create(&messages).context(messages.display())?);
         let mut child = command.spawn().context(&what)?;
         if !self.wait(&mut child).context(&what)? {
-            return Err(Failure::failed(format!(
-                "{what}: it takes too long, and was ended"
-            )));
+            let why = "it takes too long, and was ended";
+            return Err(Failure::failed(format!("{what}: {why}")));
         }
         let output = child.wait_with_output().context(&what)?;
         let killed = phase == Phase::Serve;
         if output.status.success() || killed && !output.stdout.is_empty() {
             return serde_json::from_slice(&output.stdout).context(&what);
         }
-        let said = String::from_utf8_lossy(&output.stderr);
+        let said = std::fs::read_to_string(&messages).unwrap_or_default();
         Err(Failure::failed(format!(
             "{what}: {}: {}",
             output.status,

@@ -28,27 +28,27 @@ pub fn measure(work: &Path, options: &str, count: u64) -> Outcome<Values> {
     note("unmount", timed(|| bed.umount())?.1);
     note("mount", timed(|| bed.mount())?.1);
     let mounted = memory_of(bed.daemon()?)?;
-    let (numbers, part) = sample(count);
+    let (mut numbers, part) = sample(count);
     let each = |number| {
         let path = bed.mountpoint.join(path_of(number));
         path.symlink_metadata().context(path.display()).map(drop)
     };
-    let (_, time) = timed(|| numbers.into_iter().try_for_each(each))?;
+    let (_, time) = timed(|| numbers.try_for_each(each))?;
     note("lookup", time.mul_f64(part));
     note("readdir", timed(|| read_directories(&bed, count))?.1);
-    let (numbers, part) = sample(count);
-    let (_, time) = timed(|| numbers.into_iter().try_for_each(|n| compare(&bed, n)))?;
+    let (mut numbers, part) = sample(count);
+    let (_, time) = timed(|| numbers.try_for_each(|n| compare(&bed, n)))?;
     note("read", time.mul_f64(part));
     let served = memory_of(bed.daemon()?)?;
     kill(&bed)?;
     note("recover", timed(|| bed.mount())?.1);
     let recovered = memory_of(bed.daemon()?)?;
-    let (numbers, part) = sample(count);
+    let (mut numbers, part) = sample(count);
     let remove = |number| {
         let path = bed.mountpoint.join(path_of(number));
         std::fs::remove_file(&path).context(path.display())
     };
-    let (_, time) = timed(|| numbers.into_iter().try_for_each(remove))?;
+    let (_, time) = timed(|| numbers.try_for_each(remove))?;
     note("unlink", time.mul_f64(part));
     bed.umount()?;
     for (name, memory) in [

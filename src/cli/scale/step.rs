@@ -290,17 +290,13 @@ impl Step {
 
     /// Reads some of the items and compares them; by how much they are fewer than all.
     fn read(&self, volume: &Volume) -> volume::Result<f64> {
-        let (numbers, part) = match self.kind {
+        let (numbers, part): (Vec<u64>, f64) = match self.kind {
             // front to back
-            Kind::Bytes => (None, 1.0),
+            Kind::Bytes => ((0..self.count).collect(), 1.0),
             _ => {
                 let (numbers, part) = sample(self.count);
-                (Some(numbers), part)
+                (numbers.collect(), part)
             }
-        };
-        let numbers: Vec<u64> = match numbers {
-            Some(numbers) => numbers.collect(),
-            None => (0..self.count).collect(),
         };
         for number in numbers {
             let (ino, offset, expected) = match self.kind {
