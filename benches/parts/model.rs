@@ -57,7 +57,7 @@ fn runs<W: Work + 'static>(form: Form, make: impl Fn() -> W + 'static) -> Box<dy
 fn decisions() -> Vec<(u16, u32)> {
     let decision = |at: u64| {
         let number = mixed(at);
-        let near = ((number & 0xffff) * (number >> 16 & 0xffff) >> 17) as u16;
+        let near = (((number & 0xffff) * (number >> 16 & 0xffff)) >> 17) as u16;
         let p = (if number >> 32 & 1 == 1 {
             near
         } else {
