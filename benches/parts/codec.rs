@@ -12,6 +12,9 @@ use super::{Amount, Part, Run, noise, text};
 const GROUP: usize = 16 << 10;
 const EXTENT: usize = 128 << 10;
 
+/// Makes so many bytes.
+type Input = fn(usize) -> Vec<u8>;
+
 pub fn parts() -> Vec<Part> {
     let mut parts = groups();
     parts.extend(extents());
@@ -67,7 +70,7 @@ fn groups() -> Vec<Part> {
 fn extents() -> Vec<Part> {
     let amount = Amount::Bytes(EXTENT as u64);
     let mut parts = Vec::new();
-    let inputs: [(&str, fn(usize) -> Vec<u8>); 2] = [("text", text), ("noise", noise)];
+    let inputs: [(&str, Input); 2] = [("text", text), ("noise", noise)];
     for (what, input) in inputs {
         let stage = move || -> Run {
             let (codecs, raw) = (codecs(), input(EXTENT));
