@@ -18,7 +18,7 @@ BUILT = target/release/s2sfs
 HELPER = target/release/mount.s2sfs
 MOUNT_ARGS = $(if $(OPTIONS),-o $(OPTIONS))
 
-.PHONY: help packages test-packages bench-packages torture-packages build mount umount test exactness neon gpu-test bench-network bench-training posix damage torture mutants fuzz shuttle tsan fmt man demo bench install uninstall clean
+.PHONY: help packages test-packages bench-packages torture-packages build mount umount test exactness neon gpu-test bench-network bench-training bench-kernels bench-instructions bench-scale posix damage torture mutants fuzz shuttle tsan fmt man demo bench install uninstall clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -80,6 +80,19 @@ bench-network: ## Measure the speed of the network's kernels and of coding with 
 
 bench-training: ## Measure the speed of gradients on the processor, with latents and without
 	$(CARGO) test --release --locked --test train_speed -- --ignored --nocapture
+
+FILTER ?=
+
+bench-kernels: packages ## Measure the speed of every kernel, with criterion: make bench-kernels [FILTER=words]
+	$(CARGO) bench --locked --bench kernels -- $(if $(FILTER),"$(FILTER)")
+
+bench-instructions: packages ## Count the instructions of every kernel, where something can: make bench-instructions [FILTER=words]
+	@CARGO="$(CARGO)" scripts/bench-instructions.sh "$(FILTER)"
+
+LIMIT ?= 10
+
+bench-scale: build ## Measure how the costs of a store grow: make bench-scale [LIMIT=minutes] [SPLICE=1]
+	$(BUILT) bench scale --results $(RESULTS) --limit-minutes $(LIMIT) $(MOUNT_ARGS) $(if $(SPLICE),--splice docs/scale.md)
 
 MUTATIONS ?= 10000
 SEED ?= 0

@@ -3,6 +3,8 @@
 //! The layers, each of which knows only those below it:
 //! `fuse` -> `volume` -> (`store`, `cache`, `settle`) -> `codec` -> `model`.
 
+#[doc(hidden)]
+pub mod benching;
 pub mod cache;
 pub mod cli;
 pub mod codec;

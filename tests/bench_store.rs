@@ -91,4 +91,37 @@ fn every_file_system_is_measured_or_says_why_not() {
         assert!(page.contains(system), "{system}: {page}");
     }
     assert!(!page.contains("of last year"));
+    for name in ["bench-sizes.svg", "bench-speeds.svg"] {
+        assert!(page.contains(&format!("(plots/{name})")), "{page}");
+        let beside = std::fs::read_to_string(dir.path().join("plots").join(name)).unwrap();
+        let own = std::fs::read_to_string(results.join("plots").join(name)).unwrap();
+        assert_eq!(own, beside);
+        let document = roxmltree::Document::parse(&own).unwrap();
+        assert_eq!(document.root_element().tag_name().name(), "svg");
+        let words = document.descendants().filter(|node| node.is_text());
+        let words: Vec<&str> = words
+            .filter_map(|node| node.text())
+            .map(str::trim)
+            .collect();
+        let systems = rivals.iter().map(|rival| rival["system"].as_str().unwrap());
+        let programs = json["programs"].as_array().unwrap();
+        let programs = programs.iter().map(|row| row["program"].as_str().unwrap());
+        let programs = programs.map(|name| format!("{name}, one stream"));
+        let programs = programs.filter(|_| name == "bench-sizes.svg");
+        let names = systems
+            .map(str::to_owned)
+            .chain(programs)
+            .chain(["s2sfs".into()]);
+        // how often a name stands in the figure: in a panel for each class and measure
+        let panels = if name == "bench-sizes.svg" { 1 } else { 4 };
+        for expected in names {
+            let count = words.iter().filter(|word| **word == expected).count();
+            assert_eq!(count, panels, "{expected} in {name}");
+        }
+        let titles = words
+            .iter()
+            .filter(|word| word.starts_with("text: "))
+            .count();
+        assert_eq!(titles, panels, "{name}");
+    }
 }

@@ -1,21 +1,30 @@
-//! `s2sfs bench`: ratio and speed of the codecs on plain files, without a store or a mount.
+//! `s2sfs bench`: ratio and speed of the codecs on plain files, without a store or a mount; and what measures stores.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use clap::Args;
+use clap::{Args, Subcommand};
 use serde::Serialize;
 
 use super::compress::{codecs, encode_options};
 use super::container::{anchor_source, decode, in_parallel, read_batch};
 use super::output::{self, megabytes_per_second};
+use super::scale;
 use crate::codec::{CodecId, Codecs, EncodeOptions, Policy};
 use crate::exit::{Context, Exit, Failure, Outcome};
 use crate::options::Settings;
 
+// `bench scale` is the subcommand; a file of that name is `bench ./scale`.
 #[derive(Debug, Args)]
+#[command(
+    args_conflicts_with_subcommands = true,
+    subcommand_negates_reqs = true,
+    disable_help_subcommand = true
+)]
 pub struct BenchArguments {
+    #[command(subcommand)]
+    what: Option<BenchCommand>,
     /// Files to measure
     #[arg(required = true)]
     files: Vec<PathBuf>,
@@ -25,6 +34,15 @@ pub struct BenchArguments {
     /// Machine-readable output
     #[arg(long)]
     json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+enum BenchCommand {
+    /// Measure what stores cost as they grow: time, memory and disk, and how each grows
+    Scale(scale::ScaleArguments),
+    /// One phase of that, in a process of its own
+    #[command(hide = true)]
+    ScaleStep(scale::StepArguments),
 }
 
 /// Result of one way to encode.
@@ -40,6 +58,14 @@ struct Row {
 }
 
 pub fn run(arguments: &BenchArguments) -> Outcome<()> {
+    match &arguments.what {
+        None => run_files(arguments),
+        Some(BenchCommand::Scale(arguments)) => scale::run(arguments),
+        Some(BenchCommand::ScaleStep(arguments)) => scale::run_step(arguments),
+    }
+}
+
+fn run_files(arguments: &BenchArguments) -> Outcome<()> {
     let settings = Settings::parse(&arguments.options).map_err(Failure::usage)?;
     let codecs = codecs(&settings)?;
     let files = arguments

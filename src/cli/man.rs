@@ -42,15 +42,15 @@ fn fill(template: &str) -> String {
 /// One entry for each command that is not hidden.
 fn commands() -> String {
     let mut text = String::new();
-    for command in super::definition()
-        .get_subcommands()
-        .filter(|c| !c.is_hide_set())
-    {
-        text.push_str(&format!(
-            ".TP\n\\fBs2sfs {}\\fR{}\n",
-            roff(command.get_name()),
-            usage(command)
-        ));
+    describe(&mut text, "s2sfs", &super::definition());
+    text
+}
+
+/// Describes the commands of `parent`, each followed by those that it has itself.
+fn describe(text: &mut String, prefix: &str, parent: &clap::Command) {
+    for command in parent.get_subcommands().filter(|c| !c.is_hide_set()) {
+        let name = format!("{prefix} {}", command.get_name());
+        text.push_str(&format!(".TP\n\\fB{}\\fR{}\n", roff(&name), usage(command)));
         let about = command
             .get_about()
             .map(ToString::to_string)
@@ -67,8 +67,8 @@ fn commands() -> String {
                 roff(&help)
             ));
         }
+        describe(text, &name, command);
     }
-    text
 }
 
 fn usage(command: &clap::Command) -> String {

@@ -41,11 +41,11 @@ const PEERS: [Peer; 6] = [
 /// One program on one class. Sizes are missing where it is not installed.
 #[derive(Debug, Serialize)]
 pub struct PeerRow {
-    class: String,
-    program: String,
-    raw_bytes: u64,
-    whole_bytes: Option<u64>,
-    pieces_bytes: Option<u64>,
+    pub class: String,
+    pub program: String,
+    pub raw_bytes: u64,
+    pub whole_bytes: Option<u64>,
+    pub pieces_bytes: Option<u64>,
 }
 
 impl Peer {

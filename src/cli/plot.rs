@@ -19,9 +19,9 @@ const COLOURS: [RGBColor; 8] = [
     RGBColor(0x2f, 0x9c, 0x9c),
 ];
 /// Of text, axes and grid.
-const NEUTRAL: RGBColor = RGBColor(0x80, 0x80, 0x80);
+pub const NEUTRAL: RGBColor = RGBColor(0x80, 0x80, 0x80);
 
-const WIDTH: u32 = 960;
+pub const WIDTH: u32 = 960;
 const PANEL_HEIGHT: u32 = 260;
 const LEGEND_LINE: u32 = 20;
 const COLUMNS: usize = 2;
@@ -59,10 +59,12 @@ pub struct Figure {
     /// Names of the series.
     pub legend: Vec<String>,
     pub panels: Vec<Panel>,
+    /// Both axes are logarithmic; points that are not positive are left out, and so are shades.
+    pub logarithmic: bool,
 }
 
-type DrawResult = Result<(), DrawingAreaErrorKind<std::io::Error>>;
-type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
+pub type DrawResult = Result<(), DrawingAreaErrorKind<std::io::Error>>;
+pub type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
 
 impl Figure {
     /// The figure as an SVG document.
@@ -83,7 +85,10 @@ impl Figure {
         let (top, rest) = root.split_vertically(legend);
         self.draw_legend(&top)?;
         for (area, panel) in rest.split_evenly((rows, COLUMNS)).iter().zip(&self.panels) {
-            panel.draw(area, &self.x)?;
+            match self.logarithmic {
+                true => panel.logarithmic().draw(area, &self.x, &power)?,
+                false => panel.draw(area, &self.x, &label)?,
+            }
         }
         root.present()
     }
@@ -101,8 +106,25 @@ impl Figure {
     }
 }
 
+/// What stands at a place of an axis.
+type Label = dyn Fn(&f64) -> String;
+
 impl Panel {
-    fn draw(&self, area: &Area, x: &str) -> DrawResult {
+    /// The panel with the logarithms of all numbers.
+    fn logarithmic(&self) -> Panel {
+        let point = |&(x, y): &(f64, f64)| (x > 0.0 && y > 0.0).then(|| (x.log10(), y.log10()));
+        let line = |line: &Line| Line {
+            points: line.points.iter().filter_map(point).collect(),
+            ..*line
+        };
+        Panel {
+            title: self.title.clone(),
+            lines: self.lines.iter().map(line).collect(),
+            shades: Vec::new(),
+        }
+    }
+
+    fn draw(&self, area: &Area, x: &str, label: &Label) -> DrawResult {
         let points = || self.lines.iter().flat_map(|line| &line.points);
         let across = range(points().map(|point| point.0), 0.0);
         let up = range(points().map(|point| point.1), 0.05);
@@ -122,8 +144,8 @@ impl Panel {
             .x_desc(x)
             .x_labels(6)
             .y_labels(6)
-            .x_label_formatter(&label)
-            .y_label_formatter(&label)
+            .x_label_formatter(&|value| label(value))
+            .y_label_formatter(&|value| label(value))
             .draw()?;
         for (series, shaded) in &self.shades {
             let corners = [(shaded.start, up.start), (shaded.end, up.end)];
@@ -143,11 +165,23 @@ impl Panel {
     }
 }
 
-fn colour(series: usize) -> RGBColor {
+/// What has this logarithm, if that is a whole number.
+fn power(logarithm: &f64) -> String {
+    const UNITS: [&str; 12] = ["n", "u", "m", "", "k", "M", "G", "T", "P", "E", "Z", "Y"];
+    let whole = logarithm.round();
+    if (whole - logarithm).abs() > 1e-6 {
+        return String::new();
+    }
+    let unit = UNITS.get((whole.div_euclid(3.0) + 3.0) as usize);
+    let digits = ["1", "10", "100"][whole.rem_euclid(3.0) as usize % 3];
+    format!("{digits}{}", unit.unwrap_or(&"?"))
+}
+
+pub fn colour(series: usize) -> RGBColor {
     COLOURS[series % SERIES_MAX]
 }
 
-fn font(size: i32) -> TextStyle<'static> {
+pub fn font(size: i32) -> TextStyle<'static> {
     ("sans-serif", size).into_font().color(&NEUTRAL)
 }
 
@@ -186,6 +220,12 @@ mod tests {
         assert_eq!(range([].into_iter(), 0.1), 0.0..1.0);
         assert_eq!(range([3.0, 3.0].into_iter(), 0.0), 2.5..3.5);
         assert_eq!(range([2.0, 1.0].into_iter(), 0.5), 0.5..2.5);
+    }
+
+    #[test]
+    fn powers_of_ten_have_labels_and_nothing_else_has() {
+        let labels = [-6.0, -1.0, 0.0, 2.0, 3.0, 5.0, 3.5].map(|v| power(&v));
+        assert_eq!(labels, ["1u", "100m", "1", "100", "1k", "100k", ""]);
     }
 
     #[test]

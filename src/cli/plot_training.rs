@@ -93,6 +93,7 @@ fn figure(logs: &[(String, Vec<Line>)]) -> Figure {
         x: "step (shaded: copying)".into(),
         legend: logs.iter().map(|(name, _)| name.clone()).collect(),
         panels: panels.collect(),
+        logarithmic: false,
     }
 }
 

@@ -32,7 +32,7 @@ pub struct Merges {
 }
 
 fn slot_of(pair: u32, slots: usize) -> usize {
-    ((u64::from(pair) * 0x9E37_79B9_7F4A_7C15) >> 40) as usize & (slots - 1)
+    (u64::from(pair).wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 40) as usize & (slots - 1)
 }
 
 impl Merges {

@@ -4,6 +4,7 @@
 //! learned. Everything that can influence a coded probability is an integer (docs/exactness.md).
 
 pub mod adaptive;
+pub(crate) mod bench;
 pub mod contexts;
 pub mod ends;
 mod error;

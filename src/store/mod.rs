@@ -5,6 +5,7 @@
 //! See docs/format.md for what is on disk and docs/durability.md for what survives what.
 
 mod adaptive_index;
+pub(crate) mod bench;
 mod check;
 mod checkpoint;
 mod close;

@@ -2,6 +2,8 @@
 
 use serde::Serialize;
 
+use crate::cli::output;
+
 #[derive(Debug, Clone, Serialize)]
 pub struct Machine {
     pub cpu: String,
@@ -12,17 +14,39 @@ pub struct Machine {
     pub commit: String,
 }
 
+impl Machine {
+    /// In one line.
+    pub fn text(&self) -> String {
+        format!(
+            "s2sfs {} ({}), {} x {}, {} of memory, Linux {}",
+            self.version,
+            self.commit,
+            self.cpus,
+            self.cpu,
+            output::bytes(self.memory_bytes),
+            self.kernel,
+        )
+    }
+}
+
+/// Bytes that a new process could have without swapping; 0 if the kernel does not say.
+pub fn available_memory() -> u64 {
+    memory_field("MemAvailable")
+}
+
+fn memory_field(name: &str) -> u64 {
+    let meminfo = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let text = field(&meminfo, name);
+    let kib = text.trim_end_matches("kB").trim().parse::<u64>();
+    kib.unwrap_or(0) << 10
+}
+
 pub fn describe() -> Machine {
     let cpuinfo = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let meminfo = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    let kib = field(&meminfo, "MemTotal")
-        .trim_end_matches("kB")
-        .trim()
-        .parse::<u64>();
     Machine {
         cpu: field(&cpuinfo, "model name"),
         cpus: std::thread::available_parallelism().map_or(1, |n| n.get()),
-        memory_bytes: kib.unwrap_or(0) << 10,
+        memory_bytes: memory_field("MemTotal"),
         kernel: std::fs::read_to_string("/proc/sys/kernel/osrelease")
             .unwrap_or_default()
             .trim()

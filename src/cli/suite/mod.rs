@@ -4,13 +4,14 @@
 
 mod classes;
 mod compare;
+pub(super) mod figures;
 pub(super) mod files;
-mod machine;
-mod mounted;
-mod report;
+pub(super) mod machine;
+pub(super) mod mounted;
+pub(super) mod report;
 mod rivals;
 mod special;
-mod speeds;
+pub(super) mod speeds;
 
 use std::path::PathBuf;
 
@@ -24,13 +25,13 @@ pub struct SuiteArguments {
     /// Directory with one directory per class of files; without it, the project's own text
     #[arg(long, value_name = "DIR")]
     corpus: Option<PathBuf>,
-    /// Directory of the results: results.json and results.md
+    /// Directory of the results: results.json, results.md and plots/
     #[arg(long, value_name = "DIR")]
     results: PathBuf,
     /// Directory for stores and mounts; deleted afterwards [default: a new one under TMPDIR]
     #[arg(long, value_name = "DIR")]
     work: Option<PathBuf>,
-    /// Markdown files whose marked sections are replaced by the new tables
+    /// Markdown files whose marked sections are replaced by the new tables, with plots/ beside them
     #[arg(long, value_name = "FILE")]
     splice: Vec<PathBuf>,
     /// Mount options of all stores

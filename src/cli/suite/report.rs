@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use super::classes::ClassResult;
+use super::figures;
 use super::machine::Machine;
 use super::rivals::RivalRow;
 use super::special::{CopyIn, Expansion, SmallFiles};
@@ -44,33 +45,29 @@ impl Results {
     }
 }
 
-/// Writes results.json and results.md, prints the latter, and splices the tables into documents.
+/// Writes results.json, results.md and the figures, prints the tables, and splices them into documents. A document with
+/// all tables gets the figures beside it.
 pub fn write(results: &Results, dir: &Path, documents: &[PathBuf]) -> Outcome<()> {
     let json = serde_json::to_string_pretty(results).context("JSON")? + "\n";
     std::fs::write(dir.join("results.json"), json).context(dir.display())?;
     let full = full_text(results);
     std::fs::write(dir.join("results.md"), &full).context(dir.display())?;
+    figures::write(results, dir)?;
     for document in documents {
-        splice_file(
-            document,
-            &[("bench", &full), ("ratios", &ratio_table(results))],
-        )?;
+        let sections = [("bench", full.as_str()), ("ratios", &ratio_table(results))];
+        if splice_file(document, &sections)?.contains(&"bench") {
+            figures::write(results, document.parent().unwrap_or(Path::new(".")))?;
+        }
     }
     output::print(&full)
 }
 
 fn full_text(results: &Results) -> String {
     let mut text = String::new();
-    let machine = &results.machine;
     let _ = writeln!(
         text,
-        "s2sfs {} ({}), {} x {}, {} of memory, Linux {}; mount options: {}.\n",
-        machine.version,
-        machine.commit,
-        machine.cpus,
-        machine.cpu,
-        output::bytes(machine.memory_bytes),
-        machine.kernel,
+        "{}; mount options: {}.\n",
+        results.machine.text(),
         results.options.as_deref().unwrap_or("the defaults"),
     );
     text.push_str(&size_table(results));
@@ -87,6 +84,8 @@ fn full_text(results: &Results) -> String {
         text.push_str(&peers::table(&results.programs));
     }
     text.push_str(&special_text(results));
+    text.push('\n');
+    text.push_str(&figures::links());
     text
 }
 
@@ -114,7 +113,7 @@ fn rival_table(results: &Results) -> String {
             + 1.0 / class.settle_kb_per_second.max(1e-9);
         let own = RivalRow {
             class: class.class.clone(),
-            system: "s2sfs".into(),
+            system: figures::OWN.into(),
             raw_bytes: class.raw_bytes,
             stored_bytes: Some(class.stored_bytes),
             write_mb_per_second: Some(1e-3 / seconds),
@@ -155,7 +154,7 @@ fn rival_cells(row: &RivalRow) -> [String; 13] {
 }
 
 /// A number with three digits that count.
-fn significant(value: f64) -> String {
+pub fn significant(value: f64) -> String {
     let digits = match value.abs() {
         v if v >= 100.0 => 0,
         v if v >= 10.0 => 1,
@@ -276,7 +275,7 @@ fn special_text(results: &Results) -> String {
 }
 
 /// A number with its digits in groups of three.
-fn grouped(number: u64) -> String {
+pub fn grouped(number: u64) -> String {
     let digits = number.to_string();
     let mut text = String::new();
     for (i, digit) in digits.chars().enumerate() {
@@ -288,23 +287,24 @@ fn grouped(number: u64) -> String {
     text
 }
 
-/// Replaces the sections that a document marks for these tables; at least one must be there.
-fn splice_file(document: &Path, sections: &[(&str, &str)]) -> Outcome<()> {
+/// Replaces the sections that a document marks for these tables; at least one must be there. Returns their names.
+pub fn splice_file<'a>(document: &Path, sections: &[(&'a str, &str)]) -> Outcome<Vec<&'a str>> {
     let mut text = std::fs::read_to_string(document).context(document.display())?;
-    let mut found = false;
+    let mut found = Vec::new();
     for (name, section) in sections {
         if let Some(spliced) = splice(&text, name, section) {
             text = spliced;
-            found = true;
+            found.push(*name);
         }
     }
-    if !found {
+    if found.is_empty() {
         return Err(Failure::usage(format!(
             "{} has no place for results",
             document.display()
         )));
     }
-    std::fs::write(document, text).context(document.display())
+    std::fs::write(document, text).context(document.display())?;
+    Ok(found)
 }
 
 /// Replaces what lies between `<!-- NAME:begin -->` and `<!-- NAME:end -->`.

@@ -223,14 +223,36 @@ fn cpu_time(daemon: Option<u32>) -> Outcome<Duration> {
 /// # Errors
 /// If there is no such process.
 pub fn peak_rss(pid: u32) -> Outcome<u64> {
+    memory_of(pid).map(|memory| memory.peak)
+}
+
+/// Resident memory of a process in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Memory {
+    pub now: u64,
+    /// The most it has had.
+    pub peak: u64,
+}
+
+/// What memory a process has, as the kernel counts it.
+///
+/// # Errors
+/// If there is no such process.
+pub fn memory_of(pid: u32) -> Outcome<Memory> {
     let text = std::fs::read_to_string(format!("/proc/{pid}/status")).context("/proc")?;
-    let line = text.lines().find_map(|line| line.strip_prefix("VmHWM:"));
-    let kib = line.and_then(|line| {
-        let number = line.trim().trim_end_matches("kB").trim();
-        number.parse::<u64>().ok()
-    });
-    kib.map(|kib| kib << 10)
-        .ok_or_else(|| Failure::failed("/proc shows no VmHWM"))
+    let field = |name: &str| {
+        let line = text.lines().find_map(|line| line.strip_prefix(name));
+        let kib = line.and_then(|line| {
+            let number = line.trim().trim_end_matches("kB").trim();
+            number.parse::<u64>().ok()
+        });
+        kib.map(|kib| kib << 10)
+            .ok_or_else(|| Failure::failed(format!("/proc shows no {name}")))
+    };
+    Ok(Memory {
+        now: field("VmRSS:")?,
+        peak: field("VmHWM:")?,
+    })
 }
 
 #[cfg(test)]

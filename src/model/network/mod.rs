@@ -10,6 +10,7 @@
 //! instead of being shared with the first, the output head is factored into a class of tokens and a
 //! token of the class, and feed-forward layers may square what ReLU lets through.
 
+pub(crate) mod bench;
 pub mod config;
 pub mod exact;
 mod files;

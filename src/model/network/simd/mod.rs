@@ -1,5 +1,6 @@
 //! The engine for processors: integer kernels on packed weights.
 
+pub(in crate::model::network) mod bench;
 mod kernels;
 mod layout;
 mod streams;
