@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::Request;
 use super::models::{codecs_of_store, keep_model};
-use crate::codec::{Codecs, Policy};
+use crate::codec::Codecs;
 use crate::control::{
     FileInfo, ScrubAction, ScrubOptions, ScrubStatus, Service, ServiceError, Status,
 };
@@ -75,12 +75,14 @@ pub fn open_volume(path: &Path, settings: &Settings) -> Outcome<Opened> {
         extent: settings.extent,
         group: settings.group,
         settle_after: settings.settle_after.unwrap_or(NEVER),
+        idle: settings.idle,
+        verify: settings.verify,
         relatime: !settings.kernel.noatime,
         read_only: settings.read_only,
     };
     let codecs = Arc::new(codecs);
     let volume = std::thread::scope(|scope| {
-        if settings.policy != Policy::Fast {
+        if settings.policy.models() {
             scope.spawn(|| codecs.preload());
         }
         Volume::open(store, codecs.clone(), options)

@@ -112,6 +112,7 @@ impl Volume {
 
     pub fn setattr(&self, ino: u64, set: SetAttr) -> Result<Stat> {
         self.writable()?;
+        let _pass = self.gate.enter();
         let inode = self.inode(ino)?;
         if let Some(size) = set.size {
             self.truncate(&inode, size, set.clear_privileges)?;
@@ -234,6 +235,7 @@ impl Volume {
     /// Writes and returns the new stat. Waits while too much is dirty.
     pub fn write(&self, ino: u64, offset: u64, data: &[u8], mode: WriteMode) -> Result<Stat> {
         self.writable()?;
+        let _pass = self.gate.enter();
         let inode = self.inode(ino)?;
         let len = data.len() as u64;
         if len == 0 {
@@ -250,6 +252,7 @@ impl Volume {
         }
         let (stat, _) = result?;
         self.io.written.fetch_add(len, Relaxed);
+        self.io.note(self.started);
         if mode.clear_privileges {
             self.drop_capabilities(&inode)?;
         }
@@ -316,6 +319,7 @@ impl Volume {
                 Err(error) => return Err(error.in_file(ino, offset)),
                 Ok(()) => {
                     self.io.read.fetch_add(out.len() as u64, Relaxed);
+                    self.io.note(self.started);
                     return Ok(out);
                 }
             }

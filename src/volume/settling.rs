@@ -1,16 +1,17 @@
 //! The volume as host of the settling pipeline.
 
-use super::change::Change;
+use super::change::{Change, share_of};
 use super::inode::{Inode, Locked, State};
 use super::keys;
 use super::{Result, Volume, VolumeError};
-use crate::codec::{Codecs, Encoded};
+use crate::codec::{CodecId, Codecs, Encoded, Policy, ReadCost};
 use crate::fault;
-use crate::settle::{Candidate, Extent, Host, HostResult, Run, Swapped, Window};
+use crate::settle::{Candidate, Cost, Extent, Host, HostResult, Run, Swapped, Wanted, Window};
 use crate::store::{BlockId, NewBlock, Reclaim, StoreError};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
 
 /// Extents and blocks that one scan reads.
 const PAGE: usize = 1024;
@@ -35,12 +36,17 @@ impl Host for Volume {
         self.pending_windows(after, limit).map_err(text)
     }
 
-    fn candidates(
-        &self,
-        windows: &[Window],
-        sparse: &HashSet<BlockId>,
-    ) -> HostResult<Vec<Candidate>> {
-        self.find_candidates(windows, sparse).map_err(text)
+    fn candidates(&self, windows: &[Window], wanted: Wanted<'_>) -> HostResult<Vec<Candidate>> {
+        let _pass = self.gate.enter();
+        self.find_candidates(windows, wanted).map_err(text)
+    }
+
+    fn policy(&self, ino: u64) -> HostResult<Option<Policy>> {
+        match self.effective_policy(ino) {
+            Ok(policy) => Ok(Some(policy)),
+            Err(VolumeError::Stale(_)) => Ok(None),
+            Err(error) => Err(text(error)),
+        }
     }
 
     fn read_run(&self, run: &Run) -> HostResult<Option<Vec<u8>>> {
@@ -50,6 +56,22 @@ impl Host for Volume {
             Err(_) if self.blocks_are_gone(run) => Ok(None),
             Err(error) => Err(text(error)),
         }
+    }
+
+    fn read_settled(&self, run: &Run) -> HostResult<Option<Vec<u8>>> {
+        match self.read_past_cache(&run.extents) {
+            Ok(raw) => Ok(Some(raw)),
+            Err(_) if self.blocks_are_gone(run) => Ok(None),
+            Err(why) => Err(why),
+        }
+    }
+
+    fn cost(&self, runs: &[Run]) -> HostResult<Cost> {
+        let mut cost = Cost::default();
+        for extent in runs.iter().flat_map(|run| &run.extents) {
+            self.add_cost(&mut cost, extent).map_err(text)?;
+        }
+        Ok(cost)
     }
 
     fn anchor_of(&self, ino: u64) -> HostResult<Option<BlockId>> {
@@ -72,7 +94,12 @@ impl Host for Volume {
             anchor: encoded.anchor,
             payload: &encoded.payload,
         };
+        let _pass = self.gate.enter();
         self.store.append(&block).map_err(|e| e.to_string())
+    }
+
+    fn discard(&self, block: BlockId) {
+        self.store.discard(block);
     }
 
     fn has_room(&self) -> HostResult<bool> {
@@ -81,10 +108,12 @@ impl Host for Volume {
     }
 
     fn sync_blocks(&self) -> HostResult<()> {
+        let _pass = self.gate.enter();
         self.store.sync_blocks().map_err(|e| e.to_string())
     }
 
     fn swap(&self, block: BlockId, runs: &[Run]) -> HostResult<Swapped> {
+        let _pass = self.gate.enter();
         let result = self.swap_runs(block, runs);
         if !matches!(&result, Ok(swapped) if swapped.settled > 0) {
             self.store.discard(block);
@@ -96,10 +125,17 @@ impl Host for Volume {
         self.find_sparse().map_err(text)
     }
 
-    fn is_short_of_space(&self) -> bool {
+    fn idle_for(&self) -> Duration {
+        self.io.idle_for(self.started)
+    }
+
+    fn is_nearly_full(&self) -> bool {
         let free = self.store.free_space();
-        let short = free.is_ok_and(|(free, total)| free < SHORT_OF_SPACE.min(total / 8));
-        short
+        free.is_ok_and(|(free, total)| free < SHORT_OF_SPACE.min(total / 8))
+    }
+
+    fn is_short_of_space(&self) -> bool {
+        self.is_nearly_full()
             && self
                 .store
                 .usage()
@@ -125,8 +161,7 @@ impl Volume {
     /// `progress` gets settled and total bytes now and then.
     pub fn settle(&self, progress: &dyn Fn(u64, u64)) -> Result<()> {
         self.writable()?;
-        self.stage_everything()?;
-        self.store()?.sync()?;
+        self.sync_now()?;
         let mut total = 0;
         let result = self.settler.settle_all(|| {
             let left = self.counters.get().staged_logical.max(0) as u64;
@@ -138,6 +173,14 @@ impl Volume {
             errno: libc::EIO,
             message: format!("not everything could be settled: {message}"),
         })
+    }
+
+    /// Stages and syncs everything. Refused while the volume is frozen.
+    pub(super) fn sync_now(&self) -> Result<()> {
+        let _pass = self.gate.try_enter().ok_or(VolumeError::Frozen)?;
+        self.stage_everything()?;
+        self.store()?.sync()?;
+        Ok(())
     }
 
     fn pending_windows(&self, after: Option<Window>, limit: usize) -> Result<Vec<Window>> {
@@ -159,32 +202,41 @@ impl Volume {
     fn find_candidates(
         &self,
         windows: &[Window],
-        sparse: &HashSet<BlockId>,
+        wanted: Wanted<'_>,
     ) -> Result<Vec<Candidate>> {
         let mut runs: Vec<(u64, Run)> = Vec::new();
         let mut by_parent: HashMap<u64, HashSet<u64>> = HashMap::new();
         let mut seen = HashSet::new();
         for window in windows {
-            for aligned in self.aligned(*window)? {
+            let aligned = match wanted {
+                Wanted::All => vec![*window],
+                _ => self.aligned(*window)?,
+            };
+            for aligned in aligned {
                 // Long windows of an earlier mount and short ones of this one may stand for the same bytes.
                 if !seen.insert(aligned) {
                     continue;
                 }
-                let Some((parent, found)) = self.window_runs(aligned, sparse)? else {
+                let Some((parent, found)) = self.window_runs(aligned, wanted)? else {
                     continue;
                 };
                 by_parent.entry(parent).or_default().insert(window.ino);
                 runs.extend(found.into_iter().map(|run| (parent, run)));
             }
         }
-        let mut names = HashMap::new();
+        let (mut names, mut policies) = (HashMap::new(), HashMap::new());
         for (parent, inos) in by_parent {
             self.names_in(parent, &inos, &mut names)?;
+            for ino in inos {
+                policies.insert(ino, self.policy_of_file(ino, parent)?);
+            }
         }
+        let policy_of = |ino: &u64| policies.get(ino).copied().unwrap_or(self.options.policy);
         Ok(runs
             .into_iter()
             .map(|(parent, run)| Candidate {
                 name: names.get(&run.ino).cloned().unwrap_or_default(),
+                policy: policy_of(&run.ino),
                 parent,
                 run,
             })
@@ -230,7 +282,7 @@ impl Volume {
     fn window_runs(
         &self,
         window: Window,
-        sparse: &HashSet<BlockId>,
+        wanted: Wanted<'_>,
     ) -> Result<Option<(u64, Vec<Run>)>> {
         let inode = match self.inode(window.ino) {
             Ok(inode) => inode,
@@ -249,10 +301,14 @@ impl Volume {
             .filter(|e| !e.is_lost())
             .map(|e| e.slice(window.offset, end))
             .collect();
-        let unsettled = |e: &Extent| e.staged || sparse.contains(&e.block);
+        let is_wanted = |e: &Extent| match wanted {
+            Wanted::Staged => e.staged,
+            Wanted::Blocks(blocks) => e.staged || blocks.contains(&e.block),
+            Wanted::All => true,
+        };
         let runs: Vec<Run> = contiguous(window.ino, &extents)
             .into_iter()
-            .filter(|run| run.extents.iter().any(unsettled))
+            .filter(|run| run.extents.iter().any(is_wanted))
             .collect();
         if !extents.iter().any(|e| e.staged) {
             let mut change = Change::new(self);
@@ -288,6 +344,24 @@ impl Volume {
                 _ => break,
             }
         }
+        Ok(())
+    }
+
+    fn add_cost(&self, cost: &mut Cost, extent: &Extent) -> Result<()> {
+        let info = self.store()?.block_info(extent.block)?;
+        cost.stored += share_of(extent, &info);
+        cost.staged |= extent.staged;
+        let read = match CodecId::from_byte(info.codec) {
+            Some(CodecId::Model) => {
+                let layout = self.cache.layout(extent.block)?;
+                self.codecs.read_cost(&layout)
+            }
+            codec => ReadCost {
+                class: u8::from(codec == Some(CodecId::Zstd)),
+                group: info.raw_len,
+            },
+        };
+        cost.read = cost.read.max(read);
         Ok(())
     }
 
