@@ -14,7 +14,9 @@ pub use scrub::{
 };
 pub use server::Server;
 pub use service::{Service, ServiceError};
+pub(crate) use protocol::MOST_INODES;
 pub use socket::{prepare_runtime_dir, read_only_socket, store_socket};
 pub use status::{
-    CacheStatus, CodecUsage, ExtentInfo, FileInfo, IoStatus, Progress, SettleStatus, Status, ratio,
+    AgainStatus, CacheStatus, CodecUsage, ExtentInfo, FileInfo, FrozenStatus, IoStatus, Progress,
+    SettleStatus, Status, ratio,
 };

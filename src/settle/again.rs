@@ -180,6 +180,7 @@ impl Settler {
 
     fn end_again(&self, host: &dyn Host, again: &Arc<Again>) {
         self.again.lock().retain(|other| !Arc::ptr_eq(other, again));
+        host.no_more_settled();
         self.reclaim(host, RECLAIM_ROUNDS);
         let recoded = again.recoded();
         info!(

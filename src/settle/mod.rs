@@ -117,6 +117,8 @@ pub trait Host: Send + Sync {
     fn swap(&self, block: BlockId, runs: &[Run]) -> HostResult<Swapped>;
     /// Blocks of which less than half is shown, and windows that show something of them.
     fn sparse(&self) -> HostResult<(HashSet<BlockId>, Vec<Window>)>;
+    /// No more runs are read by [`Host::read_settled`] for now.
+    fn no_more_settled(&self);
     /// For how long nobody has read or written a file.
     fn idle_for(&self) -> Duration;
     /// There is so little space that settling should not wait for anything.

@@ -125,6 +125,10 @@ impl Host for Volume {
         self.find_sparse().map_err(text)
     }
 
+    fn no_more_settled(&self) {
+        self.drop_past_caches();
+    }
+
     fn idle_for(&self) -> Duration {
         self.io.idle_for(self.started)
     }
