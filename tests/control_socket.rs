@@ -3,14 +3,14 @@
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::sync::{Arc, Mutex};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use s2sfs::control::client::{Client, ClientError};
 use s2sfs::control::{
-    AgainStatus, FileInfo, ScrubAction, ScrubOptions, ScrubState, ScrubStatus, Server, Service, ServiceError,
-    Status, store_socket,
+    AgainStatus, FileInfo, ScrubAction, ScrubOptions, ScrubState, ScrubStatus, Server, Service,
+    ServiceError, Status, store_socket,
 };
 
 #[derive(Default)]

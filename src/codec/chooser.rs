@@ -48,9 +48,7 @@ pub(super) fn encode(
         let exact = is_exact(codecs, &quick, raw, None, options);
         return Ok(if exact { quick } else { best });
     }
-    let model = codecs
-        .encoding_model()
-        .filter(|_| options.policy.models());
+    let model = codecs.encoding_model().filter(|_| options.policy.models());
     let modelled = match &model {
         Some(model) => {
             let model = paying_model(codecs, model, raw, options)?;

@@ -9,12 +9,12 @@ mod service;
 mod socket;
 mod status;
 
+pub(crate) use protocol::MOST_INODES;
 pub use scrub::{
     FilePart, ReclaimStatus, ScrubAction, ScrubFinding, ScrubOptions, ScrubState, ScrubStatus,
 };
 pub use server::Server;
 pub use service::{Service, ServiceError};
-pub(crate) use protocol::MOST_INODES;
 pub use socket::{prepare_runtime_dir, read_only_socket, store_socket};
 pub use status::{
     AgainStatus, CacheStatus, CodecUsage, ExtentInfo, FileInfo, FrozenStatus, IoStatus, Progress,

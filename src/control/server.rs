@@ -199,7 +199,12 @@ fn wait_for_end(mut stream: &UnixStream, shared: &Shared) -> io::Result<()> {
     while matches!(&*shared.phase.lock(), Phase::Running(_)) {
         match stream.read(&mut word) {
             Ok(0) => return Ok(()),
-            Err(e) if !matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => {
+            Err(e)
+                if !matches!(
+                    e.kind(),
+                    io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut
+                ) =>
+            {
                 return Err(e);
             }
             _ => {}

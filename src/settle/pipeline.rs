@@ -115,12 +115,7 @@ impl Settler {
     }
 
     /// Goes once over everything pending, or over `windows`. Returns whether anything was settled.
-    fn pass(
-        &self,
-        host: &dyn Host,
-        reason: Reason<'_>,
-        windows: Option<Vec<Window>>,
-    ) -> bool {
+    fn pass(&self, host: &dyn Host, reason: Reason<'_>, windows: Option<Vec<Window>>) -> bool {
         if let Some(windows) = windows {
             let mut worked = false;
             for batch in windows.chunks(BATCH) {

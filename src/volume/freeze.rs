@@ -227,8 +227,7 @@ impl Gate {
     /// Waits for the end of a freeze, but at most until its time is over. True if it is not the end.
     fn outlasts(&self, number: u64, until: Instant) -> bool {
         let mut state = self.state.lock();
-        let lasts =
-            |state: &State| state.phase == Phase::Frozen && state.number == number;
+        let lasts = |state: &State| state.phase == Phase::Frozen && state.number == number;
         while lasts(&state) && Instant::now() < until {
             self.changed.wait_until(&mut state, until);
         }
@@ -265,9 +264,7 @@ impl Volume {
                 warn!("nobody has thawed the file system in {seconds} s: it thaws by itself");
             }
         };
-        let watched = std::thread::Builder::new()
-            .name("thaw".into())
-            .spawn(watch);
+        let watched = std::thread::Builder::new().name("thaw".into()).spawn(watch);
         if let Err(error) = watched {
             // Without a watch a forgotten freeze would be for ever.
             self.thaw(Some(number))?;

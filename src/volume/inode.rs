@@ -80,10 +80,7 @@ impl State {
     }
 
     fn evictable(&self) -> bool {
-        self.opens == 0
-            && self.is_staged()
-            && !self.stage_queued
-            && !self.access_waits
+        self.opens == 0 && self.is_staged() && !self.stage_queued && !self.access_waits
     }
 }
 

@@ -66,7 +66,11 @@ impl Volume {
             }
         };
         let moved = [Some(source), target];
-        if moved.iter().flatten().any(|e| e.kind == FileKind::Directory) {
+        if moved
+            .iter()
+            .flatten()
+            .any(|e| e.kind == FileKind::Directory)
+        {
             self.policies.forget();
         }
         drop(names);

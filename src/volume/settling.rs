@@ -203,11 +203,7 @@ impl Volume {
             .collect()
     }
 
-    fn find_candidates(
-        &self,
-        windows: &[Window],
-        wanted: Wanted<'_>,
-    ) -> Result<Vec<Candidate>> {
+    fn find_candidates(&self, windows: &[Window], wanted: Wanted<'_>) -> Result<Vec<Candidate>> {
         let mut runs: Vec<(u64, Run)> = Vec::new();
         let mut by_parent: HashMap<u64, HashSet<u64>> = HashMap::new();
         let mut seen = HashSet::new();
@@ -283,11 +279,7 @@ impl Volume {
 
     /// The parent of a file and the runs of one of its windows that should be settled. Without any,
     /// the window is not pending any more.
-    fn window_runs(
-        &self,
-        window: Window,
-        wanted: Wanted<'_>,
-    ) -> Result<Option<(u64, Vec<Run>)>> {
+    fn window_runs(&self, window: Window, wanted: Wanted<'_>) -> Result<Option<(u64, Vec<Run>)>> {
         let inode = match self.inode(window.ino) {
             Ok(inode) => inode,
             Err(VolumeError::Stale(_)) => return Ok(None),
