@@ -95,7 +95,7 @@ fn a_better_model_makes_old_data_smaller_and_packed_files_too() {
         ..quiet_options()
     };
     let volume = open_with(&storage, options());
-    let words: Vec<u8> = include_bytes!("../docs/user-guide.md")[..24 * KIB].to_vec();
+    let words: Vec<u8> = include_bytes!("../docs/format.md")[..20 * KIB].to_vec();
     let pieces: Vec<Vec<u8>> = words.chunks(800).map(<[u8]>::to_vec).collect();
     let files: Vec<u64> = pieces
         .iter()

@@ -219,7 +219,7 @@ fn small_files_of_different_policies_never_share_a_block() {
 fn each_policy_codes_in_its_own_way() {
     let storage = s2sfs::store::SimStorage::new();
     let volume = Volume::open(open_store(&storage), model_codecs(), quiet_options()).unwrap();
-    let data = text(1, 60 * KIB);
+    let data = include_bytes!("../docs/format.md")[..20 * KIB].to_vec();
     let files: Vec<u64> = Policy::ALL
         .iter()
         .map(|policy| {

@@ -12,8 +12,8 @@ use parking_lot::{Condvar, Mutex};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Windows that one batch takes: few enough that new data does not wait for long.
-const BATCH: usize = 64;
+/// Windows that one batch takes: enough small files to fill blocks.
+const BATCH: usize = 1024;
 
 /// Windows to go over next.
 #[derive(Debug, Default)]

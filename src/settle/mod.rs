@@ -121,6 +121,8 @@ pub trait Host: Send + Sync {
     fn no_more_settled(&self);
     /// For how long nobody has read or written a file.
     fn idle_for(&self) -> Duration;
+    /// For how long nobody has read one.
+    fn unread_for(&self) -> Duration;
     /// There is so little space that settling should not wait for anything.
     fn is_nearly_full(&self) -> bool;
     /// The disk is so full that dead blocks are worth reclaiming at once.

@@ -47,8 +47,8 @@ impl Default for Anchors {
 /// With `verify=sample`, so many blocks of a mount are verified before sampling begins.
 const VERIFIED_FIRST: u64 = 16;
 /// A block that is coded again waits for readers to have been gone for so long, though not for ever.
-const READERS_GONE: Duration = Duration::from_millis(100);
-const LONGEST_YIELD: Duration = Duration::from_millis(500);
+const READERS_GONE: Duration = Duration::from_millis(20);
+const LONGEST_YIELD: Duration = Duration::from_millis(200);
 
 /// An encoded block that is appended but not shown yet.
 struct Done {
@@ -275,7 +275,12 @@ impl Settler {
             if !matches!(host.has_room(), Ok(true)) {
                 return;
             }
-            match self.encode(host, job, reason) {
+            let encoded = match (self.encode(host, job, reason), reason) {
+                // Perhaps its anchor died meanwhile, and no next pass comes.
+                (Err(_), Reason::Again(_)) => self.encode(host, job, reason),
+                (encoded, _) => encoded,
+            };
+            match encoded {
                 Ok(Some(finished)) => {
                     let full = {
                         let mut done = done.lock();
@@ -293,7 +298,7 @@ impl Settler {
     /// Lets readers go first, but not for ever.
     fn yield_to_readers(&self, host: &dyn Host) {
         let begun = Instant::now();
-        while host.idle_for() < READERS_GONE
+        while host.unread_for() < READERS_GONE
             && begun.elapsed() < LONGEST_YIELD
             && !self.is_stopping()
         {

@@ -15,6 +15,8 @@ use std::time::Duration;
 const PAGE: usize = 256;
 /// Files that one step looks at, so that it ends soon even where they are empty.
 const FILES: usize = 4096;
+/// Bytes that one step hands over: few enough that new data does not wait long for the next.
+const BYTES: u64 = 4 << 20;
 /// How often progress is told.
 const TICK: Duration = Duration::from_millis(100);
 /// Decoded blocks that each encoding thread keeps: small files follow each other in their block.
@@ -114,9 +116,9 @@ struct Windows {
 
 impl Windows {
     fn next(&mut self, volume: &Volume, limit: usize) -> Result<Step> {
-        let mut step = Step::default();
+        let (mut step, mut bytes) = (Step::default(), 0);
         for _ in 0..FILES {
-            if step.windows.len() >= limit {
+            if step.windows.len() >= limit || bytes >= BYTES {
                 break;
             }
             let (ino, from, size) = match self.file.take() {
@@ -129,8 +131,12 @@ impl Windows {
                     }
                 },
             };
-            let room = limit - step.windows.len();
-            match volume.windows_of(ino, from, room, &mut step.windows)? {
+            let window = volume.window();
+            let room = (limit - step.windows.len()).min(((BYTES - bytes) / window).max(1) as usize);
+            let before = step.windows.len();
+            let next = volume.windows_of(ino, from, room, &mut step.windows)?;
+            bytes += (step.windows.len() - before) as u64 * window.min(size);
+            match next {
                 Some(next) => self.file = Some((ino, next, size)),
                 None => self.passed += size,
             }

@@ -9,7 +9,6 @@ use super::{Result, Volume, VolumeError};
 use crate::fault;
 use crate::settle::Extent;
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
 use std::time::Instant;
 
 /// Largest file.
@@ -251,8 +250,7 @@ impl Volume {
             Err(_) => self.budget.release(len),
         }
         let (stat, _) = result?;
-        self.io.written.fetch_add(len, Relaxed);
-        self.io.note(self.started);
+        self.io.note_write(len, self.started);
         if mode.clear_privileges {
             self.drop_capabilities(&inode)?;
         }
@@ -318,8 +316,7 @@ impl Volume {
                 Err(error) if self.was_replaced(&error, &extents)? => continue,
                 Err(error) => return Err(error.in_file(ino, offset)),
                 Ok(()) => {
-                    self.io.read.fetch_add(out.len() as u64, Relaxed);
-                    self.io.note(self.started);
+                    self.io.note_read(out.len() as u64, self.started);
                     return Ok(out);
                 }
             }

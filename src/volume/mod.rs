@@ -161,20 +161,37 @@ struct Io {
     read: AtomicU64,
     written: AtomicU64,
     /// When that was last, in nanoseconds since the volume was opened.
-    last: AtomicU64,
+    last_read: AtomicU64,
+    last_write: AtomicU64,
 }
 
 impl Io {
-    fn note(&self, started: Instant) {
-        self.last
-            .store(started.elapsed().as_nanos() as u64, Relaxed);
+    fn note_read(&self, bytes: u64, started: Instant) {
+        self.read.fetch_add(bytes, Relaxed);
+        self.last_read.store(nanos_since(started), Relaxed);
+    }
+
+    fn note_write(&self, bytes: u64, started: Instant) {
+        self.written.fetch_add(bytes, Relaxed);
+        self.last_write.store(nanos_since(started), Relaxed);
+    }
+
+    /// For how long nobody has read.
+    fn unread_for(&self, started: Instant) -> Duration {
+        let last = Duration::from_nanos(self.last_read.load(Relaxed));
+        started.elapsed().saturating_sub(last)
     }
 
     /// For how long nobody has read or written.
     fn idle_for(&self, started: Instant) -> Duration {
-        let last = Duration::from_nanos(self.last.load(Relaxed));
-        started.elapsed().saturating_sub(last)
+        let last = Duration::from_nanos(self.last_write.load(Relaxed));
+        let unwritten = started.elapsed().saturating_sub(last);
+        unwritten.min(self.unread_for(started))
     }
+}
+
+fn nanos_since(started: Instant) -> u64 {
+    started.elapsed().as_nanos() as u64
 }
 
 /// An open file system.

@@ -133,6 +133,10 @@ impl Host for Volume {
         self.io.idle_for(self.started)
     }
 
+    fn unread_for(&self) -> Duration {
+        self.io.unread_for(self.started)
+    }
+
     fn is_nearly_full(&self) -> bool {
         let free = self.store.free_space();
         free.is_ok_and(|(free, total)| free < SHORT_OF_SPACE.min(total / 8))
@@ -344,12 +348,25 @@ impl Volume {
     }
 
     fn add_cost(&self, cost: &mut Cost, extent: &Extent) -> Result<()> {
-        let info = self.store()?.block_info(extent.block)?;
+        let info = match self.store()?.block_info(extent.block) {
+            // Changed meanwhile: what is swapped in for it will be refused.
+            Err(StoreError::NoSuchBlock(_)) => {
+                cost.staged = true;
+                return Ok(());
+            }
+            info => info?,
+        };
         cost.stored += share_of(extent, &info);
         cost.staged |= extent.staged;
         let read = match CodecId::from_byte(info.codec) {
             Some(CodecId::Model) => {
-                let layout = self.cache.layout(extent.block)?;
+                let layout = match self.cache.layout(extent.block) {
+                    Err(_) if self.is_gone(extent.block) => {
+                        cost.staged = true;
+                        return Ok(());
+                    }
+                    layout => layout?,
+                };
                 self.codecs.read_cost(&layout)
             }
             codec => ReadCost {
