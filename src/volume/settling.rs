@@ -1,6 +1,6 @@
 //! The volume as host of the settling pipeline.
 
-use super::change::{Change, share_of};
+use super::change::Change;
 use super::inode::{Inode, Locked, State};
 use super::keys;
 use super::{Result, Volume, VolumeError};
@@ -67,9 +67,14 @@ impl Host for Volume {
     }
 
     fn cost(&self, runs: &[Run]) -> HostResult<Cost> {
+        let mut shown: BTreeMap<BlockId, u64> = BTreeMap::new();
         let mut cost = Cost::default();
         for extent in runs.iter().flat_map(|run| &run.extents) {
-            self.add_cost(&mut cost, extent).map_err(text)?;
+            *shown.entry(extent.block).or_default() += u64::from(extent.len);
+            cost.staged |= extent.staged;
+        }
+        for (block, bytes) in shown {
+            self.add_cost(&mut cost, block, bytes).map_err(text)?;
         }
         Ok(cost)
     }
@@ -347,8 +352,9 @@ impl Volume {
         Ok(())
     }
 
-    fn add_cost(&self, cost: &mut Cost, extent: &Extent) -> Result<()> {
-        let info = match self.store()?.block_info(extent.block) {
+    /// Adds what a block costs of which so many bytes are shown.
+    fn add_cost(&self, cost: &mut Cost, block: BlockId, bytes: u64) -> Result<()> {
+        let info = match self.store()?.block_info(block) {
             // Changed meanwhile: what is swapped in for it will be refused.
             Err(StoreError::NoSuchBlock(_)) => {
                 cost.staged = true;
@@ -356,19 +362,18 @@ impl Volume {
             }
             info => info?,
         };
-        cost.stored += share_of(extent, &info);
-        cost.staged |= extent.staged;
+        // Not rounded up for every extent: a block that is shown as a whole costs what it takes.
+        let raw = u64::from(info.raw_len).max(1);
+        cost.stored += u64::from(info.stored_len) * bytes.min(raw) / raw;
         let read = match CodecId::from_byte(info.codec) {
-            Some(CodecId::Model) => {
-                let layout = match self.cache.layout(extent.block) {
-                    Err(_) if self.is_gone(extent.block) => {
-                        cost.staged = true;
-                        return Ok(());
-                    }
-                    layout => layout?,
-                };
-                self.codecs.read_cost(&layout)
-            }
+            Some(CodecId::Model) => match self.cache.layout(block) {
+                Ok(layout) => self.codecs.read_cost(&layout),
+                Err(_) if self.is_gone(block) => {
+                    cost.staged = true;
+                    return Ok(());
+                }
+                Err(error) => return Err(error.into()),
+            },
             codec => ReadCost {
                 class: u8::from(codec == Some(CodecId::Zstd)),
                 group: info.raw_len,
