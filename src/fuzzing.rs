@@ -162,6 +162,7 @@ fn round_trip(codecs: &Codecs, raw: &[u8], pick: u8) {
     let options = EncodeOptions {
         policy: Policy::Ratio,
         group: Some(1 << (6 + pick % 6)),
+        ..EncodeOptions::default()
     };
     let history: Arc<[u8]> = raw.iter().rev().copied().collect();
     let anchor = AnchorSource {

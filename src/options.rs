@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::codec::{Codecs, Device, Policy};
+use crate::codec::{Codecs, Device, Policy, Verify};
 
 /// One mount option as the user sees it.
 #[derive(Debug, Clone, Copy)]
@@ -51,10 +51,11 @@ pub const OPTIONS: &[OptionSpec] = &[
     ),
     spec(
         "policy",
-        Some("ratio|balanced|fast"),
+        Some("ratio|balanced|fast|off"),
         "balanced",
         "What settling aims at: the smallest size, nearly the smallest with random reads in mind, \
-         or nothing that reads slower than zstd.",
+         nothing that reads slower than zstd, or nothing that reads slower than what was written just \
+         now. Directories and files can have policies of their own: see `s2sfs policy`.",
     ),
     spec(
         "extent",
@@ -109,6 +110,22 @@ pub const OPTIONS: &[OptionSpec] = &[
         "5s",
         "How long a file must be left alone before it is settled: a number of seconds, or with \
          the suffix ms, s, m or h. With never, only `s2sfs settle` settles.",
+    ),
+    spec(
+        "idle",
+        Some("TIME"),
+        "0s",
+        "Settle only while nobody has read or written files of the mount for so long. A disk that is nearly \
+         full and `s2sfs settle` do not wait for it.",
+    ),
+    spec(
+        "verify",
+        Some("full|sample|off"),
+        "full",
+        "Which blocks are decoded again when they are settled, and compared, before the staged copy is given \
+         up: all, the first 16 of a mount and one of 16 after them (all again once one was wrong), or none. \
+         Anything but full takes a risk: where the encoder has a fault, data is lost that was safe before, and \
+         nobody knows until it is read.",
     ),
     spec(
         "ro",
@@ -286,6 +303,9 @@ pub struct Settings {
     pub segment_bytes: u64,
     /// None: settle only when asked.
     pub settle_after: Option<Duration>,
+    /// How long nobody must have read or written before anything is settled.
+    pub idle: Duration,
+    pub verify: Verify,
     pub read_only: bool,
     pub log: Option<PathBuf>,
     pub kernel: KernelFlags,
@@ -307,6 +327,8 @@ impl Default for Settings {
             own_latents: false,
             segment_bytes: 64 << 20,
             settle_after: Some(Duration::from_secs(5)),
+            idle: Duration::ZERO,
+            verify: Verify::Full,
             read_only: false,
             log: None,
             kernel: KernelFlags {
@@ -366,6 +388,8 @@ impl Settings {
             "latents" => self.own_latents = own_latents(value)?,
             "segment" => self.segment_bytes = size(value, 64 << 10, 1 << 30)?,
             "settle_after" => self.settle_after = time(value)?,
+            "idle" => self.idle = idle(value)?,
+            "verify" => self.verify = verify(value)?,
             "log" => self.log = Some(path(value)?),
             _ if swallowed_prefix(name, value) => {}
             _ => return Err(Reject::Unknown),
@@ -506,11 +530,18 @@ fn power_of_two(text: &str, least: u64, most: u64) -> Result<u32, Reject> {
 }
 
 fn policy(text: &str) -> Result<Policy, Reject> {
-    match text {
-        "ratio" => Ok(Policy::Ratio),
-        "balanced" => Ok(Policy::Balanced),
-        "fast" => Ok(Policy::Fast),
-        _ => reject("must be ratio, balanced or fast"),
+    let known = Policy::parse(text.as_bytes());
+    known.map_or_else(|| reject("must be ratio, balanced, fast or off"), Ok)
+}
+
+fn verify(text: &str) -> Result<Verify, Reject> {
+    Verify::parse(text).map_or_else(|| reject("must be full, sample or off"), Ok)
+}
+
+fn idle(text: &str) -> Result<Duration, Reject> {
+    match time(text)? {
+        Some(time) => Ok(time),
+        None => reject("never is no time; settle_after=never is what leaves all settling to you"),
     }
 }
 
@@ -522,9 +553,14 @@ fn path(text: &str) -> Result<PathBuf, Reject> {
 }
 
 fn time(text: &str) -> Result<Option<Duration>, Reject> {
-    if text == "never" {
-        return Ok(None);
+    match text {
+        "never" => Ok(None),
+        _ => parse_time(text).map(Some).map_err(Reject::Value),
     }
+}
+
+/// Parses a time as people write it: a number of seconds, or one with the suffix ms, s, m or h.
+pub fn parse_time(text: &str) -> Result<Duration, String> {
     let units = [
         ("ms", 1),
         ("s", 1000),
@@ -537,9 +573,9 @@ fn time(text: &str) -> Result<Option<Duration>, Reject> {
         number.checked_mul(*millis)
     });
     match parsed {
-        Some(millis) if millis <= 365 * 24 * 3_600_000 => Ok(Some(Duration::from_millis(millis))),
-        Some(_) => reject("is longer than a year"),
-        None => reject("not a time: use for example 500ms, 5s, 10m, 1h or never"),
+        Some(millis) if millis <= 365 * 24 * 3_600_000 => Ok(Duration::from_millis(millis)),
+        Some(_) => Err("is longer than a year".into()),
+        None => Err("not a time: use for example 500ms, 5s, 10m or 1h".into()),
     }
 }
 
@@ -615,7 +651,8 @@ mod tests {
                 "group" => "4K",
                 "device" => "cuda:1",
                 "latents" => "own",
-                "settle_after" => "1m",
+                "settle_after" | "idle" => "1m",
+                "verify" => "sample",
                 _ => "/tmp/file",
             };
             match spec.value {
@@ -674,7 +711,9 @@ mod tests {
             ("cache=lots", "not a number"),
             ("cache=", "not a number"),
             ("threads=0", "between"),
-            ("policy=best", "ratio, balanced or fast"),
+            ("policy=best", "ratio, balanced, fast or off"),
+            ("verify=most", "full, sample or off"),
+            ("idle=never", "settle_after=never"),
             ("extent=100000", "power of two"),
             ("extent=2M", "between"),
             ("extent=64K,group=128K", "larger than the extent"),

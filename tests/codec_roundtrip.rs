@@ -42,7 +42,11 @@ fn text(seed: u32, len: usize) -> Vec<u8> {
 }
 
 fn options(policy: Policy, group: Option<u32>) -> EncodeOptions {
-    EncodeOptions { policy, group }
+    EncodeOptions {
+        policy,
+        group,
+        ..EncodeOptions::default()
+    }
 }
 
 fn source(bytes: &[u8]) -> AnchorSource {

@@ -3,19 +3,23 @@
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use s2sfs::control::client::{Client, ClientError};
 use s2sfs::control::{
-    FileInfo, ScrubAction, ScrubOptions, ScrubState, ScrubStatus, Server, Service, ServiceError,
-    Status, store_socket,
+    AgainStatus, FileInfo, ScrubAction, ScrubOptions, ScrubState, ScrubStatus, Server, Service,
+    ServiceError, Status, store_socket,
 };
 
 #[derive(Default)]
 struct Fake {
     /// Requests about scrubbing so far.
     asked: AtomicU64,
+    freezes: AtomicU64,
+    /// The freeze that lasts, and its timeout.
+    frozen: Mutex<Option<(u64, Duration)>>,
 }
 
 impl Service for Fake {
@@ -29,6 +33,36 @@ impl Service for Fake {
     fn settle(&self, progress: &dyn Fn(u64, u64)) -> Result<(), ServiceError> {
         progress(1, 2);
         progress(2, 2);
+        Ok(())
+    }
+
+    fn settle_again(
+        &self,
+        inos: &[u64],
+        progress: Option<&dyn Fn(u64, u64)>,
+    ) -> Result<AgainStatus, ServiceError> {
+        let total = inos.iter().sum();
+        if let Some(progress) = progress {
+            progress(1, total);
+        }
+        Ok(AgainStatus {
+            total_bytes: total,
+            ..AgainStatus::default()
+        })
+    }
+
+    fn freeze(&self, timeout: Duration) -> Result<u64, ServiceError> {
+        let number = self.freezes.fetch_add(1, Ordering::SeqCst) + 1;
+        *self.frozen.lock().unwrap() = Some((number, timeout));
+        Ok(number)
+    }
+
+    fn thaw(&self, number: Option<u64>) -> Result<(), ServiceError> {
+        let mut frozen = self.frozen.lock().unwrap();
+        match *frozen {
+            Some((now, _)) if number.is_none_or(|number| number == now) => *frozen = None,
+            _ => return Err(ServiceError::new("the file system is not frozen")),
+        }
         Ok(())
     }
 
@@ -147,6 +181,56 @@ fn nonsense_gets_an_error_and_does_not_disturb_others() {
         Client::of_store(dir.path()).unwrap().status().unwrap().uuid,
         "fake"
     );
+}
+
+#[test]
+fn a_freeze_ends_with_the_connection_that_holds_it_and_no_other() {
+    let dir = tempfile::tempdir().unwrap();
+    let service = Arc::new(Fake::default());
+    let _server = Server::start(&store_socket(dir.path()), service.clone()).unwrap();
+    let client = || Client::of_store(dir.path()).unwrap();
+    let is_frozen = || service.frozen.lock().unwrap().is_some();
+    let timeout = Duration::from_millis(2500);
+
+    client().freeze(timeout).unwrap();
+    assert_eq!(*service.frozen.lock().unwrap(), Some((1, timeout)));
+    client().thaw().unwrap();
+    assert!(client().thaw().is_err(), "there is nothing to thaw");
+
+    let held = client().hold_freeze(timeout).unwrap();
+    assert!(is_frozen());
+    assert!(held.end().unwrap(), "it lasted to its end");
+    assert!(!is_frozen());
+
+    // As if the one who holds it were killed.
+    drop(client().hold_freeze(timeout).unwrap());
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while is_frozen() {
+        assert!(Instant::now() < deadline, "nobody has thawed it");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+
+    let held = client().hold_freeze(timeout).unwrap();
+    client().thaw().unwrap();
+    client().freeze(timeout).unwrap();
+    assert!(!held.end().unwrap(), "somebody else has ended it");
+    assert!(is_frozen(), "the next one is somebody else's");
+}
+
+#[test]
+fn coding_again_is_waited_for_or_not() {
+    let dir = tempfile::tempdir().unwrap();
+    let _server = serve(dir.path());
+    let client = || Client::of_store(dir.path()).unwrap();
+    let many: Vec<u64> = vec![u64::MAX >> 12; 2048];
+    let mut told = Vec::new();
+    let coded = client()
+        .settle_again(&many, Some(&mut |done, total| told.push((done, total))))
+        .unwrap();
+    let total = many.iter().sum();
+    assert_eq!(coded.unwrap().total_bytes, total);
+    assert_eq!(told, [(1, total)]);
+    assert_eq!(client().settle_again(&[5], None).unwrap(), None);
 }
 
 fn talk(store: &Path, message: &[u8]) -> String {

@@ -177,7 +177,15 @@ fn cost_of_every_part_of_coding() {
         let group = Some((raw.len().div_ceil(slots) + 1500) as u32);
         let policy = Policy::Ratio;
         let encoded = codecs
-            .encode(&raw, &EncodeOptions { policy, group }, None)
+            .encode(
+                &raw,
+                &EncodeOptions {
+                    policy,
+                    group,
+                    ..EncodeOptions::default()
+                },
+                None,
+            )
             .unwrap();
         let groups = codecs.open(&encoded.payload).unwrap().groups.len();
         let (decoding, back) = cost(raw.len(), || {

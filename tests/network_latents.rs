@@ -325,7 +325,7 @@ fn of_what_a_writer_proposes_the_smallest_is_kept_if_it_is_smaller_than_none() {
     let codecs = Codecs::with_model(&file).unwrap().writing(writer.clone());
     let options = EncodeOptions {
         policy: Policy::Ratio,
-        group: None,
+        ..EncodeOptions::default()
     };
     for text in 0..texts {
         let raw = named(text);

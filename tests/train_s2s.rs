@@ -149,6 +149,7 @@ fn latents_are_tried_and_never_cost_a_byte() {
         let options = EncodeOptions {
             policy: Policy::Ratio,
             group: Some(group),
+            ..EncodeOptions::default()
         };
         for raw in [&text[..6000], &text[..10], &[7; 5000], b""] {
             let expected = plain.encode(raw, &options, None).unwrap();

@@ -10,13 +10,16 @@ use common::oracle::{Id, Kind, Oracle, ROOT_ID};
 use common::{caller, codecs, noise, quiet_options, text};
 use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
+use s2sfs::codec::Policy;
 use s2sfs::store::{Fault, OpenOptions, SimOp, SimStorage, Store};
 use s2sfs::volume::{
-    FileKind, Place, ROOT, RenameMode, SetAttr, Volume, VolumeError, VolumeOptions, WriteMode,
+    FileKind, POLICY, Place, ROOT, RenameMode, SetAttr, Volume, VolumeError, VolumeOptions,
+    WriteMode,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::time::Duration;
 
 const NAMES: [&str; 4] = ["a.txt", "b.txt", "c.log", "d"];
 const LONGEST: usize = 20_000;
@@ -43,6 +46,12 @@ enum Step {
     Fsync(usize),
     FsyncDir,
     Settle,
+    /// A policy of a file: what was settled under another one stays as it is.
+    Policy(usize, usize),
+    /// Everything is coded again.
+    Again,
+    /// Frozen and thawed.
+    Freeze,
     Checkpoint,
     Remount,
 }
@@ -71,6 +80,9 @@ fn step() -> impl Strategy<Value = Step> {
         3 => n.prop_map(Step::Fsync),
         1 => Just(Step::FsyncDir),
         2 => Just(Step::Settle),
+        2 => (0usize..64, 0usize..4).prop_map(|(f, p)| Step::Policy(f, p)),
+        1 => Just(Step::Again),
+        1 => Just(Step::Freeze),
         1 => Just(Step::Checkpoint),
         1 => Just(Step::Remount),
     ]
@@ -241,6 +253,8 @@ impl Run {
             }
             Step::FsyncDir => self.volume().sync_log().map_err(failed),
             Step::Settle => self.settle(),
+            Step::Again => self.settle_again(),
+            Step::Freeze => self.freeze(),
             Step::Checkpoint => self.volume().checkpoint().map_err(failed),
             Step::Remount => self.remount(),
             _ => self.change_file(step),
@@ -250,8 +264,10 @@ impl Run {
         self.history.push(self.tree());
         if result.is_ok() {
             self.returned = self.history.len() - 1;
-            let synced = matches!(step, Step::FsyncDir | Step::Settle | Step::Remount)
-                || matches!(step, Step::Fsync(n) if self.file(*n).is_some());
+            let synced = matches!(
+                step,
+                Step::FsyncDir | Step::Settle | Step::Again | Step::Freeze | Step::Remount
+            ) || matches!(step, Step::Fsync(n) if self.file(*n).is_some());
             if synced {
                 self.durable = self.returned;
             }
@@ -397,6 +413,7 @@ impl Run {
         | Step::Punch(n, ..)
         | Step::SetXattr(n, _)
         | Step::RemoveXattr(n)
+        | Step::Policy(n, _)
         | Step::Chmod(n, _)
         | Step::Close(n)
         | Step::Fsync(n)) = *step
@@ -439,10 +456,18 @@ impl Run {
                 xattrs.insert("user.x".into(), value);
                 result
             }
+            Step::Policy(_, policy) => {
+                let value = Policy::ALL[policy].name();
+                let result = volume.setxattr(ino, POLICY, value.as_bytes(), false, false);
+                let xattrs = &mut self.oracle.get_mut(id).xattrs;
+                let name = String::from_utf8_lossy(POLICY).into_owned();
+                xattrs.insert(name, value.as_bytes().to_vec());
+                result
+            }
             Step::RemoveXattr(_) => match volume.removexattr(ino, b"user.x") {
                 Err(error) if refused(&error) => Ok(()),
                 result => {
-                    self.oracle.get_mut(id).xattrs.clear();
+                    self.oracle.get_mut(id).xattrs.remove("user.x");
                     result
                 }
             },
@@ -490,6 +515,21 @@ impl Run {
             self.everything_is_staged();
         }
         result
+    }
+
+    fn settle_again(&mut self) -> Answer {
+        let done = self.volume().settle_again(&[ROOT], Some(&|_, _| {}));
+        let done = done.map_err(failed)?;
+        self.everything_is_staged();
+        done.first_failure.map_or(Ok(()), Err)
+    }
+
+    fn freeze(&mut self) -> Answer {
+        let volume = self.volume();
+        volume.freeze(Duration::from_secs(60)).map_err(failed)?;
+        volume.thaw(None).map_err(failed)?;
+        self.everything_is_staged();
+        Ok(())
     }
 
     fn remount(&mut self) -> Answer {

@@ -3,9 +3,8 @@
 mod common;
 
 use common::*;
-use s2sfs::settle::Host;
+use s2sfs::settle::{Host, Wanted};
 use s2sfs::volume::{ROOT, Volume, VolumeOptions, WriteMode};
-use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
@@ -25,7 +24,7 @@ fn a_write_between_encoding_and_swapping_is_not_lost() {
     let host: &dyn Host = &*volume;
     let windows = host.pending(None, 100).unwrap();
     assert_eq!(windows.len(), 2);
-    let candidates = host.candidates(&windows, &HashSet::new()).unwrap();
+    let candidates = host.candidates(&windows, Wanted::Staged).unwrap();
     let mut blocks = Vec::new();
     for candidate in &candidates {
         let raw = host.read_run(&candidate.run).unwrap().unwrap();
@@ -64,7 +63,7 @@ fn a_packed_swap_leaves_out_only_the_file_that_changed() {
         .collect();
     let host: &dyn Host = &*volume;
     let candidates = host
-        .candidates(&host.pending(None, 100).unwrap(), &HashSet::new())
+        .candidates(&host.pending(None, 100).unwrap(), Wanted::Staged)
         .unwrap();
     let runs: Vec<_> = candidates.iter().map(|c| c.run.clone()).collect();
     let raw: Vec<u8> = runs

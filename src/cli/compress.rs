@@ -116,6 +116,7 @@ pub fn encode_options(settings: &Settings) -> EncodeOptions {
     EncodeOptions {
         policy: settings.policy,
         group: settings.group,
+        verify: settings.verify,
     }
 }
 

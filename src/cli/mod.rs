@@ -5,6 +5,7 @@ mod check;
 mod compress;
 mod container;
 mod corpus;
+mod freeze;
 mod info;
 mod latents;
 mod man;
@@ -17,6 +18,7 @@ mod peers;
 mod plot;
 mod plot_bars;
 mod plot_training;
+mod policy;
 mod reclaim;
 mod scale;
 mod scrub;
@@ -57,8 +59,14 @@ enum Command {
     Mount(mount::MountArguments),
     /// Unmount, and wait until the daemon has finished
     Umount(umount::UmountArguments),
-    /// Wait until all staged data is settled into its final codec
+    /// Wait until all staged data is settled into its final codec, or code settled data again
     Settle(settle::SettleArguments),
+    /// Show or set the policies of files and directories, which say how their data is settled
+    Policy(policy::PolicyArguments),
+    /// Make everything durable and hold up all changes, to copy the store while it is mounted
+    Freeze(freeze::FreezeArguments),
+    /// Let changes go on after a freeze
+    Thaw(freeze::ThawArguments),
     /// Verify everything that a mounted store holds, in the background
     Scrub(scrub::ScrubArguments),
     /// Give back the space of data that no file needs any more
@@ -117,6 +125,9 @@ fn run(arguments: &[OsString]) -> Outcome<()> {
         Command::Mount(arguments) => mount::run(&arguments),
         Command::Umount(arguments) => umount::run(&arguments),
         Command::Settle(arguments) => settle::run(&arguments),
+        Command::Policy(arguments) => policy::run(&arguments),
+        Command::Freeze(arguments) => freeze::freeze(&arguments),
+        Command::Thaw(arguments) => freeze::thaw(&arguments),
         Command::Scrub(arguments) => scrub::run(&arguments),
         Command::Reclaim(arguments) => reclaim::run(&arguments),
         Command::Status(arguments) => status::run(&arguments),

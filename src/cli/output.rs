@@ -119,6 +119,13 @@ pub fn share_bar(len: u64) -> ProgressBar {
     styled(len, "{msg} [{bar:30}] {percent} % ETA {eta}")
 }
 
+/// A count of what was looked at, on standard error, if that is a terminal.
+pub fn counter(what: &'static str) -> ProgressBar {
+    let bar = styled(0, "{msg} {human_pos}");
+    bar.set_message(what);
+    bar
+}
+
 fn styled(len: u64, template: &str) -> ProgressBar {
     let bar = ProgressBar::new(len);
     if let Ok(style) = ProgressStyle::with_template(template) {

@@ -56,6 +56,15 @@ fn describe(status: &Status) -> String {
             _ => "no".into(),
         },
     );
+    if let Some(frozen) = &status.frozen {
+        line(
+            "FROZEN",
+            format!(
+                "for {:.0} s, thaws by itself in {:.0} s",
+                frozen.seconds, frozen.seconds_left
+            ),
+        );
+    }
     if let Some(why) = &status.failed {
         line("FAILED", why.clone());
     }
@@ -128,6 +137,22 @@ fn describe_activity(status: &Status, line: &mut impl FnMut(&str, String)) {
             bytes(settle.bytes_per_second as u64)
         ),
     );
+    if let Some(again) = &status.again {
+        line(
+            "coding again",
+            format!(
+                "{} of {}, stored as {} before, {} now{}",
+                bytes(again.done_bytes),
+                bytes(again.total_bytes),
+                bytes(again.before_bytes),
+                bytes(again.after_bytes),
+                match again.waiting {
+                    0 => String::new(),
+                    more => format!("; {more} more requests wait"),
+                }
+            ),
+        );
+    }
     line(
         "traffic",
         format!(

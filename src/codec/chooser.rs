@@ -1,6 +1,7 @@
 //! Chooses the codec of an extent by real size.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 
 use crate::model::Model;
 
@@ -42,9 +43,12 @@ pub(super) fn encode(
     if raw.is_empty() || is_incompressible(raw) {
         return Ok(best);
     }
-    let model = codecs
-        .encoding_model()
-        .filter(|_| options.policy != Policy::Fast);
+    if options.policy == Policy::Off {
+        let quick = fast::encode(raw);
+        let exact = is_exact(codecs, &quick, raw, None, options);
+        return Ok(if exact { quick } else { best });
+    }
+    let model = codecs.encoding_model().filter(|_| options.policy.models());
     let modelled = match &model {
         Some(model) => {
             let model = paying_model(codecs, model, raw, options)?;
@@ -61,7 +65,7 @@ pub(super) fn encode(
         let zstd = zstd_codec::encode(codecs, raw)?;
         let wins = zstd.payload.len() < best.payload.len()
             && limit.is_none_or(|limit| zstd.payload.len() <= limit);
-        if wins && is_exact(codecs, &zstd, raw, None) {
+        if wins && is_exact(codecs, &zstd, raw, None, options) {
             return Ok(zstd);
         }
     }
@@ -74,7 +78,7 @@ pub(super) fn encode(
 fn demanded(options: &EncodeOptions, gain: f64) -> f64 {
     match options.policy {
         Policy::Ratio => 0.0,
-        Policy::Balanced | Policy::Fast => gain,
+        Policy::Balanced | Policy::Fast | Policy::Off => gain,
     }
 }
 
@@ -135,7 +139,8 @@ fn encode_with(
     let writer = codecs.writer.as_deref();
     let with = (model.as_ref(), engines.as_ref());
     let (coded, _) = smallest(with, raw, group, used, writer)?;
-    let exact = is_exact(codecs, &coded, raw, used.map(|(_, snapshot)| snapshot));
+    let snapshot = used.map(|(_, snapshot)| snapshot);
+    let exact = is_exact(codecs, &coded, raw, snapshot, options);
     Ok(exact.then_some(coded))
 }
 
@@ -196,13 +201,24 @@ fn group_bytes(options: &EncodeOptions) -> usize {
     options.group.unwrap_or(default) as usize
 }
 
-/// Decodes what was encoded. A codec that fails its own check is a bug, but not one that loses data.
-fn is_exact(codecs: &Codecs, encoded: &Encoded, raw: &[u8], snapshot: Option<&Snapshot>) -> bool {
+/// Decodes what was encoded, if this one is to be verified. A codec that fails its own check is a bug, but not
+/// one that loses data.
+fn is_exact(
+    codecs: &Codecs,
+    encoded: &Encoded,
+    raw: &[u8],
+    snapshot: Option<&Snapshot>,
+    options: &EncodeOptions,
+) -> bool {
+    if !codecs.verifies(raw, options.verify) {
+        return true;
+    }
     let why = match codecs.decode_all(&encoded.payload, snapshot) {
         Ok(decoded) if decoded == raw => return true,
         Ok(_) => "it decodes to other bytes".to_owned(),
         Err(error) => error.to_string(),
     };
+    codecs.distrusted.store(true, Relaxed);
     let codec = encoded.codec.name();
     log::error!("codec {codec} failed to decode what it encoded ({why}); not used");
     false

@@ -31,6 +31,7 @@ pub use registry::{ModelSource, file_name};
 
 use std::num::NonZeroUsize;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use lru::LruCache;
 use parking_lot::Mutex;
@@ -79,7 +80,7 @@ impl CodecId {
 }
 
 /// What the chooser optimises for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Hash, PartialOrd, Ord)]
 pub enum Policy {
     /// Smallest size; random reads may decode a whole extent.
     Ratio,
@@ -88,6 +89,86 @@ pub enum Policy {
     Balanced,
     /// Fast codecs only: nothing that reads slower than zstd.
     Fast,
+    /// The codecs of staging only: nothing that reads slower than data that was written just now.
+    Off,
+}
+
+impl Policy {
+    pub const ALL: [Policy; 4] = [Policy::Ratio, Policy::Balanced, Policy::Fast, Policy::Off];
+
+    /// The name in mount options and in `user.s2sfs.policy`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Policy::Ratio => "ratio",
+            Policy::Balanced => "balanced",
+            Policy::Fast => "fast",
+            Policy::Off => "off",
+        }
+    }
+
+    /// The policy of this name, if there is one.
+    pub fn parse(name: &[u8]) -> Option<Policy> {
+        Policy::ALL
+            .into_iter()
+            .find(|policy| policy.name().as_bytes() == name)
+    }
+
+    /// Whether the model may encode.
+    pub fn models(self) -> bool {
+        matches!(self, Policy::Ratio | Policy::Balanced)
+    }
+}
+
+/// Which blocks are decoded again and compared with the original before they count.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Verify {
+    /// All.
+    #[default]
+    Full,
+    /// One of [`SAMPLED`], chosen by a hash of its contents; all as soon as one of those is wrong.
+    Sample,
+    /// None.
+    Off,
+}
+
+/// With [`Verify::Sample`] one block of so many is verified.
+pub const SAMPLED: u64 = 16;
+
+impl Verify {
+    /// The choice of this name in mount options, if there is one.
+    pub fn parse(name: &str) -> Option<Verify> {
+        match name {
+            "full" => Some(Verify::Full),
+            "sample" => Some(Verify::Sample),
+            "off" => Some(Verify::Off),
+            _ => None,
+        }
+    }
+}
+
+/// How long reading takes, as far as the codec decides it: greater is slower.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct ReadCost {
+    /// 0 as fast as staged, 1 zstd, 2 a model, 3 a model with a network.
+    pub class: u8,
+    /// Bytes of the longest group, which a random read may have to decode.
+    pub group: u32,
+}
+
+impl ReadCost {
+    /// Clearly slower: another class of codec, or groups that are longer by more than a quarter.
+    pub fn is_slower_than(&self, other: &ReadCost) -> bool {
+        let longer = u64::from(self.group) * 4 > u64::from(other.group) * 5;
+        self.class > other.class || self.class == other.class && self.class >= 2 && longer
+    }
+
+    /// The slower of the two in either respect.
+    pub fn max(self, other: ReadCost) -> ReadCost {
+        ReadCost {
+            class: self.class.max(other.class),
+            group: self.group.max(other.group),
+        }
+    }
 }
 
 /// How one extent is to be encoded.
@@ -96,6 +177,7 @@ pub struct EncodeOptions {
     pub policy: Policy,
     /// Upper bound of the group size in bytes; None lets the chooser decide.
     pub group: Option<u32>,
+    pub verify: Verify,
 }
 
 /// Earlier bytes that an extent may use as its history.
@@ -150,6 +232,8 @@ pub struct Codecs {
     encoder: Option<[u8; 8]>,
     /// Who writes latents for the model that encodes.
     writer: Option<Arc<dyn LatentWriter>>,
+    /// A block did not decode to what had been encoded: from now on all are verified that may be.
+    distrusted: AtomicBool,
     /// By model and the hash of the anchor's bytes: block ids alone are only unique within one store.
     snapshots: Mutex<LruCache<(ModelHash, u128), Arc<Snapshot>>>,
 }
@@ -162,6 +246,7 @@ impl Codecs {
             engines: EngineTable::new(),
             encoder,
             writer: None,
+            distrusted: AtomicBool::new(false),
             snapshots,
         }
     }
@@ -326,7 +411,8 @@ impl Codecs {
         fast::encode(raw)
     }
 
-    /// Encodes for settling: the smallest payload that the policy allows, verified by decoding it.
+    /// Encodes for settling: the smallest payload that the policy allows, verified by decoding it unless
+    /// the options say otherwise.
     pub fn encode(
         &self,
         raw: &[u8],
@@ -334,6 +420,41 @@ impl Codecs {
         anchor: Option<&AnchorSource>,
     ) -> Result<Encoded> {
         chooser::encode(self, raw, options, anchor)
+    }
+
+    /// Whether what was encoded from `raw` is to be decoded and compared.
+    fn verifies(&self, raw: &[u8], verify: Verify) -> bool {
+        match verify {
+            Verify::Full => true,
+            Verify::Off => false,
+            Verify::Sample => {
+                self.distrusted.load(Relaxed)
+                    || xxhash_rust::xxh3::xxh3_64(raw).is_multiple_of(SAMPLED)
+            }
+        }
+    }
+
+    /// How long reading a block takes. A model that cannot be loaded counts as one without a network.
+    pub fn read_cost(&self, layout: &Layout) -> ReadCost {
+        let network = || {
+            let model = layout.model.as_ref();
+            let model = model.and_then(|name| self.registry.get(name).ok());
+            model.is_some_and(|model| model.network().is_some())
+        };
+        ReadCost {
+            class: match layout.codec {
+                CodecId::Raw | CodecId::Lz4 => 0,
+                CodecId::Zstd => 1,
+                CodecId::Model if network() => 3,
+                CodecId::Model => 2,
+            },
+            group: layout
+                .groups
+                .iter()
+                .map(|group| group.end - group.start)
+                .max()
+                .unwrap_or(0),
+        }
     }
 
     /// Parses the header of a payload and checks it against the limits.

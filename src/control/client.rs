@@ -1,6 +1,7 @@
 //! The command line's end of the control socket.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
+use std::net::Shutdown;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -12,7 +13,7 @@ use thiserror::Error;
 
 use super::mountinfo::Mount;
 use super::protocol::{MAX_REPLY, Reply, Request};
-use super::{FileInfo, ScrubAction, ScrubOptions, ScrubStatus, Status, socket};
+use super::{AgainStatus, FileInfo, ScrubAction, ScrubOptions, ScrubStatus, Status, socket};
 
 /// Why a request got no answer.
 #[derive(Debug, Error)]
@@ -76,6 +77,61 @@ impl Client {
                 Reply::Done => return Ok(()),
                 other => return Err(unexpected(other)),
             }
+        }
+    }
+
+    /// Codes files and trees, named by their inodes, again. Waits for it if there is somebody to tell the
+    /// progress, and returns what was done.
+    pub fn settle_again(
+        self,
+        inos: &[u64],
+        progress: Option<&mut dyn FnMut(u64, u64)>,
+    ) -> Result<Option<AgainStatus>> {
+        let request = Request::Again {
+            inos: inos.to_vec(),
+            wait: progress.is_some(),
+        };
+        let mut replies = self.request(&request)?;
+        let mut progress = progress;
+        loop {
+            match replies.next()? {
+                Reply::Progress { done, total } => {
+                    if let Some(progress) = &mut progress {
+                        progress(done, total);
+                    }
+                }
+                Reply::Coded { coded } => return Ok(Some(*coded)),
+                Reply::Done => return Ok(None),
+                other => return Err(unexpected(other)),
+            }
+        }
+    }
+
+    /// Holds up all changes of files, for so long at most.
+    pub fn freeze(self, timeout: Duration) -> Result<()> {
+        self.start_freeze(timeout, false).map(drop)
+    }
+
+    /// The same for as long as what is returned lives.
+    pub fn hold_freeze(self, timeout: Duration) -> Result<Freeze> {
+        let replies = self.start_freeze(timeout, true)?;
+        Ok(Freeze { replies })
+    }
+
+    fn start_freeze(self, timeout: Duration, hold: bool) -> Result<Replies> {
+        let timeout_ms = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX);
+        let mut replies = self.request(&Request::Freeze { timeout_ms, hold })?;
+        match replies.next()? {
+            Reply::Frozen => Ok(replies),
+            other => Err(unexpected(other)),
+        }
+    }
+
+    /// Lets changes go on.
+    pub fn thaw(self) -> Result<()> {
+        match self.request(&Request::Thaw)?.next()? {
+            Reply::Done => Ok(()),
+            other => Err(unexpected(other)),
         }
     }
 
@@ -176,6 +232,26 @@ impl Replies {
             Ok(Reply::Error { message, errno }) => Err(ClientError::Refused { message, errno }),
             Ok(reply) => Ok(reply),
             Err(e) => Err(ClientError::Nonsense(e.to_string())),
+        }
+    }
+}
+
+/// A freeze that ends with this connection, however it ends.
+pub struct Freeze {
+    replies: Replies,
+}
+
+impl Freeze {
+    /// Thaws. True if the freeze lasted until now, false if the timeout or somebody else has ended it.
+    pub fn end(mut self) -> Result<bool> {
+        self.replies
+            .reader
+            .get_ref()
+            .shutdown(Shutdown::Write)
+            .map_err(ClientError::Unreachable)?;
+        match self.replies.next()? {
+            Reply::Thawed { early } => Ok(!early),
+            other => Err(unexpected(other)),
         }
     }
 }

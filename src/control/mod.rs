@@ -9,6 +9,7 @@ mod service;
 mod socket;
 mod status;
 
+pub(crate) use protocol::MOST_INODES;
 pub use scrub::{
     FilePart, ReclaimStatus, ScrubAction, ScrubFinding, ScrubOptions, ScrubState, ScrubStatus,
 };
@@ -16,5 +17,6 @@ pub use server::Server;
 pub use service::{Service, ServiceError};
 pub use socket::{prepare_runtime_dir, read_only_socket, store_socket};
 pub use status::{
-    CacheStatus, CodecUsage, ExtentInfo, FileInfo, IoStatus, Progress, SettleStatus, Status, ratio,
+    AgainStatus, CacheStatus, CodecUsage, ExtentInfo, FileInfo, FrozenStatus, IoStatus, Progress,
+    SettleStatus, Status, ratio,
 };

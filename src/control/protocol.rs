@@ -2,10 +2,12 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{FileInfo, ScrubAction, ScrubOptions, ScrubStatus, Status};
+use super::{AgainStatus, FileInfo, ScrubAction, ScrubOptions, ScrubStatus, Status};
 
 /// Longest request line that the daemon reads.
-pub const MAX_REQUEST: u64 = 4096;
+pub const MAX_REQUEST: u64 = 64 << 10;
+/// Inodes that one request names at most; so many fit into it.
+pub const MOST_INODES: usize = 2048;
 /// Longest reply line that a client reads; a file of many extents makes a long one.
 pub const MAX_REPLY: u64 = 256 << 20;
 
@@ -15,6 +17,21 @@ pub const MAX_REPLY: u64 = 256 << 20;
 pub enum Request {
     Status,
     Settle,
+    /// Codes files and trees again. Answered with `Progress` now and then and with `Coded`, or without `wait`
+    /// with `Done` at once.
+    Again {
+        inos: Vec<u64>,
+        wait: bool,
+    },
+    /// Holds up all changes for `timeout_ms` at most. Answered with `Frozen`. With `hold` the client stays
+    /// connected, until it shuts down its end, or is gone, and with it the freeze; then answered with `Thawed`.
+    Freeze {
+        timeout_ms: u64,
+        #[serde(default)]
+        hold: bool,
+    },
+    /// Answered with `Done`.
+    Thaw,
     Info {
         ino: u64,
     },
@@ -47,6 +64,14 @@ pub enum Reply {
         total: u64,
     },
     Done,
+    Coded {
+        coded: Box<AgainStatus>,
+    },
+    Frozen,
+    /// `early` if somebody else, or the timeout, has ended the freeze before.
+    Thawed {
+        early: bool,
+    },
     Scrub {
         scrub: Box<ScrubStatus>,
     },

@@ -17,6 +17,8 @@ const MAX_CONNECTIONS: usize = 64;
 /// A client that sends or takes nothing for this long is dropped.
 const PATIENCE: Duration = Duration::from_secs(10);
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
+/// How often it is looked whether the volume of a client that holds a freeze is unmounted.
+const CLIENT_INTERVAL: Duration = Duration::from_millis(500);
 /// How often a client that waits for a scrub hears of it.
 const SCRUB_INTERVAL: Duration = Duration::from_millis(200);
 
@@ -155,6 +157,14 @@ fn serve(stream: &UnixStream, shared: &Shared) -> io::Result<()> {
             );
         }
     };
+    if let Request::Freeze {
+        timeout_ms,
+        hold: true,
+    } = request
+    {
+        let timeout = Duration::from_millis(timeout_ms);
+        return hold_freeze(stream, shared, service.as_ref(), timeout);
+    }
     let reply = answer(stream, &request, service.as_ref()).unwrap_or_else(error);
     match (&request, &reply) {
         (Request::Scrub { wait: true, .. }, Reply::Scrub { scrub }) => {
@@ -162,6 +172,45 @@ fn serve(stream: &UnixStream, shared: &Shared) -> io::Result<()> {
         }
         _ => send(stream, &reply),
     }
+}
+
+/// Freezes for as long as the client stays.
+fn hold_freeze(
+    stream: &UnixStream,
+    shared: &Shared,
+    service: &dyn Service,
+    timeout: Duration,
+) -> io::Result<()> {
+    let number = match service.freeze(timeout) {
+        Ok(number) => number,
+        Err(e) => return send(stream, &error(e)),
+    };
+    if let Err(e) = send(stream, &Reply::Frozen).and_then(|()| wait_for_end(stream, shared)) {
+        log::debug!("whoever has frozen the file system is gone: {e}");
+    }
+    let early = service.thaw(Some(number)).is_err();
+    send(stream, &Reply::Thawed { early })
+}
+
+/// Waits until the client says that it is done, or is gone, or the volume is unmounted.
+fn wait_for_end(mut stream: &UnixStream, shared: &Shared) -> io::Result<()> {
+    stream.set_read_timeout(Some(CLIENT_INTERVAL))?;
+    let mut word = [0; 64];
+    while matches!(&*shared.phase.lock(), Phase::Running(_)) {
+        match stream.read(&mut word) {
+            Ok(0) => return Ok(()),
+            Err(e)
+                if !matches!(
+                    e.kind(),
+                    io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut
+                ) =>
+            {
+                return Err(e);
+            }
+            _ => {}
+        }
+    }
+    Ok(())
 }
 
 /// Tells how a scrub goes until none is under way, the client is gone, or the volume is closed.
@@ -201,6 +250,24 @@ fn answer(
     service: &dyn Service,
 ) -> Result<Reply, ServiceError> {
     Ok(match *request {
+        Request::Again { ref inos, wait } => {
+            let progress = progress_sender(stream);
+            let coded = service.settle_again(inos, wait.then_some(&progress))?;
+            match wait {
+                true => Reply::Coded {
+                    coded: Box::new(coded),
+                },
+                false => Reply::Done,
+            }
+        }
+        Request::Freeze { timeout_ms, .. } => {
+            service.freeze(Duration::from_millis(timeout_ms))?;
+            Reply::Frozen
+        }
+        Request::Thaw => {
+            service.thaw(None)?;
+            Reply::Done
+        }
         Request::Status => Reply::Status {
             status: Box::new(service.status()?),
         },

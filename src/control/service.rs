@@ -2,7 +2,9 @@
 
 use thiserror::Error;
 
-use super::{FileInfo, ScrubAction, ScrubOptions, ScrubStatus, Status};
+use std::time::Duration;
+
+use super::{AgainStatus, FileInfo, ScrubAction, ScrubOptions, ScrubStatus, Status};
 
 /// A request that the daemon could not fulfil.
 #[derive(Debug, Clone, Error)]
@@ -28,6 +30,21 @@ pub trait Service: Send + Sync {
     /// Returns when everything that was staged or dirty at the time of the call is settled.
     /// `progress` gets (done, total) bytes from time to time.
     fn settle(&self, progress: &dyn Fn(u64, u64)) -> Result<(), ServiceError>;
+
+    /// Codes the data of these files and trees again. With `progress`, which gets bytes that are done and
+    /// all of them, it returns at the end, otherwise at once.
+    fn settle_again(
+        &self,
+        inos: &[u64],
+        progress: Option<&dyn Fn(u64, u64)>,
+    ) -> Result<AgainStatus, ServiceError>;
+
+    /// Makes everything durable and holds up all changes until the thaw, or for so long at most. Returns
+    /// the number of the freeze.
+    fn freeze(&self, timeout: Duration) -> Result<u64, ServiceError>;
+
+    /// Ends the freeze of this number, or whichever there is.
+    fn thaw(&self, number: Option<u64>) -> Result<(), ServiceError>;
 
     /// Starts, pauses, resumes or stops scrubbing, or only asks how it stands. Returns at once.
     fn scrub(

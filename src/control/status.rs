@@ -52,6 +52,10 @@ pub struct Status {
     pub io: IoStatus,
     pub scrub: ScrubStatus,
     pub reclaim: ReclaimStatus,
+    /// What `settle --again` is at, if it is at work.
+    pub again: Option<AgainStatus>,
+    /// Since when and for how long everything that changes files is held up, if it is.
+    pub frozen: Option<FrozenStatus>,
 
     /// What evaluates the model, for example `tables`; as named by `model::`.
     pub engine: String,
@@ -114,6 +118,37 @@ pub struct SettleStatus {
     pub settled_bytes: u64,
     /// Decoded bytes per second of busy time, since the mount.
     pub bytes_per_second: f64,
+}
+
+/// What coding again has done so far, or in all.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct AgainStatus {
+    /// Bytes of files that lie behind, and of all of them, holes included.
+    pub done_bytes: u64,
+    pub total_bytes: u64,
+    /// Decoded bytes that were coded again, those that could stay as they were, and those that were changed by
+    /// others at that moment.
+    pub coded_bytes: u64,
+    pub kept_bytes: u64,
+    pub skipped_bytes: u64,
+    /// Stored bytes of what was coded again or kept, before and after.
+    pub before_bytes: u64,
+    pub after_bytes: u64,
+    /// Blocks that could not be coded again, and why the first one could not.
+    pub failures: u64,
+    pub first_failure: Option<String>,
+    /// Requests that wait for this one.
+    pub waiting: u64,
+}
+
+/// A freeze.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct FrozenStatus {
+    /// Seconds since it began, and until it ends by itself.
+    pub seconds: f64,
+    pub seconds_left: f64,
 }
 
 /// Traffic since the mount.

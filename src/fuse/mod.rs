@@ -3,6 +3,7 @@
 mod convert;
 mod dirs;
 mod groups;
+mod held;
 mod ops;
 mod replies;
 

@@ -3,6 +3,7 @@
 use super::convert::{BLOCK_SIZE, errno, file_attr, timestamp};
 use super::dirs::Dirs;
 use super::groups::is_member;
+use super::held::Held;
 use super::replies::{ATTR_TTL, ENTRY_TTL, GENERATION, reply_attr, reply_empty, reply_xattr};
 use crate::volume::{
     AclKind, Allocate, AllocateMode, Caller, CopyRange, NAME_MAX, Place, ROOT, RenameMode, SetAttr,
@@ -33,24 +34,16 @@ const MAX_COPY: u64 = 1 << 30;
 pub struct Requests {
     volume: Arc<Volume>,
     dirs: Dirs,
+    /// Everything that changes the volume goes through here.
+    held: Arc<Held>,
 }
 
 impl Requests {
     pub fn new(volume: Arc<Volume>) -> Requests {
         Requests {
+            held: Held::new(volume.clone()),
             volume,
             dirs: Dirs::default(),
-        }
-    }
-
-    /// Tells the kernel of an inode, which it knows from then on until it forgets it.
-    fn reply_entry(&self, operation: &str, result: Result<Stat, VolumeError>, reply: ReplyEntry) {
-        match result {
-            Ok(stat) => {
-                self.volume.remember(stat.ino);
-                reply.entry_with_ttls(&ATTR_TTL, &ENTRY_TTL, &file_attr(&stat), GENERATION)
-            }
-            Err(error) => reply.error(errno(operation, &error)),
         }
     }
 
@@ -61,6 +54,46 @@ impl Requests {
                 .volume
                 .getattr(ino.0)
                 .is_ok_and(|stat| is_member(request, stat.attr.gid))
+    }
+}
+
+/// Tells the kernel of an inode, which it knows from then on until it forgets it.
+fn reply_entry(
+    volume: &Volume,
+    operation: &str,
+    result: Result<Stat, VolumeError>,
+    reply: ReplyEntry,
+) {
+    match result {
+        Ok(stat) => {
+            volume.remember(stat.ino);
+            reply.entry_with_ttls(&ATTR_TTL, &ENTRY_TTL, &file_attr(&stat), GENERATION)
+        }
+        Err(error) => reply.error(errno(operation, &error)),
+    }
+}
+
+/// A write as the kernel asks for it.
+#[derive(Clone, Copy)]
+struct Write {
+    ino: u64,
+    offset: u64,
+    mode: WriteMode,
+    synchronous: bool,
+}
+
+impl Write {
+    fn carry_out(self, volume: &Volume, data: &[u8], reply: ReplyWrite) {
+        let result = volume
+            .write(self.ino, self.offset, data, self.mode)
+            .and_then(|_| match self.synchronous {
+                true => volume.fsync(self.ino),
+                false => Ok(()),
+            });
+        match result {
+            Ok(()) => reply.written(data.len() as u32),
+            Err(error) => reply.error(errno("write", &error)),
+        }
     }
 }
 
@@ -124,7 +157,7 @@ impl Filesystem for Requests {
 
     fn lookup(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         let result = self.volume.lookup(parent.0, name.as_bytes());
-        self.reply_entry("lookup", result, reply);
+        reply_entry(&self.volume, "lookup", result, reply);
     }
 
     fn forget(&self, _req: &Request, ino: INodeNo, nlookup: u64) {
@@ -164,7 +197,9 @@ impl Filesystem for Requests {
             clear_privileges: loses_privileges(req),
             drop_setgid: (uid.is_some() || gid.is_some()) && self.loses_setgid(req, ino),
         };
-        reply_attr("setattr", self.volume.setattr(ino.0, set), reply);
+        self.held.change(move |volume| {
+            reply_attr("setattr", volume.setattr(ino.0, set), reply);
+        });
     }
 
     fn readlink(&self, _req: &Request, ino: INodeNo, reply: ReplyData) {
@@ -187,10 +222,11 @@ impl Filesystem for Requests {
         rdev: u32,
         reply: ReplyEntry,
     ) {
-        let result = self
-            .volume
-            .mknod(parent.0, name.as_bytes(), mode, rdev, caller(req, umask));
-        self.reply_entry("mknod", result, reply);
+        let (name, caller) = (name.to_owned(), caller(req, umask));
+        self.held.change(move |volume| {
+            let result = volume.mknod(parent.0, name.as_bytes(), mode, rdev, caller);
+            reply_entry(volume, "mknod", result, reply);
+        });
     }
 
     fn mkdir(
@@ -202,22 +238,25 @@ impl Filesystem for Requests {
         umask: u32,
         reply: ReplyEntry,
     ) {
-        let result = self
-            .volume
-            .mkdir(parent.0, name.as_bytes(), mode, caller(req, umask));
-        self.reply_entry("mkdir", result, reply);
+        let (name, caller) = (name.to_owned(), caller(req, umask));
+        self.held.change(move |volume| {
+            let result = volume.mkdir(parent.0, name.as_bytes(), mode, caller);
+            reply_entry(volume, "mkdir", result, reply);
+        });
     }
 
     fn unlink(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        reply_empty(
-            "unlink",
-            self.volume.unlink(parent.0, name.as_bytes()),
-            reply,
-        );
+        let name = name.to_owned();
+        self.held.change(move |volume| {
+            reply_empty("unlink", volume.unlink(parent.0, name.as_bytes()), reply);
+        });
     }
 
     fn rmdir(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        reply_empty("rmdir", self.volume.rmdir(parent.0, name.as_bytes()), reply);
+        let name = name.to_owned();
+        self.held.change(move |volume| {
+            reply_empty("rmdir", volume.rmdir(parent.0, name.as_bytes()), reply);
+        });
     }
 
     fn symlink(
@@ -228,11 +267,12 @@ impl Filesystem for Requests {
         target: &Path,
         reply: ReplyEntry,
     ) {
-        let target = target.as_os_str().as_bytes();
-        let result = self
-            .volume
-            .symlink(parent.0, link_name.as_bytes(), target, caller(req, 0));
-        self.reply_entry("symlink", result, reply);
+        let (name, target, caller) = (link_name.to_owned(), target.to_owned(), caller(req, 0));
+        self.held.change(move |volume| {
+            let target = target.as_os_str().as_bytes();
+            let result = volume.symlink(parent.0, name.as_bytes(), target, caller);
+            reply_entry(volume, "symlink", result, reply);
+        });
     }
 
     fn rename(
@@ -251,15 +291,18 @@ impl Filesystem for Requests {
             RenameFlags::RENAME_EXCHANGE => RenameMode::Exchange,
             _ => return reply.error(Errno::EINVAL),
         };
-        let from = Place {
-            parent: parent.0,
-            name: name.as_bytes(),
-        };
-        let to = Place {
-            parent: newparent.0,
-            name: newname.as_bytes(),
-        };
-        reply_empty("rename", self.volume.rename(from, to, mode), reply);
+        let (name, newname) = (name.to_owned(), newname.to_owned());
+        self.held.change(move |volume| {
+            let from = Place {
+                parent: parent.0,
+                name: name.as_bytes(),
+            };
+            let to = Place {
+                parent: newparent.0,
+                name: newname.as_bytes(),
+            };
+            reply_empty("rename", volume.rename(from, to, mode), reply);
+        });
     }
 
     fn link(
@@ -270,24 +313,30 @@ impl Filesystem for Requests {
         newname: &OsStr,
         reply: ReplyEntry,
     ) {
-        let result = self.volume.link(ino.0, newparent.0, newname.as_bytes());
-        self.reply_entry("link", result, reply);
+        let newname = newname.to_owned();
+        self.held.change(move |volume| {
+            let result = volume.link(ino.0, newparent.0, newname.as_bytes());
+            reply_entry(volume, "link", result, reply);
+        });
     }
 
     fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         let truncate = flags.0 & libc::O_TRUNC != 0;
         let reads = flags.0 & libc::O_ACCMODE != libc::O_WRONLY;
-        match self
-            .volume
-            .open_file(ino.0, truncate, loses_privileges(req))
+        let clear_privileges = loses_privileges(req);
+        let open = move |volume: &Volume| match volume.open_file(ino.0, truncate, clear_privileges)
         {
             // The first read after a change must come here, to move the access time.
-            Ok(()) if reads && self.volume.access_is_due(ino.0) => {
+            Ok(()) if reads && volume.access_is_due(ino.0) => {
                 reply.opened(FileHandle(0), FopenFlags::empty());
             }
             // Only this kernel changes files, so what it has cached stays right.
             Ok(()) => reply.opened(FileHandle(0), FopenFlags::FOPEN_KEEP_CACHE),
             Err(error) => reply.error(errno("open", &error)),
+        };
+        match truncate {
+            true => self.held.change(open),
+            false => open(&self.volume),
         }
     }
 
@@ -301,22 +350,22 @@ impl Filesystem for Requests {
         _flags: i32,
         reply: ReplyCreate,
     ) {
-        let result = self
-            .volume
-            .create(parent.0, name.as_bytes(), mode, caller(req, umask));
-        match result {
-            Ok(stat) => {
-                self.volume.remember(stat.ino);
-                reply.created(
-                    &ATTR_TTL,
-                    &file_attr(&stat),
-                    GENERATION,
-                    FileHandle(0),
-                    FopenFlags::FOPEN_KEEP_CACHE,
-                )
+        let (name, caller) = (name.to_owned(), caller(req, umask));
+        self.held.change(move |volume| {
+            match volume.create(parent.0, name.as_bytes(), mode, caller) {
+                Ok(stat) => {
+                    volume.remember(stat.ino);
+                    reply.created(
+                        &ATTR_TTL,
+                        &file_attr(&stat),
+                        GENERATION,
+                        FileHandle(0),
+                        FopenFlags::FOPEN_KEEP_CACHE,
+                    )
+                }
+                Err(error) => reply.error(errno("create", &error)),
             }
-            Err(error) => reply.error(errno("create", &error)),
-        }
+        });
     }
 
     fn read(
@@ -359,17 +408,19 @@ impl Filesystem for Requests {
             append: flags.0 & libc::O_APPEND != 0 && !cached,
             clear_privileges: write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID),
         };
-        let synchronous = flags.0 & (libc::O_SYNC | libc::O_DSYNC) != 0;
-        let result = self
-            .volume
-            .write(ino.0, offset, data, mode)
-            .and_then(|_| match synchronous {
-                true => self.volume.fsync(ino.0),
-                false => Ok(()),
-            });
-        match result {
-            Ok(()) => reply.written(data.len() as u32),
-            Err(error) => reply.error(errno("write", &error)),
+        let write = Write {
+            ino: ino.0,
+            offset,
+            mode,
+            synchronous: flags.0 & (libc::O_SYNC | libc::O_DSYNC) != 0,
+        };
+        match self.volume.try_change() {
+            Some(_pass) => write.carry_out(&self.volume, data, reply),
+            None => {
+                let (data, data_len) = (data.to_vec(), data.len());
+                let work = move |volume: &Volume| write.carry_out(volume, &data, reply);
+                self.held.later(data_len, Box::new(work));
+            }
         }
     }
 
@@ -500,15 +551,16 @@ impl Filesystem for Requests {
     ) {
         let create = flags & libc::XATTR_CREATE != 0;
         let replace = flags & libc::XATTR_REPLACE != 0;
-        let name = name.as_bytes();
-        let result = match AclKind::of_name(name) {
-            Some(kind) => {
-                let keep_setgid = !self.loses_setgid(req, ino);
-                self.volume.set_acl(ino.0, kind, Some(value), keep_setgid)
-            }
-            None => self.volume.setxattr(ino.0, name, value, create, replace),
-        };
-        reply_empty("setxattr", result, reply);
+        let kind = AclKind::of_name(name.as_bytes());
+        let keep_setgid = kind.is_some() && !self.loses_setgid(req, ino);
+        let (name, value) = (name.to_owned(), value.to_owned());
+        self.held.change(move |volume| {
+            let result = match kind {
+                Some(kind) => volume.set_acl(ino.0, kind, Some(&value), keep_setgid),
+                None => volume.setxattr(ino.0, name.as_bytes(), &value, create, replace),
+            };
+            reply_empty("setxattr", result, reply);
+        });
     }
 
     fn getxattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
@@ -526,8 +578,11 @@ impl Filesystem for Requests {
     }
 
     fn removexattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        let result = self.volume.removexattr(ino.0, name.as_bytes());
-        reply_empty("removexattr", result, reply);
+        let name = name.to_owned();
+        self.held.change(move |volume| {
+            let result = volume.removexattr(ino.0, name.as_bytes());
+            reply_empty("removexattr", result, reply);
+        });
     }
 
     fn fallocate(
@@ -541,9 +596,11 @@ impl Filesystem for Requests {
         reply: ReplyEmpty,
     ) {
         let clear_privileges = loses_privileges(req);
-        let result = allocate_mode(mode, clear_privileges)
-            .and_then(|mode| self.volume.allocate(ino.0, offset, length, mode));
-        reply_empty("fallocate", result, reply);
+        self.held.change(move |volume| {
+            let result = allocate_mode(mode, clear_privileges)
+                .and_then(|mode| volume.allocate(ino.0, offset, length, mode));
+            reply_empty("fallocate", result, reply);
+        });
     }
 
     fn copy_file_range(
@@ -571,13 +628,14 @@ impl Filesystem for Requests {
             len: len.min(MAX_COPY),
             clear_privileges: loses_privileges(req),
         };
-        match self.volume.copy_range(copy) {
-            Ok(copied) => {
-                self.volume.accessed(ino_in.0);
-                reply.written(copied as u32)
-            }
-            Err(error) => reply.error(errno("copy_file_range", &error)),
-        }
+        self.held
+            .change(move |volume| match volume.copy_range(copy) {
+                Ok(copied) => {
+                    volume.accessed(ino_in.0);
+                    reply.written(copied as u32)
+                }
+                Err(error) => reply.error(errno("copy_file_range", &error)),
+            });
     }
 
     fn lseek(

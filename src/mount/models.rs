@@ -55,7 +55,7 @@ fn writer(dir: &Path, settings: &Settings) -> Outcome<Arc<dyn LatentWriter>> {
     };
     let candidates = match settings.policy {
         Policy::Ratio => RATIO_CANDIDATES,
-        Policy::Balanced | Policy::Fast => 1,
+        Policy::Balanced | Policy::Fast | Policy::Off => 1,
     };
     let writer = Writer::load(dir, purpose, candidates).context("compressor")?;
     Ok(Arc::new(writer))

@@ -6,9 +6,9 @@ use std::time::{Duration, Instant};
 
 use super::Request;
 use super::models::{codecs_of_store, keep_model};
-use crate::codec::{Codecs, Policy};
+use crate::codec::Codecs;
 use crate::control::{
-    FileInfo, ScrubAction, ScrubOptions, ScrubStatus, Service, ServiceError, Status,
+    AgainStatus, FileInfo, ScrubAction, ScrubOptions, ScrubStatus, Service, ServiceError, Status,
 };
 use crate::exit::{Context, Exit, Failure, Outcome};
 use crate::options::Settings;
@@ -75,12 +75,14 @@ pub fn open_volume(path: &Path, settings: &Settings) -> Outcome<Opened> {
         extent: settings.extent,
         group: settings.group,
         settle_after: settings.settle_after.unwrap_or(NEVER),
+        idle: settings.idle,
+        verify: settings.verify,
         relatime: !settings.kernel.noatime,
         read_only: settings.read_only,
     };
     let codecs = Arc::new(codecs);
     let volume = std::thread::scope(|scope| {
-        if settings.policy != Policy::Fast {
+        if settings.policy.models() {
             scope.spawn(|| codecs.preload());
         }
         Volume::open(store, codecs.clone(), options)
@@ -167,6 +169,23 @@ impl Service for VolumeService {
 
     fn settle(&self, progress: &dyn Fn(u64, u64)) -> Result<(), ServiceError> {
         self.volume.settle(progress).map_err(service_error)
+    }
+
+    fn settle_again(
+        &self,
+        inos: &[u64],
+        progress: Option<&dyn Fn(u64, u64)>,
+    ) -> Result<AgainStatus, ServiceError> {
+        let recoded = self.volume.settle_again(inos, progress);
+        Ok(recoded.map_err(service_error)?.into())
+    }
+
+    fn freeze(&self, timeout: Duration) -> Result<u64, ServiceError> {
+        self.volume.freeze(timeout).map_err(service_error)
+    }
+
+    fn thaw(&self, number: Option<u64>) -> Result<(), ServiceError> {
+        self.volume.thaw(number).map_err(service_error)
     }
 
     fn scrub(

@@ -6,21 +6,22 @@
 //! recorded there, so settling goes on after a restart. Locks here are leaves: none is held while the
 //! host is called.
 
+mod again;
 mod extent;
 mod pipeline;
 mod plan;
 mod recent;
 
+pub use again::{Again, Recoded, Step};
 pub use extent::{Extent, LOST};
 pub(crate) use pipeline::lower_priority;
 
-use crate::codec::Policy;
-use crate::codec::{Codecs, Encoded};
+use crate::codec::{Codecs, Encoded, Policy, ReadCost, Verify};
 use crate::store::BlockId;
 use log::error;
 use parking_lot::{Condvar, Mutex};
 use recent::Recent;
-use std::collections::HashSet;
+use std::collections::{HashSet, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Weak};
 use std::thread::JoinHandle;
@@ -53,6 +54,28 @@ pub struct Candidate {
     pub parent: u64,
     /// A name of the file, or empty.
     pub name: Vec<u8>,
+    /// That of the file at the moment.
+    pub policy: Policy,
+}
+
+/// Which data of some windows to gather.
+#[derive(Debug, Clone, Copy)]
+pub enum Wanted<'a> {
+    Staged,
+    /// What is staged, or lies in one of these blocks.
+    Blocks(&'a HashSet<BlockId>),
+    /// All there is, settled or not.
+    All,
+}
+
+/// What the blocks of some runs cost as they are.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Cost {
+    /// Share of the runs in the payloads of their blocks, in bytes.
+    pub stored: u64,
+    pub read: ReadCost,
+    /// Some of it is staged.
+    pub staged: bool,
 }
 
 /// What a swap did, in decoded bytes.
@@ -67,20 +90,24 @@ pub struct Swapped {
 pub trait Host: Send + Sync {
     /// Windows with staged data after `after`, in order.
     fn pending(&self, after: Option<Window>, limit: usize) -> HostResult<Vec<Window>>;
-    /// Runs in these windows that hold staged data, or data in one of `sparse`. A window without any
-    /// is not pending any more.
-    fn candidates(
-        &self,
-        windows: &[Window],
-        sparse: &HashSet<BlockId>,
-    ) -> HostResult<Vec<Candidate>>;
+    /// Runs in these windows that hold some of what is wanted. A window without staged data is not
+    /// pending any more.
+    fn candidates(&self, windows: &[Window], wanted: Wanted<'_>) -> HostResult<Vec<Candidate>>;
+    /// The policy of a file at the moment; `None` if the file is gone.
+    fn policy(&self, ino: u64) -> HostResult<Option<Policy>>;
     /// Decoded bytes of a run, or `None` if it has changed.
     fn read_run(&self, run: &Run) -> HostResult<Option<Vec<u8>>>;
+    /// The same for runs of settled data, past the cache and whoever waits for it.
+    fn read_settled(&self, run: &Run) -> HostResult<Option<Vec<u8>>>;
+    /// What the blocks of these runs cost now.
+    fn cost(&self, runs: &[Run]) -> HostResult<Cost>;
     /// The block that may serve as anchor for later parts of a file.
     fn anchor_of(&self, ino: u64) -> HostResult<Option<BlockId>>;
     /// At most `limit` decoded bytes from the beginning of a block.
     fn block_head(&self, block: BlockId, limit: u32) -> HostResult<Vec<u8>>;
     fn append(&self, encoded: &Encoded, raw_len: u32) -> HostResult<BlockId>;
+    /// Gives up a block that was appended and will not be shown.
+    fn discard(&self, block: BlockId);
     /// Whether there is space for settled blocks beside the staged ones they replace. Without, space
     /// must be reclaimed first.
     fn has_room(&self) -> HostResult<bool>;
@@ -90,6 +117,14 @@ pub trait Host: Send + Sync {
     fn swap(&self, block: BlockId, runs: &[Run]) -> HostResult<Swapped>;
     /// Blocks of which less than half is shown, and windows that show something of them.
     fn sparse(&self) -> HostResult<(HashSet<BlockId>, Vec<Window>)>;
+    /// No more runs are read by [`Host::read_settled`] for now.
+    fn no_more_settled(&self);
+    /// For how long nobody has read or written a file.
+    fn idle_for(&self) -> Duration;
+    /// For how long nobody has read one.
+    fn unread_for(&self) -> Duration;
+    /// There is so little space that settling should not wait for anything.
+    fn is_nearly_full(&self) -> bool;
     /// The disk is so full that dead blocks are worth reclaiming at once.
     fn is_short_of_space(&self) -> bool;
     /// Frees space of dead blocks; returns how much.
@@ -104,8 +139,11 @@ pub struct SettlerOptions {
     pub window: u64,
     pub settle_after: Duration,
     pub threads: usize,
-    pub policy: Policy,
     pub group: Option<u32>,
+    /// Settle only while nobody has read or written for so long, unless somebody waits for it or space
+    /// is short.
+    pub idle: Duration,
+    pub verify: Verify,
 }
 
 /// Figures since the mount.
@@ -129,6 +167,10 @@ pub struct Settler {
     failures: AtomicU64,
     last_failure: Mutex<Option<String>>,
     anchors: Mutex<pipeline::Anchors>,
+    /// What is to be coded again, first come first served.
+    again: Mutex<VecDeque<Arc<Again>>>,
+    /// Blocks encoded since the mount.
+    encoded: AtomicU64,
     working: AtomicBool,
     stopping: AtomicBool,
     idle: Mutex<()>,
@@ -148,6 +190,8 @@ impl Settler {
             failures: AtomicU64::new(0),
             last_failure: Mutex::new(None),
             anchors: Mutex::new(pipeline::Anchors::default()),
+            again: Mutex::default(),
+            encoded: AtomicU64::new(0),
             working: AtomicBool::new(false),
             stopping: AtomicBool::new(false),
             idle: Mutex::new(()),
@@ -176,6 +220,7 @@ impl Settler {
         {
             error!("the settling thread panicked");
         }
+        self.abandon_again();
     }
 
     fn wake_up(&self) {

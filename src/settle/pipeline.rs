@@ -1,8 +1,8 @@
 //! One turn of settling: gather, plan, encode, swap.
 
 use super::plan::{Class, Job, plan};
-use super::{Candidate, Host, Settler, Window};
-use crate::codec::{ANCHOR_BYTES, AnchorSource, EncodeOptions};
+use super::{Again, Candidate, Host, Run, Settler, Wanted, Window};
+use crate::codec::{ANCHOR_BYTES, AnchorSource, EncodeOptions, Verify};
 use crate::store::BlockId;
 use lru::LruCache;
 use parking_lot::Mutex;
@@ -25,7 +25,7 @@ const TICK: Duration = Duration::from_secs(1);
 /// How often space is reclaimed and sparse blocks are looked for, unless settling is forced.
 const HOUSEKEEPING: Duration = Duration::from_secs(300);
 /// Rounds of reclaiming at the end of forced settling.
-const RECLAIM_ROUNDS: usize = 16;
+pub(super) const RECLAIM_ROUNDS: usize = 16;
 
 /// Anchors that are at hand.
 pub struct Anchors {
@@ -44,10 +44,44 @@ impl Default for Anchors {
     }
 }
 
+/// With `verify=sample`, so many blocks of a mount are verified before sampling begins.
+const VERIFIED_FIRST: u64 = 16;
+/// A block that is coded again waits for readers to have been gone for so long, though not for ever.
+const READERS_GONE: Duration = Duration::from_millis(20);
+const LONGEST_YIELD: Duration = Duration::from_millis(200);
+
 /// An encoded block that is appended but not shown yet.
 struct Done {
     block: BlockId,
     job: Job,
+    /// Bytes of the payload, and what held the data before, if that was asked for.
+    stored: u64,
+    before: u64,
+}
+
+/// Why some windows are gone over.
+#[derive(Clone, Copy)]
+pub(super) enum Reason<'a> {
+    Staged,
+    Sparse(&'a HashSet<BlockId>),
+    Again(&'a Again),
+}
+
+impl<'a> Reason<'a> {
+    fn wanted(self) -> Wanted<'a> {
+        match self {
+            Reason::Staged => Wanted::Staged,
+            Reason::Sparse(blocks) => Wanted::Blocks(blocks),
+            Reason::Again(_) => Wanted::All,
+        }
+    }
+
+    fn again(self) -> Option<&'a Again> {
+        match self {
+            Reason::Again(again) => Some(again),
+            _ => None,
+        }
+    }
 }
 
 impl Settler {
@@ -60,7 +94,8 @@ impl Settler {
                 return;
             };
             let forced = self.is_forced();
-            let worked = self.pass(&*host, &HashSet::new(), None);
+            let mut worked = self.pass(&*host, Reason::Staged, None);
+            worked |= self.again_turn(&*host);
             if forced || housekeeping.elapsed() >= HOUSEKEEPING {
                 housekeeping = Instant::now();
                 self.housekeeping(&*host, forced);
@@ -80,21 +115,16 @@ impl Settler {
     }
 
     /// Goes once over everything pending, or over `windows`. Returns whether anything was settled.
-    fn pass(
-        &self,
-        host: &dyn Host,
-        sparse: &HashSet<BlockId>,
-        windows: Option<Vec<Window>>,
-    ) -> bool {
+    fn pass(&self, host: &dyn Host, reason: Reason<'_>, windows: Option<Vec<Window>>) -> bool {
         if let Some(windows) = windows {
             let mut worked = false;
             for batch in windows.chunks(BATCH) {
-                worked |= !self.is_stopping() && self.settle_batch(host, batch, sparse);
+                worked |= !self.is_stopping() && self.settle_batch(host, batch, reason);
             }
             return worked;
         }
         let (mut after, mut worked) = (None, false);
-        while !self.is_stopping() {
+        while !self.is_stopping() && self.may_work(host) {
             let page = match host.pending(after, BATCH) {
                 Ok(page) => page,
                 Err(error) => {
@@ -112,7 +142,7 @@ impl Settler {
                     .collect()
             };
             if !quiet.is_empty() {
-                worked |= self.settle_batch(host, &quiet, sparse);
+                worked |= self.settle_batch(host, &quiet, reason);
             }
             if page.len() < BATCH {
                 break;
@@ -124,7 +154,7 @@ impl Settler {
     fn housekeeping(&self, host: &dyn Host, forced: bool) {
         match host.sparse() {
             Ok((blocks, windows)) if !windows.is_empty() => {
-                self.pass(host, &blocks, Some(windows));
+                self.pass(host, Reason::Sparse(&blocks), Some(windows));
             }
             Ok(_) => {}
             Err(error) => self.failed("looking for sparse blocks", &error),
@@ -133,7 +163,7 @@ impl Settler {
     }
 
     /// Frees space of dead blocks, until nothing more comes of it.
-    fn reclaim(&self, host: &dyn Host, rounds: usize) {
+    pub(super) fn reclaim(&self, host: &dyn Host, rounds: usize) {
         for _ in 0..rounds {
             match host.reclaim() {
                 Ok(0) => break,
@@ -147,21 +177,38 @@ impl Settler {
         }
     }
 
-    fn settle_batch(&self, host: &dyn Host, windows: &[Window], sparse: &HashSet<BlockId>) -> bool {
-        let candidates = match host.candidates(windows, sparse) {
+    /// Whether settling needs to wait for nobody.
+    fn may_work(&self, host: &dyn Host) -> bool {
+        let idle = self.options.idle;
+        idle.is_zero() || self.is_forced() || host.idle_for() >= idle || host.is_nearly_full()
+    }
+
+    /// Returns whether anything was settled.
+    pub(super) fn settle_batch(
+        &self,
+        host: &dyn Host,
+        windows: &[Window],
+        reason: Reason<'_>,
+    ) -> bool {
+        let candidates = match host.candidates(windows, reason.wanted()) {
             Ok(candidates) => candidates,
             Err(error) => {
                 self.failed("looking up extents", &error);
+                note_failure(reason, "looking up extents", &error);
                 return false;
             }
         };
-        if candidates.is_empty() || !self.make_room(host) {
+        if candidates.is_empty() {
+            return false;
+        }
+        if !self.make_room(host) {
+            note_failure(reason, "looking for space", "the disk is full");
             return false;
         }
         let begun = Instant::now();
         let before = self.settled_bytes.load(SeqCst);
         self.working.store(true, SeqCst);
-        self.encode_all(host, candidates);
+        self.encode_all(host, candidates, reason);
         self.working.store(false, SeqCst);
         self.note_busy(begun);
         self.settled_bytes.load(SeqCst) > before
@@ -191,7 +238,7 @@ impl Settler {
         false
     }
 
-    fn encode_all(&self, host: &dyn Host, candidates: Vec<Candidate>) {
+    fn encode_all(&self, host: &dyn Host, candidates: Vec<Candidate>, reason: Reason<'_>) {
         let plan = plan(candidates, self.options.window as usize);
         for jobs in [plan.first, plan.second] {
             let next = AtomicUsize::new(0);
@@ -199,44 +246,73 @@ impl Settler {
             let threads = self.options.threads.min(jobs.len());
             std::thread::scope(|scope| {
                 for _ in 0..threads {
-                    scope.spawn(|| self.work(host, &jobs, &next, &done));
+                    scope.spawn(|| self.work(host, &jobs, &next, &done, reason));
                 }
             });
-            self.swap_all(host, done.into_inner());
+            self.swap_all(host, done.into_inner(), reason);
         }
     }
 
     /// Body of an encoding thread: takes jobs until there are none.
-    fn work(&self, host: &dyn Host, jobs: &[Job], next: &AtomicUsize, done: &Mutex<Vec<Done>>) {
+    fn work(
+        &self,
+        host: &dyn Host,
+        jobs: &[Job],
+        next: &AtomicUsize,
+        done: &Mutex<Vec<Done>>,
+        reason: Reason<'_>,
+    ) {
         lower_priority(NICE);
         while !self.is_stopping() {
+            match reason.again() {
+                Some(_) => self.yield_to_readers(host),
+                None if !self.may_work(host) => return,
+                None => {}
+            }
             let Some(job) = jobs.get(next.fetch_add(1, SeqCst)) else {
                 return;
             };
             if !matches!(host.has_room(), Ok(true)) {
                 return;
             }
-            match self.encode(host, job) {
+            let encoded = match (self.encode(host, job, reason), reason) {
+                // Perhaps its anchor died meanwhile, and no next pass comes.
+                (Err(_), Reason::Again(_)) => self.encode(host, job, reason),
+                (encoded, _) => encoded,
+            };
+            match encoded {
                 Ok(Some(finished)) => {
                     let full = {
                         let mut done = done.lock();
                         done.push(finished);
                         (done.len() >= SWAP_BATCH).then(|| std::mem::take(&mut *done))
                     };
-                    self.swap_all(host, full.unwrap_or_default());
+                    self.swap_all(host, full.unwrap_or_default(), reason);
                 }
                 Ok(None) => {}
-                Err(error) => self.job_failed(job, &error),
+                Err(error) => self.job_failed(job, &error, reason),
             }
         }
     }
 
-    fn job_failed(&self, job: &Job, error: &str) {
+    /// Lets readers go first, but not for ever.
+    fn yield_to_readers(&self, host: &dyn Host) {
+        let begun = Instant::now();
+        while host.unread_for() < READERS_GONE
+            && begun.elapsed() < LONGEST_YIELD
+            && !self.is_stopping()
+        {
+            std::thread::sleep(READERS_GONE / 5);
+        }
+    }
+
+    fn job_failed(&self, job: &Job, error: &str, reason: Reason<'_>) {
         let Some(run) = job.runs.first() else {
             return;
         };
         let what = format!("inode {}, offset {}", run.ino, run.offset);
         self.failed(&what, error);
+        note_failure(reason, &what, error);
         let mut recent = self.recent.lock();
         for run in &job.runs {
             recent.failed(self.window_of(run.ino, run.offset));
@@ -250,28 +326,55 @@ impl Settler {
         }
     }
 
-    /// Encodes and appends one block. `None` if all of it has changed meanwhile.
-    fn encode(&self, host: &dyn Host, job: &Job) -> Result<Option<Done>, String> {
+    /// Encodes and appends one block. `None` if all of it has changed meanwhile, or stays as it is.
+    fn encode(
+        &self,
+        host: &dyn Host,
+        job: &Job,
+        reason: Reason<'_>,
+    ) -> Result<Option<Done>, String> {
+        let again = reason.again();
         let mut raw = Vec::with_capacity(job.len);
         let mut runs = Vec::with_capacity(job.runs.len());
         for run in &job.runs {
-            if let Some(bytes) = host.read_run(run)? {
-                raw.extend_from_slice(&bytes);
-                runs.push(run.clone());
+            let bytes = match again {
+                Some(_) => host.read_settled(run)?,
+                None => host.read_run(run)?,
+            };
+            match bytes {
+                Some(bytes) => {
+                    raw.extend_from_slice(&bytes);
+                    runs.push(run.clone());
+                }
+                None => note_skipped(reason, u64::from(run.len)),
             }
         }
         if raw.is_empty() {
             return Ok(None);
         }
         let options = EncodeOptions {
-            policy: self.options.policy,
+            policy: job.class.policy,
             group: self.options.group,
+            verify: self.verify_next(),
         };
         let anchor = self.anchor_for(host, job);
         let encoded = host
             .codecs()
             .encode(&raw, &options, anchor.as_deref())
             .map_err(|e| e.to_string())?;
+        let mut before = 0;
+        if let Some(again) = again {
+            let cost = host.cost(&runs)?;
+            before = cost.stored;
+            let layout = host.codecs().open(&encoded.payload);
+            let layout = layout.map_err(|e| e.to_string())?;
+            let read = host.codecs().read_cost(&layout);
+            let stored = encoded.payload.len() as u64;
+            if super::again::stays(options.policy, &cost, stored, read) {
+                again.note_kept(raw.len() as u64, before);
+                return Ok(None);
+            }
+        }
         let block = match host.append(&encoded, raw.len() as u32) {
             Ok(block) => block,
             Err(error) => {
@@ -289,7 +392,21 @@ impl Settler {
             runs,
             ..job.clone()
         };
-        Ok(Some(Done { block, job }))
+        Ok(Some(Done {
+            block,
+            job,
+            stored: encoded.payload.len() as u64,
+            before,
+        }))
+    }
+
+    /// How the next block is verified: the first ones of a mount are in any case, unless none shall be.
+    fn verify_next(&self) -> Verify {
+        let first = self.encoded.fetch_add(1, SeqCst) < VERIFIED_FIRST;
+        match self.options.verify {
+            Verify::Sample if first => Verify::Full,
+            verify => verify,
+        }
     }
 
     /// The history to offer to the encoder: the beginning of the file, or of the first block of the
@@ -299,6 +416,10 @@ impl Settler {
             Some(ino) => host.anchor_of(ino).ok().flatten()?,
             None => *self.anchors.lock().classes.get(&job.class)?,
         };
+        // Coded again from itself, a block would be tiny, and the old one would have to stay.
+        if job.runs.iter().any(|run| shows(run, block)) {
+            return None;
+        }
         if let Some(source) = self.anchors.lock().sources.get(&block) {
             return Some(source.clone());
         }
@@ -328,17 +449,38 @@ impl Settler {
         self.anchors.lock().classes.put(class.clone(), block);
     }
 
-    fn swap_all(&self, host: &dyn Host, done: Vec<Done>) {
+    fn swap_all(&self, host: &dyn Host, done: Vec<Done>, reason: Reason<'_>) {
         if done.is_empty() {
             return;
         }
         if let Err(error) = host.sync_blocks() {
             self.failed("syncing settled blocks", &error);
+            note_failure(reason, "syncing settled blocks", &error);
+            for Done { block, .. } in done {
+                self.forget_anchor(block);
+                host.discard(block);
+            }
             return;
         }
-        for Done { block, job } in done {
+        for Done {
+            block,
+            job,
+            stored,
+            before,
+        } in done
+        {
+            if !self.policy_holds(host, &job) {
+                // The next pass encodes it under the new one.
+                self.forget_anchor(block);
+                host.discard(block);
+                note_skipped(reason, job.runs.iter().map(|run| u64::from(run.len)).sum());
+                continue;
+            }
             match host.swap(block, &job.runs) {
                 Ok(swapped) => {
+                    if let Some(again) = reason.again() {
+                        again.note_swapped(swapped, stored, before);
+                    }
                     self.settled_bytes.fetch_add(swapped.settled, SeqCst);
                     if swapped.settled == 0 {
                         self.forget_anchor(block);
@@ -352,10 +494,24 @@ impl Settler {
                     // Perhaps its anchor died meanwhile; the next pass does without.
                     self.forget_anchor(block);
                     self.forget_class(&job.class);
-                    self.job_failed(&job, &error);
+                    self.job_failed(&job, &error, reason);
                 }
             }
         }
+    }
+
+    /// Whether all files of a block still have the policy under which it was encoded.
+    fn policy_holds(&self, host: &dyn Host, job: &Job) -> bool {
+        let same = |run: &Run| match host.policy(run.ino) {
+            Ok(Some(policy)) => policy == job.class.policy,
+            // Gone, or found out by the swap.
+            _ => true,
+        };
+        job.runs.iter().all(same)
+    }
+
+    pub(super) fn forget_all_anchors(&self) {
+        *self.anchors.lock() = Anchors::default();
     }
 
     fn forget_anchor(&self, block: BlockId) {
@@ -374,6 +530,22 @@ impl Settler {
 
     fn forget_class(&self, class: &Class) {
         self.anchors.lock().classes.pop(class);
+    }
+}
+
+fn shows(run: &Run, block: BlockId) -> bool {
+    run.extents.iter().any(|extent| extent.block == block)
+}
+
+fn note_failure(reason: Reason<'_>, what: &str, why: &str) {
+    if let Some(again) = reason.again() {
+        again.note_failure(format!("{what}: {why}"));
+    }
+}
+
+fn note_skipped(reason: Reason<'_>, bytes: u64) {
+    if let Some(again) = reason.again() {
+        again.note_skipped(bytes);
     }
 }
 

@@ -1,6 +1,7 @@
 //! What is encoded together: the plan of one batch.
 
 use super::{Candidate, Run};
+use crate::codec::Policy;
 
 /// Shorter runs share blocks, as far as they lie at the beginning of their file.
 pub const PACK_BELOW: u32 = 32 << 10;
@@ -13,9 +14,11 @@ const MIX_BELOW: usize = 64 << 10;
 /// A pack of less than this may mix extensions.
 const MIX_EXTENSIONS_BELOW: usize = 1 << 10;
 
-/// Files that are alike: one directory, one extension.
+/// Files that are alike: one policy, one directory, one extension.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Class {
+    /// Never mixed in a block.
+    pub policy: Policy,
     pub extension: String,
     pub parent: u64,
 }
@@ -55,6 +58,7 @@ pub fn plan(candidates: Vec<Candidate>, window: usize) -> Plan {
     let mut small = Vec::new();
     for candidate in candidates {
         let class = Class {
+            policy: candidate.policy,
             extension: extension(&candidate.name),
             parent: candidate.parent,
         };
@@ -85,7 +89,7 @@ pub fn plan(candidates: Vec<Candidate>, window: usize) -> Plan {
     plan
 }
 
-/// Fills packs in the order of extension, directory and name.
+/// Fills packs in the order of policy, extension, directory and name.
 fn pack(mut small: Vec<(Class, Vec<u8>, Run)>, window: usize) -> Vec<Job> {
     small.sort_by(|a, b| (&a.0, &a.1, a.2.ino, a.2.offset).cmp(&(&b.0, &b.1, b.2.ino, b.2.offset)));
     let mut jobs: Vec<Job> = Vec::new();
@@ -108,7 +112,7 @@ fn pack(mut small: Vec<(Class, Vec<u8>, Run)>, window: usize) -> Vec<Job> {
 }
 
 fn may_join(job: &Job, class: &Class) -> bool {
-    if job.runs.len() >= MAX_RUNS {
+    if job.runs.len() >= MAX_RUNS || job.class.policy != class.policy {
         return false;
     }
     if job.class.extension != class.extension {
@@ -131,6 +135,22 @@ mod tests {
             },
             parent,
             name: name.into(),
+            policy: Policy::Balanced,
+        }
+    }
+
+    #[test]
+    fn policies_are_never_mixed_in_a_block() {
+        let candidates = (0..60).map(|i| {
+            let mut file = candidate(i, 0, 100, 1, "a.txt");
+            file.policy = Policy::ALL[i as usize % 4];
+            file
+        });
+        let plan = plan(candidates.collect(), 128 << 10);
+        assert_eq!(plan.first.len(), 4);
+        for job in &plan.first {
+            let same = |run: &Run| Policy::ALL[run.ino as usize % 4] == job.class.policy;
+            assert!(job.runs.iter().all(same));
         }
     }
 

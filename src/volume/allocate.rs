@@ -39,6 +39,7 @@ impl Volume {
     /// less free space than the range lacks, and with `FileTooLarge` past the largest file.
     pub fn allocate(&self, ino: u64, offset: u64, len: u64, mode: AllocateMode) -> Result<()> {
         self.writable()?;
+        let _pass = self.gate.enter();
         if len == 0 {
             return Err(VolumeError::Invalid("empty range"));
         }
@@ -149,7 +150,9 @@ impl Volume {
     /// The first offset at or after `offset` that lies in data, or in a hole.
     pub fn seek(&self, ino: u64, offset: u64, data: bool) -> Result<u64> {
         let inode = self.inode(ino)?;
-        self.stage(&inode, StageMode::All)?;
+        if let Some(_pass) = self.gate.enter_staging() {
+            self.stage(&inode, StageMode::All)?;
+        }
         let state = inode.state.lock();
         let size = state.attr.size;
         if offset >= size {

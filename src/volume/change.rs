@@ -162,6 +162,10 @@ impl<'v> Change<'v> {
         if self.ops.is_empty() {
             return Ok(());
         }
+        debug_assert!(
+            !self.volume.gate.is_shut(),
+            "a change without a pass while the volume is frozen"
+        );
         let store = self.volume.store()?;
         // The first change since the mount makes the stored totals wrong.
         let first = self.volume.counters_stored.swap(false, Relaxed);

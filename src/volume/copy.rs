@@ -48,6 +48,7 @@ impl Volume {
     /// many bytes were copied: fewer than asked for only at the end of the source.
     pub fn copy_range(&self, copy: CopyRange) -> Result<u64> {
         self.writable()?;
+        let _pass = self.gate.enter();
         let (source, target) = (self.inode(copy.from)?, self.inode(copy.to)?);
         let size = {
             let state = source.state.lock();

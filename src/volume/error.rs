@@ -43,6 +43,10 @@ pub enum VolumeError {
     NoData,
     #[error("the volume is shut down")]
     Closed,
+    #[error("the file system is frozen; `s2sfs thaw` ends that")]
+    Frozen,
+    #[error("the file system is not frozen")]
+    NotFrozen,
     /// Metadata that this layer wrote does not parse.
     #[error("damaged {what}: {why}")]
     Damaged { what: String, why: String },
@@ -76,6 +80,8 @@ impl VolumeError {
             VolumeError::NoSpace => libc::ENOSPC,
             VolumeError::NoData => libc::ENXIO,
             VolumeError::Closed => libc::EIO,
+            VolumeError::Frozen => libc::EBUSY,
+            VolumeError::NotFrozen => libc::EINVAL,
             VolumeError::Damaged { .. } | VolumeError::Unreadable { .. } => libc::EIO,
             VolumeError::Store { errno, .. } => *errno,
         }

@@ -9,7 +9,6 @@ use super::{Result, Volume, VolumeError};
 use crate::fault;
 use crate::settle::Extent;
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
 use std::time::Instant;
 
 /// Largest file.
@@ -112,6 +111,7 @@ impl Volume {
 
     pub fn setattr(&self, ino: u64, set: SetAttr) -> Result<Stat> {
         self.writable()?;
+        let _pass = self.gate.enter();
         let inode = self.inode(ino)?;
         if let Some(size) = set.size {
             self.truncate(&inode, size, set.clear_privileges)?;
@@ -234,6 +234,7 @@ impl Volume {
     /// Writes and returns the new stat. Waits while too much is dirty.
     pub fn write(&self, ino: u64, offset: u64, data: &[u8], mode: WriteMode) -> Result<Stat> {
         self.writable()?;
+        let _pass = self.gate.enter();
         let inode = self.inode(ino)?;
         let len = data.len() as u64;
         if len == 0 {
@@ -249,7 +250,7 @@ impl Volume {
             Err(_) => self.budget.release(len),
         }
         let (stat, _) = result?;
-        self.io.written.fetch_add(len, Relaxed);
+        self.io.note_write(len, self.started);
         if mode.clear_privileges {
             self.drop_capabilities(&inode)?;
         }
@@ -315,7 +316,7 @@ impl Volume {
                 Err(error) if self.was_replaced(&error, &extents)? => continue,
                 Err(error) => return Err(error.in_file(ino, offset)),
                 Ok(()) => {
-                    self.io.read.fetch_add(out.len() as u64, Relaxed);
+                    self.io.note_read(out.len() as u64, self.started);
                     return Ok(out);
                 }
             }

@@ -74,13 +74,13 @@ impl State {
         self.dirty.bytes() + self.staging.as_ref().map_or(0, |s| s.bytes())
     }
 
+    /// Everything written is in the log, and nobody waits to hear of a failure.
+    pub fn is_staged(&self) -> bool {
+        self.dirty.is_empty() && self.staging.is_none() && self.error.is_none()
+    }
+
     fn evictable(&self) -> bool {
-        self.opens == 0
-            && self.dirty.is_empty()
-            && self.staging.is_none()
-            && self.error.is_none()
-            && !self.stage_queued
-            && !self.access_waits
+        self.opens == 0 && self.is_staged() && !self.stage_queued && !self.access_waits
     }
 }
 

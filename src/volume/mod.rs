@@ -6,6 +6,7 @@
 //!
 //! # Lock order
 //!
+//! 0. a pass of the gate ([`freeze`]), before any lock;
 //! 1. an inode's `stage` lock, held while its dirty data moves into the log; two of them only in the
 //!    order of inode numbers;
 //! 2. the namespace lock, held by whatever changes names;
@@ -19,6 +20,7 @@
 //! are committed under the state locks of the inodes that they change, so that memory and log agree.
 
 mod acl;
+mod again;
 mod allocate;
 mod atime;
 mod attr;
@@ -32,11 +34,13 @@ mod dir;
 mod dirty;
 mod error;
 mod file;
+mod freeze;
 pub(crate) mod fuzz;
 mod inode;
 pub(crate) mod keys;
 mod known;
 mod namespace;
+mod policy;
 mod reap;
 mod reclaim;
 mod rename;
@@ -50,7 +54,7 @@ mod stage;
 mod status;
 mod xattr;
 
-pub use crate::settle::Extent;
+pub use crate::settle::{Extent, Recoded};
 pub use acl::AclKind;
 pub use allocate::{Allocate, AllocateMode};
 pub use attr::{Attr, FileKind, Stat, Timestamp};
@@ -60,22 +64,27 @@ pub use damage::{CheckReport, Damage, FileRange};
 pub use dir::{DirEntry, DirStream};
 pub use error::VolumeError;
 pub use file::{MAX_SIZE, SetAttr, WriteMode};
+pub use freeze::Pass;
 pub use namespace::NAME_MAX;
+pub use policy::POLICY;
 pub use rename::{Place, RenameMode};
 pub use repair::{RepairReport, printable, repair};
 pub use status::{SpaceInfo, file_totals};
 
 use crate::cache::Cache;
-use crate::codec::{Codecs, Policy};
+use crate::codec::{Codecs, Policy, Verify};
 use crate::settle::{Settler, SettlerOptions};
 use crate::store::Store;
+use again::PastCaches;
 use change::Change;
 use counters::{Counters, Totals};
+use freeze::Gate;
 use inode::{Inode, InodeTable};
 use known::Known;
 use log::{error, info};
 use namespace::Namespace;
 use parking_lot::{Mutex, MutexGuard};
+use policy::Policies;
 use reclaim::Reclaimed;
 use scrub::Scrubber;
 use stage::{Budget, Stager};
@@ -110,6 +119,10 @@ pub struct VolumeOptions {
     pub group: Option<u32>,
     /// How long data must be left alone before it is settled.
     pub settle_after: Duration,
+    /// Settle in the background only while nobody has read or written files for so long.
+    pub idle: Duration,
+    /// Which blocks are decoded again and compared before the staged ones go.
+    pub verify: Verify,
     /// Reading moves access times, as the mount option relatime has it; without, only utimens does.
     pub relatime: bool,
     pub read_only: bool,
@@ -125,6 +138,8 @@ impl Default for VolumeOptions {
             extent: 128 << 10,
             group: None,
             settle_after: Duration::from_secs(30),
+            idle: Duration::ZERO,
+            verify: Verify::Full,
             relatime: true,
             read_only: false,
         }
@@ -145,6 +160,38 @@ pub struct Caller {
 struct Io {
     read: AtomicU64,
     written: AtomicU64,
+    /// When that was last, in nanoseconds since the volume was opened.
+    last_read: AtomicU64,
+    last_write: AtomicU64,
+}
+
+impl Io {
+    fn note_read(&self, bytes: u64, started: Instant) {
+        self.read.fetch_add(bytes, Relaxed);
+        self.last_read.store(nanos_since(started), Relaxed);
+    }
+
+    fn note_write(&self, bytes: u64, started: Instant) {
+        self.written.fetch_add(bytes, Relaxed);
+        self.last_write.store(nanos_since(started), Relaxed);
+    }
+
+    /// For how long nobody has read.
+    fn unread_for(&self, started: Instant) -> Duration {
+        let last = Duration::from_nanos(self.last_read.load(Relaxed));
+        started.elapsed().saturating_sub(last)
+    }
+
+    /// For how long nobody has read or written.
+    fn idle_for(&self, started: Instant) -> Duration {
+        let last = Duration::from_nanos(self.last_write.load(Relaxed));
+        let unwritten = started.elapsed().saturating_sub(last);
+        unwritten.min(self.unread_for(started))
+    }
+}
+
+fn nanos_since(started: Instant) -> u64 {
+    started.elapsed().as_nanos() as u64
 }
 
 /// An open file system.
@@ -155,6 +202,10 @@ pub struct Volume {
     cache: Arc<Cache>,
     table: InodeTable,
     known: Known,
+    policies: Policies,
+    /// What keeps changes out while the volume is frozen.
+    gate: Arc<Gate>,
+    past_caches: PastCaches,
     /// Inodes whose access times are to be stored.
     accesses: Mutex<Vec<Arc<Inode>>>,
     namespace: Mutex<Namespace>,
@@ -199,14 +250,18 @@ impl Volume {
             window: u64::from(options.extent),
             settle_after: options.settle_after,
             threads: options.threads,
-            policy: options.policy,
             group: options.group,
+            idle: options.idle,
+            verify: options.verify,
         });
         let volume = Arc::new(Volume {
             cache,
             settler,
             table: InodeTable::new(INODES_IN_MEMORY),
             known: Known::default(),
+            policies: Policies::default(),
+            gate: Arc::default(),
+            past_caches: PastCaches::default(),
             accesses: Mutex::default(),
             namespace: Mutex::new(Namespace {
                 next_ino: ROOT + 1,
@@ -395,6 +450,9 @@ impl Volume {
         if self.closed.load(Relaxed) {
             return Ok(());
         }
+        if self.gate.end() {
+            info!("thawed, because the file system is unmounted");
+        }
         self.stop_threads();
         let mut result = Ok(());
         if !self.options.read_only {
@@ -417,12 +475,14 @@ impl Volume {
     /// Writes a checkpoint of the store, which otherwise happens now and then. For tests.
     #[doc(hidden)]
     pub fn checkpoint(&self) -> Result<()> {
+        let _pass = self.gate.enter();
         Ok(self.store()?.checkpoint()?)
     }
 
     /// Stops without staging or closing anything, as a crash would. For tests and failed mounts.
     #[doc(hidden)]
     pub fn abandon(&self) {
+        self.gate.end();
         self.stop_threads();
         self.cache.stop();
         self.closed.store(true, Relaxed);
@@ -457,6 +517,7 @@ impl Volume {
 
 impl Drop for Volume {
     fn drop(&mut self) {
+        self.gate.end();
         self.stager.stop();
         self.settler.stop();
         self.scrubber.close();

@@ -24,6 +24,9 @@ impl Volume {
                 return;
             }
         }
+        let Some(_pass) = self.gate.try_enter() else {
+            return self.gate.remove_later(inode.ino);
+        };
         if let Err(error) = self.reap(inode) {
             warn!("inode {} stays until the next mount: {error}", inode.ino);
         }

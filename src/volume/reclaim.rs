@@ -1,6 +1,6 @@
 //! Reclaiming on demand, and what reclaiming has done since the mount.
 
-use super::{Result, Volume};
+use super::{Result, Volume, VolumeError};
 use crate::control::ReclaimStatus;
 use crate::store::{Reclaim, ReclaimReport};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
@@ -34,6 +34,9 @@ impl Volume {
     /// writing go on meanwhile.
     pub fn reclaim(&self, progress: &dyn Fn(u64, u64)) -> Result<ReclaimReport> {
         self.writable()?;
+        if self.frozen().is_some() {
+            return Err(VolumeError::Frozen);
+        }
         let dead = self.store()?.usage()?.dead_bytes;
         let mut all = ReclaimReport::default();
         while !self.is_stopping() {
@@ -54,6 +57,7 @@ impl Volume {
 
     /// One round of reclaiming, counted.
     pub(super) fn reclaim_once(&self, want: Reclaim) -> Result<ReclaimReport> {
+        let _pass = self.gate.enter();
         self.reclaimed.running.fetch_add(1, Relaxed);
         let report = self.store().and_then(|store| Ok(store.reclaim(want)?));
         self.reclaimed.running.fetch_sub(1, Relaxed);

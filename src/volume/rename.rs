@@ -37,6 +37,7 @@ impl Volume {
     pub fn rename(&self, from: Place<'_>, to: Place<'_>, mode: RenameMode) -> Result<()> {
         check_name(from.name)?;
         check_name(to.name)?;
+        let _pass = self.gate.enter();
         self.stage_before_rename(from)?;
         if mode == RenameMode::Exchange {
             self.stage_before_rename(to)?;
@@ -64,6 +65,14 @@ impl Volume {
                 self.move_over(from, to, &source, target.as_ref())?
             }
         };
+        let moved = [Some(source), target];
+        if moved
+            .iter()
+            .flatten()
+            .any(|e| e.kind == FileKind::Directory)
+        {
+            self.policies.forget();
+        }
         drop(names);
         if let Some(inode) = replaced {
             self.reap_if_unused(&inode);

@@ -254,6 +254,8 @@ impl Volume {
 
     /// One turn; returns how long to rest after it.
     fn scrub_turn(&self, turns: &mut Turns) -> Duration {
+        // Held up while the volume is frozen: whoever copies the store has the disk for himself.
+        let _pass = self.gate.enter();
         let begun = Instant::now();
         let position = self.scrubber.inner.lock().position;
         let done = match position.phase {
@@ -519,6 +521,10 @@ impl Volume {
 
     /// Keeps the position. Failing costs a scrub its place, no more.
     pub(super) fn save_scrub(&self) {
+        // While the volume is frozen the place is not kept; the next turn or the unmount does it.
+        let Some(_pass) = self.gate.try_enter() else {
+            return;
+        };
         let value = {
             let mut inner = self.scrubber.inner.lock();
             if inner.saved.is_none() && !inner.status.is_active() {

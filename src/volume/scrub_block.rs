@@ -19,6 +19,9 @@ const PAGE: usize = 1024;
 /// An anchor: block, range of bytes, and the model that learns it.
 type AnchorKey = (BlockId, u32, u32, Option<[u8; 8]>);
 
+/// Reads the payload of a block.
+type Read<'a> = dyn Fn(BlockId) -> std::result::Result<Vec<u8>, StoreError> + 'a;
+
 /// States after the anchors that were met last: blocks of one file follow each other.
 pub struct Anchors {
     states: LruCache<AnchorKey, Arc<Snapshot>>,
@@ -48,8 +51,20 @@ impl Volume {
         info: &BlockInfo,
         anchors: &mut Anchors,
     ) -> std::result::Result<(), String> {
+        self.raw_of_block(id, info, anchors, &|block| self.store.scrub_block(block))
+            .map(drop)
+    }
+
+    /// The decoded bytes of a block, past the cache. `read` reads its payload and that of its anchor.
+    pub(super) fn raw_of_block(
+        &self,
+        id: BlockId,
+        info: &BlockInfo,
+        anchors: &mut Anchors,
+        read: &Read<'_>,
+    ) -> std::result::Result<Vec<u8>, String> {
         // As in the cache: a decoder that panics is a damaged block, not the end of the thread.
-        let attempt = AssertUnwindSafe(|| self.decode_block(id, info, anchors));
+        let attempt = AssertUnwindSafe(|| self.decode_block(id, info, anchors, read));
         catch_unwind(attempt).unwrap_or_else(|_| Err("the decoder panicked".into()))
     }
 
@@ -58,8 +73,9 @@ impl Volume {
         id: BlockId,
         info: &BlockInfo,
         anchors: &mut Anchors,
-    ) -> std::result::Result<(), String> {
-        let payload = self.store.scrub_block(id).map_err(|e| e.to_string())?;
+        read: &Read<'_>,
+    ) -> std::result::Result<Vec<u8>, String> {
+        let payload = read(id).map_err(|e| e.to_string())?;
         let layout = self.codecs.open(&payload).map_err(|e| e.to_string())?;
         let anchor = layout.anchor.as_ref().map(|anchor| anchor.block);
         if layout.raw_len != info.raw_len
@@ -69,11 +85,11 @@ impl Volume {
             return Err("its header and the index say different things".into());
         }
         let snapshot = match &layout.anchor {
-            Some(anchor) => Some(self.state_after(&layout, anchor, anchors)?),
+            Some(anchor) => Some(self.state_after(&layout, anchor, anchors, read)?),
             None => None,
         };
         let decoded = self.codecs.decode_all(&payload, snapshot.as_deref());
-        decoded.map(drop).map_err(|e| e.to_string())
+        decoded.map_err(|e| e.to_string())
     }
 
     fn state_after(
@@ -81,6 +97,7 @@ impl Volume {
         layout: &Layout,
         anchor: &AnchorRange,
         anchors: &mut Anchors,
+        read: &Read<'_>,
     ) -> std::result::Result<Arc<Snapshot>, String> {
         let key = (
             anchor.block,
@@ -92,7 +109,7 @@ impl Volume {
             return Ok(state.clone());
         }
         let failed = |why: String| format!("its anchor, block {}: {why}", anchor.block);
-        let payload = self.store.scrub_block(anchor.block);
+        let payload = read(anchor.block);
         let payload = payload.map_err(|e| failed(e.to_string()))?;
         let raw = self.codecs.decode_all(&payload, None);
         let raw = raw.map_err(|e| failed(e.to_string()))?;

@@ -4,13 +4,14 @@ use super::change::Change;
 use super::inode::{Inode, Locked, State};
 use super::keys;
 use super::{Result, Volume, VolumeError};
-use crate::codec::{Codecs, Encoded};
+use crate::codec::{CodecId, Codecs, Encoded, Policy, ReadCost};
 use crate::fault;
-use crate::settle::{Candidate, Extent, Host, HostResult, Run, Swapped, Window};
+use crate::settle::{Candidate, Cost, Extent, Host, HostResult, Run, Swapped, Wanted, Window};
 use crate::store::{BlockId, NewBlock, Reclaim, StoreError};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
 
 /// Extents and blocks that one scan reads.
 const PAGE: usize = 1024;
@@ -35,12 +36,17 @@ impl Host for Volume {
         self.pending_windows(after, limit).map_err(text)
     }
 
-    fn candidates(
-        &self,
-        windows: &[Window],
-        sparse: &HashSet<BlockId>,
-    ) -> HostResult<Vec<Candidate>> {
-        self.find_candidates(windows, sparse).map_err(text)
+    fn candidates(&self, windows: &[Window], wanted: Wanted<'_>) -> HostResult<Vec<Candidate>> {
+        let _pass = self.gate.enter();
+        self.find_candidates(windows, wanted).map_err(text)
+    }
+
+    fn policy(&self, ino: u64) -> HostResult<Option<Policy>> {
+        match self.effective_policy(ino) {
+            Ok(policy) => Ok(Some(policy)),
+            Err(VolumeError::Stale(_)) => Ok(None),
+            Err(error) => Err(text(error)),
+        }
     }
 
     fn read_run(&self, run: &Run) -> HostResult<Option<Vec<u8>>> {
@@ -50,6 +56,27 @@ impl Host for Volume {
             Err(_) if self.blocks_are_gone(run) => Ok(None),
             Err(error) => Err(text(error)),
         }
+    }
+
+    fn read_settled(&self, run: &Run) -> HostResult<Option<Vec<u8>>> {
+        match self.read_past_cache(&run.extents) {
+            Ok(raw) => Ok(Some(raw)),
+            Err(_) if self.blocks_are_gone(run) => Ok(None),
+            Err(why) => Err(why),
+        }
+    }
+
+    fn cost(&self, runs: &[Run]) -> HostResult<Cost> {
+        let mut shown: BTreeMap<BlockId, u64> = BTreeMap::new();
+        let mut cost = Cost::default();
+        for extent in runs.iter().flat_map(|run| &run.extents) {
+            *shown.entry(extent.block).or_default() += u64::from(extent.len);
+            cost.staged |= extent.staged;
+        }
+        for (block, bytes) in shown {
+            self.add_cost(&mut cost, block, bytes).map_err(text)?;
+        }
+        Ok(cost)
     }
 
     fn anchor_of(&self, ino: u64) -> HostResult<Option<BlockId>> {
@@ -72,7 +99,12 @@ impl Host for Volume {
             anchor: encoded.anchor,
             payload: &encoded.payload,
         };
+        let _pass = self.gate.enter();
         self.store.append(&block).map_err(|e| e.to_string())
+    }
+
+    fn discard(&self, block: BlockId) {
+        self.store.discard(block);
     }
 
     fn has_room(&self) -> HostResult<bool> {
@@ -81,10 +113,12 @@ impl Host for Volume {
     }
 
     fn sync_blocks(&self) -> HostResult<()> {
+        let _pass = self.gate.enter();
         self.store.sync_blocks().map_err(|e| e.to_string())
     }
 
     fn swap(&self, block: BlockId, runs: &[Run]) -> HostResult<Swapped> {
+        let _pass = self.gate.enter();
         let result = self.swap_runs(block, runs);
         if !matches!(&result, Ok(swapped) if swapped.settled > 0) {
             self.store.discard(block);
@@ -96,10 +130,25 @@ impl Host for Volume {
         self.find_sparse().map_err(text)
     }
 
-    fn is_short_of_space(&self) -> bool {
+    fn no_more_settled(&self) {
+        self.drop_past_caches();
+    }
+
+    fn idle_for(&self) -> Duration {
+        self.io.idle_for(self.started)
+    }
+
+    fn unread_for(&self) -> Duration {
+        self.io.unread_for(self.started)
+    }
+
+    fn is_nearly_full(&self) -> bool {
         let free = self.store.free_space();
-        let short = free.is_ok_and(|(free, total)| free < SHORT_OF_SPACE.min(total / 8));
-        short
+        free.is_ok_and(|(free, total)| free < SHORT_OF_SPACE.min(total / 8))
+    }
+
+    fn is_short_of_space(&self) -> bool {
+        self.is_nearly_full()
             && self
                 .store
                 .usage()
@@ -125,8 +174,7 @@ impl Volume {
     /// `progress` gets settled and total bytes now and then.
     pub fn settle(&self, progress: &dyn Fn(u64, u64)) -> Result<()> {
         self.writable()?;
-        self.stage_everything()?;
-        self.store()?.sync()?;
+        self.sync_now()?;
         let mut total = 0;
         let result = self.settler.settle_all(|| {
             let left = self.counters.get().staged_logical.max(0) as u64;
@@ -138,6 +186,14 @@ impl Volume {
             errno: libc::EIO,
             message: format!("not everything could be settled: {message}"),
         })
+    }
+
+    /// Stages and syncs everything. Refused while the volume is frozen.
+    pub(super) fn sync_now(&self) -> Result<()> {
+        let _pass = self.gate.try_enter().ok_or(VolumeError::Frozen)?;
+        self.stage_everything()?;
+        self.store()?.sync()?;
+        Ok(())
     }
 
     fn pending_windows(&self, after: Option<Window>, limit: usize) -> Result<Vec<Window>> {
@@ -156,35 +212,40 @@ impl Volume {
             .collect()
     }
 
-    fn find_candidates(
-        &self,
-        windows: &[Window],
-        sparse: &HashSet<BlockId>,
-    ) -> Result<Vec<Candidate>> {
+    fn find_candidates(&self, windows: &[Window], wanted: Wanted<'_>) -> Result<Vec<Candidate>> {
         let mut runs: Vec<(u64, Run)> = Vec::new();
         let mut by_parent: HashMap<u64, HashSet<u64>> = HashMap::new();
         let mut seen = HashSet::new();
         for window in windows {
-            for aligned in self.aligned(*window)? {
+            let aligned = match wanted {
+                Wanted::All => vec![*window],
+                _ => self.aligned(*window)?,
+            };
+            for aligned in aligned {
                 // Long windows of an earlier mount and short ones of this one may stand for the same bytes.
                 if !seen.insert(aligned) {
                     continue;
                 }
-                let Some((parent, found)) = self.window_runs(aligned, sparse)? else {
+                let Some((parent, found)) = self.window_runs(aligned, wanted)? else {
                     continue;
                 };
                 by_parent.entry(parent).or_default().insert(window.ino);
                 runs.extend(found.into_iter().map(|run| (parent, run)));
             }
         }
-        let mut names = HashMap::new();
+        let (mut names, mut policies) = (HashMap::new(), HashMap::new());
         for (parent, inos) in by_parent {
             self.names_in(parent, &inos, &mut names)?;
+            for ino in inos {
+                policies.insert(ino, self.policy_of_file(ino, parent)?);
+            }
         }
+        let policy_of = |ino: &u64| policies.get(ino).copied().unwrap_or(self.options.policy);
         Ok(runs
             .into_iter()
             .map(|(parent, run)| Candidate {
                 name: names.get(&run.ino).cloned().unwrap_or_default(),
+                policy: policy_of(&run.ino),
                 parent,
                 run,
             })
@@ -227,11 +288,7 @@ impl Volume {
 
     /// The parent of a file and the runs of one of its windows that should be settled. Without any,
     /// the window is not pending any more.
-    fn window_runs(
-        &self,
-        window: Window,
-        sparse: &HashSet<BlockId>,
-    ) -> Result<Option<(u64, Vec<Run>)>> {
+    fn window_runs(&self, window: Window, wanted: Wanted<'_>) -> Result<Option<(u64, Vec<Run>)>> {
         let inode = match self.inode(window.ino) {
             Ok(inode) => inode,
             Err(VolumeError::Stale(_)) => return Ok(None),
@@ -249,10 +306,14 @@ impl Volume {
             .filter(|e| !e.is_lost())
             .map(|e| e.slice(window.offset, end))
             .collect();
-        let unsettled = |e: &Extent| e.staged || sparse.contains(&e.block);
+        let is_wanted = |e: &Extent| match wanted {
+            Wanted::Staged => e.staged,
+            Wanted::Blocks(blocks) => e.staged || blocks.contains(&e.block),
+            Wanted::All => true,
+        };
         let runs: Vec<Run> = contiguous(window.ino, &extents)
             .into_iter()
-            .filter(|run| run.extents.iter().any(unsettled))
+            .filter(|run| run.extents.iter().any(is_wanted))
             .collect();
         if !extents.iter().any(|e| e.staged) {
             let mut change = Change::new(self);
@@ -288,6 +349,37 @@ impl Volume {
                 _ => break,
             }
         }
+        Ok(())
+    }
+
+    /// Adds what a block costs of which so many bytes are shown.
+    fn add_cost(&self, cost: &mut Cost, block: BlockId, bytes: u64) -> Result<()> {
+        let info = match self.store()?.block_info(block) {
+            // Changed meanwhile: what is swapped in for it will be refused.
+            Err(StoreError::NoSuchBlock(_)) => {
+                cost.staged = true;
+                return Ok(());
+            }
+            info => info?,
+        };
+        // Not rounded up for every extent: a block that is shown as a whole costs what it takes.
+        let raw = u64::from(info.raw_len).max(1);
+        cost.stored += u64::from(info.stored_len) * bytes.min(raw) / raw;
+        let read = match CodecId::from_byte(info.codec) {
+            Some(CodecId::Model) => match self.cache.layout(block) {
+                Ok(layout) => self.codecs.read_cost(&layout),
+                Err(_) if self.is_gone(block) => {
+                    cost.staged = true;
+                    return Ok(());
+                }
+                Err(error) => return Err(error.into()),
+            },
+            codec => ReadCost {
+                class: u8::from(codec == Some(CodecId::Zstd)),
+                group: info.raw_len,
+            },
+        };
+        cost.read = cost.read.max(read);
         Ok(())
     }
 

@@ -365,6 +365,12 @@ impl Volume {
         let Some(inode) = self.table.peek(ino) else {
             return Ok(());
         };
+        if inode.state.lock().is_staged() {
+            return Ok(());
+        }
+        let Some(_pass) = self.gate.enter_staging() else {
+            return Ok(());
+        };
         let earlier = inode.state.lock().error.take();
         self.stage(&inode, StageMode::All)?;
         match earlier {
@@ -380,6 +386,9 @@ impl Volume {
             self.sync_log()?;
             return self.flush(ino);
         }
+        let Some(_pass) = self.gate.enter_staging() else {
+            return Ok(());
+        };
         self.flush(ino)?;
         self.sync_log()
     }
@@ -389,7 +398,9 @@ impl Volume {
         if self.options.read_only {
             return Ok(());
         }
-        self.store()?.sync()?;
+        if let Some(_pass) = self.gate.enter_staging() {
+            self.store()?.sync()?;
+        }
         Ok(())
     }
 
@@ -398,6 +409,9 @@ impl Volume {
         if self.options.read_only {
             return Ok(());
         }
+        let Some(_pass) = self.gate.enter_staging() else {
+            return Ok(());
+        };
         self.stage_everything()?;
         self.store_accesses();
         self.sync_log()
@@ -427,6 +441,9 @@ impl Volume {
 
     /// One turn of a staging thread: what was queued, or everything once memory is tight.
     pub(super) fn stage_turn(&self, next: Option<(Arc<Inode>, StageMode)>) {
+        let Some(_pass) = self.gate.enter_staging() else {
+            return;
+        };
         if let Some((inode, mode)) = next {
             // The failure is kept for the file's next fsync or close.
             let _ = self.stage_in_background(&inode, mode);
@@ -440,6 +457,9 @@ impl Volume {
         if last.elapsed() < SYNC_EVERY {
             return;
         }
+        let Some(_pass) = self.gate.enter_staging() else {
+            return;
+        };
         *last = Instant::now();
         let _ = self.stage_everything();
         if self.changed.load(Relaxed) {

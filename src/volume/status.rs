@@ -6,9 +6,10 @@ use super::keys;
 use super::{Result, Volume, VolumeError};
 use crate::codec::CodecId;
 use crate::control::{
-    CacheStatus, CodecUsage, ExtentInfo, FileInfo, IoStatus, SettleStatus, Status, ratio,
+    AgainStatus, CacheStatus, CodecUsage, ExtentInfo, FileInfo, FrozenStatus, IoStatus,
+    SettleStatus, Status, ratio,
 };
-use crate::settle::{Extent, LOST};
+use crate::settle::{Extent, LOST, Recoded};
 use crate::store::Store;
 use std::collections::BTreeSet;
 use std::sync::atomic::Ordering::Relaxed;
@@ -66,6 +67,17 @@ impl Volume {
                     cache.decode_nanos as f64 / 1e9,
                 ),
             },
+            again: self.settler.coding_again().map(|(recoded, waiting)| {
+                let waiting = waiting as u64;
+                AgainStatus {
+                    waiting,
+                    ..recoded.into()
+                }
+            }),
+            frozen: self.frozen().map(|(since, left)| FrozenStatus {
+                seconds: since.as_secs_f64(),
+                seconds_left: left.as_secs_f64(),
+            }),
             scrub: self.scrubber.status(),
             reclaim: self.reclaimed.status(),
             engine: self.codecs.engine(),
@@ -158,6 +170,23 @@ impl Volume {
     /// Counts everything, after an unclean end.
     pub(super) fn count_everything(&self) -> Result<Totals> {
         count(&self.store)
+    }
+}
+
+impl From<Recoded> for AgainStatus {
+    fn from(recoded: Recoded) -> AgainStatus {
+        AgainStatus {
+            done_bytes: recoded.passed,
+            total_bytes: recoded.total,
+            coded_bytes: recoded.coded,
+            kept_bytes: recoded.kept,
+            skipped_bytes: recoded.skipped,
+            before_bytes: recoded.before,
+            after_bytes: recoded.after,
+            failures: recoded.failures,
+            first_failure: recoded.first_failure,
+            waiting: 0,
+        }
     }
 }
 

@@ -5,6 +5,7 @@ use super::attr::Timestamp;
 use super::change::Change;
 use super::inode::{Inode, State};
 use super::keys::{self, PIECE};
+use super::policy::{self, POLICY};
 use super::{Result, Volume, VolumeError};
 use std::sync::Arc;
 
@@ -18,7 +19,7 @@ const VIRTUAL: &[u8] = b"user.s2sfs.";
 
 impl Volume {
     pub fn getxattr(&self, ino: u64, name: &[u8]) -> Result<Vec<u8>> {
-        if let Some(what) = name.strip_prefix(VIRTUAL) {
+        if let Some(what) = name.strip_prefix(VIRTUAL).filter(|_| name != POLICY) {
             return self.virtual_xattr(ino, what);
         }
         if name == CAPABILITY
@@ -86,7 +87,8 @@ impl Volume {
         replace: bool,
     ) -> Result<()> {
         self.writable()?;
-        if name.starts_with(VIRTUAL) {
+        let _pass = self.gate.enter();
+        if name.starts_with(VIRTUAL) && name != POLICY {
             return Err(VolumeError::NotPermitted);
         }
         check_name(name)?;
@@ -101,6 +103,9 @@ impl Volume {
         if state.gone {
             return Err(VolumeError::Stale(ino));
         }
+        if name == POLICY {
+            policy::check_value(state.attr.kind, value)?;
+        }
         match self.parts(ino, name)?.is_empty() {
             true if replace => return Err(VolumeError::NoAttribute),
             false if create => return Err(VolumeError::Exists),
@@ -109,12 +114,13 @@ impl Volume {
         }
         let mut change = Change::new(self);
         self.put_attribute(&mut change, ino, name, Some(value))?;
-        commit_attribute(change, ino, &mut state, name, true)
+        self.commit_attribute(change, ino, &mut state, name, true)
     }
 
     pub fn removexattr(&self, ino: u64, name: &[u8]) -> Result<()> {
         self.writable()?;
-        if name.starts_with(VIRTUAL) {
+        let _pass = self.gate.enter();
+        if name.starts_with(VIRTUAL) && name != POLICY {
             return Err(VolumeError::NotPermitted);
         }
         check_name(name)?;
@@ -131,7 +137,7 @@ impl Volume {
         for (key, _) in old {
             change.delete(key);
         }
-        commit_attribute(change, ino, &mut state, name, false)
+        self.commit_attribute(change, ino, &mut state, name, false)
     }
 
     /// Writing and chown take file capabilities away. The answer to whether there are any is kept,
@@ -165,7 +171,33 @@ impl Volume {
         }
     }
 
+    /// Commits the change of one attribute of an inode, whose ctime it moves.
+    fn commit_attribute(
+        &self,
+        mut change: Change<'_>,
+        ino: u64,
+        state: &mut State,
+        name: &[u8],
+        present: bool,
+    ) -> Result<()> {
+        let mut attr = state.attr.clone();
+        attr.ctime = Timestamp::now();
+        change.put_inode(ino, &attr, state.disk_size);
+        change.commit()?;
+        state.attr = attr;
+        if name == CAPABILITY {
+            state.has_caps = Some(present);
+        }
+        if name == POLICY {
+            self.policies.forget();
+        }
+        Ok(())
+    }
+
     fn virtual_xattr(&self, ino: u64, what: &[u8]) -> Result<Vec<u8>> {
+        if what == b"effective_policy" {
+            return Ok(self.effective_policy(ino)?.name().into());
+        }
         let info = self.file_info(ino)?;
         Ok(match what {
             b"codec" => {
@@ -179,25 +211,6 @@ impl Volume {
             _ => return Err(VolumeError::NoAttribute),
         })
     }
-}
-
-/// Commits the change of one attribute of an inode, whose ctime it moves.
-fn commit_attribute(
-    mut change: Change,
-    ino: u64,
-    state: &mut State,
-    name: &[u8],
-    present: bool,
-) -> Result<()> {
-    let mut attr = state.attr.clone();
-    attr.ctime = Timestamp::now();
-    change.put_inode(ino, &attr, state.disk_size);
-    change.commit()?;
-    state.attr = attr;
-    if name == CAPABILITY {
-        state.has_caps = Some(present);
-    }
-    Ok(())
 }
 
 fn check_name(name: &[u8]) -> Result<()> {
