@@ -8,8 +8,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use s2sfs::control::client::{Client, ClientError};
 use s2sfs::control::{
-    FileInfo, ScrubAction, ScrubOptions, ScrubState, ScrubStatus, Server, Service, ServiceError,
-    Status, store_socket,
+    FileInfo, FileUsage, ScrubAction, ScrubOptions, ScrubState, ScrubStatus, Server, Service,
+    ServiceError, Status, store_socket,
 };
 
 #[derive(Default)]
@@ -67,6 +67,15 @@ impl Service for Fake {
                 errno: Some(2),
             }),
         }
+    }
+
+    fn usage(&self, inos: &[u64]) -> Vec<FileUsage> {
+        let usage = |&ino| FileUsage {
+            ino,
+            dirty_bytes: ino / 2,
+            ..FileUsage::default()
+        };
+        inos.iter().map(usage).collect()
     }
 }
 

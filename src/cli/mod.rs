@@ -5,6 +5,7 @@ mod check;
 mod compress;
 mod container;
 mod corpus;
+mod du;
 mod info;
 mod latents;
 mod man;
@@ -26,6 +27,7 @@ mod train;
 mod train_network;
 mod train_s2s;
 mod umount;
+mod walk;
 
 use std::ffi::OsString;
 use std::path::Path;
@@ -65,6 +67,8 @@ enum Command {
     Status(status::StatusArguments),
     /// Show codec, ratio and extents of a file on a mount
     Info(info::InfoArguments),
+    /// Show what the files under some paths take, by directory, type and codec
+    Du(du::DuArguments),
     /// Verify every checksum and reference of an unmounted store, and decode every block
     Check(check::CheckArguments),
     /// Train a model from the files of a directory
@@ -119,6 +123,7 @@ fn run(arguments: &[OsString]) -> Outcome<()> {
         Command::Reclaim(arguments) => reclaim::run(&arguments),
         Command::Status(arguments) => status::run(&arguments),
         Command::Info(arguments) => info::run(&arguments),
+        Command::Du(arguments) => du::run(&arguments),
         Command::Check(arguments) => check::run(&arguments),
         Command::Train(arguments) => train::run(&arguments),
         Command::Compress(arguments) => compress::compress(&arguments),

@@ -2,13 +2,18 @@
 
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::sync::mpsc::{self, RecvTimeoutError, Sender};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
 use crate::exit::{Context, Outcome};
 use crate::logging::civil;
+
+/// What takes less is not worth a line on the screen.
+const APPEARS: Duration = Duration::from_secs(1);
 
 /// Bytes in the largest binary unit that leaves at least one digit.
 pub fn bytes(count: u64) -> String {
@@ -117,6 +122,89 @@ pub fn progress_bar(what: &'static str) -> ProgressBar {
 /// A progress bar of `len` steps that shows the share that is done, on standard error, if that is a terminal.
 pub fn share_bar(len: u64) -> ProgressBar {
     styled(len, "{msg} [{bar:30}] {percent} % ETA {eta}")
+}
+
+/// A count or a clock on standard error for what has no known end, if that is a terminal and it takes
+/// longer than a second. Goes away when it is dropped.
+pub struct Patience {
+    bar: ProgressBar,
+    appears: Instant,
+}
+
+impl Patience {
+    /// Shows how many `things` there were so far.
+    pub fn counting(things: &'static str) -> Patience {
+        Patience::new(things, "{spinner} {human_pos} {msg} ({elapsed})")
+    }
+
+    /// Shows that `what` still goes on, by itself.
+    pub fn waiting(what: &'static str) -> Waiting {
+        let patience = Patience::new(what, "{spinner} {msg} ({elapsed})");
+        let (stop, stopped) = mpsc::channel();
+        let bar = patience.bar.clone();
+        let thread = std::thread::spawn(move || {
+            let still = |wait| stopped.recv_timeout(wait) == Err(RecvTimeoutError::Timeout);
+            while still(APPEARS) {
+                bar.tick();
+            }
+        });
+        Waiting {
+            patience,
+            stop: Some(stop),
+            thread: Some(thread),
+        }
+    }
+
+    fn new(what: &'static str, template: &str) -> Patience {
+        let bar = ProgressBar::new_spinner();
+        if let Ok(style) = ProgressStyle::with_template(template) {
+            bar.set_style(style);
+        }
+        bar.set_message(what);
+        Patience {
+            bar,
+            appears: Instant::now() + APPEARS,
+        }
+    }
+
+    pub fn set(&self, count: u64) {
+        if Instant::now() >= self.appears {
+            self.bar.set_position(count);
+        }
+    }
+
+    /// Writes a line to standard error beside the count.
+    pub fn say(&self, line: &str) {
+        self.bar.suspend(|| eprintln!("{line}"));
+    }
+
+    pub fn finish(&self) {
+        self.bar.finish_and_clear();
+    }
+}
+
+impl Drop for Patience {
+    fn drop(&mut self) {
+        self.finish();
+    }
+}
+
+/// See [`Patience::waiting`].
+pub struct Waiting {
+    patience: Patience,
+    stop: Option<Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        // The thread ends when the other end of its channel does.
+        self.stop.take();
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+        self.patience.finish();
+    }
 }
 
 fn styled(len: u64, template: &str) -> ProgressBar {

@@ -1,5 +1,6 @@
 //! Status figures, and the socket by which commands talk to a running daemon.
 
+mod activity;
 pub mod client;
 pub mod mountinfo;
 pub(crate) mod protocol;
@@ -8,7 +9,9 @@ mod server;
 mod service;
 mod socket;
 mod status;
+mod usage;
 
+pub use activity::{ErrorStatus, Latency, LatencyStatus};
 pub use scrub::{
     FilePart, ReclaimStatus, ScrubAction, ScrubFinding, ScrubOptions, ScrubState, ScrubStatus,
 };
@@ -18,3 +21,4 @@ pub use socket::{prepare_runtime_dir, read_only_socket, store_socket};
 pub use status::{
     CacheStatus, CodecUsage, ExtentInfo, FileInfo, IoStatus, Progress, SettleStatus, Status, ratio,
 };
+pub use usage::{FileUsage, MAX_INODES, USAGE_ATTRIBUTE};

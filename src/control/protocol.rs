@@ -2,10 +2,11 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{FileInfo, ScrubAction, ScrubOptions, ScrubStatus, Status};
+use super::{FileInfo, FileUsage, ScrubAction, ScrubOptions, ScrubStatus, Status};
 
 /// Longest request line that the daemon reads.
-pub const MAX_REQUEST: u64 = 4096;
+/// [`MAX_INODES`](super::MAX_INODES) inode numbers of any size fit.
+pub const MAX_REQUEST: u64 = 64 << 10;
 /// Longest reply line that a client reads; a file of many extents makes a long one.
 pub const MAX_REPLY: u64 = 256 << 20;
 
@@ -17,6 +18,10 @@ pub enum Request {
     Settle,
     Info {
         ino: u64,
+    },
+    /// Asks about at most [`MAX_INODES`](super::MAX_INODES) files.
+    Usage {
+        inos: Vec<u64>,
     },
     /// Answered with one `Scrub`; with `wait` with one now and then until no scrub is under way.
     Scrub {
@@ -41,6 +46,9 @@ pub enum Reply {
     },
     Info {
         info: Box<FileInfo>,
+    },
+    Usage {
+        files: Vec<FileUsage>,
     },
     Progress {
         done: u64,
@@ -69,6 +77,7 @@ pub enum Reply {
 
 #[cfg(test)]
 mod tests {
+    use super::super::MAX_INODES;
     use super::*;
 
     #[test]
@@ -77,6 +86,12 @@ mod tests {
         let line = serde_json::to_string(&request).unwrap();
         assert_eq!(line, r#"{"request":"info","ino":7}"#);
         assert_eq!(serde_json::from_str::<Request>(&line).unwrap(), request);
+
+        let request = Request::Usage {
+            inos: vec![u64::MAX; MAX_INODES],
+        };
+        let line = serde_json::to_string(&request).unwrap();
+        assert!((line.len() as u64) < MAX_REQUEST);
 
         let reply = Reply::Error {
             message: "two\nlines".into(),

@@ -2,6 +2,7 @@
 //!
 //! Field names are the keys of `s2sfs status --json` and are used by scripts: add, never rename.
 
+use super::activity::{ErrorStatus, LatencyStatus};
 use super::scrub::{ReclaimStatus, ScrubStatus};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -52,6 +53,8 @@ pub struct Status {
     pub io: IoStatus,
     pub scrub: ScrubStatus,
     pub reclaim: ReclaimStatus,
+    pub latency: LatencyStatus,
+    pub errors: ErrorStatus,
 
     /// What evaluates the model, for example `tables`; as named by `model::`.
     pub engine: String,

@@ -6,6 +6,8 @@ mod groups;
 mod ops;
 mod replies;
 
+pub use convert::failures;
+
 use crate::volume::{Volume, VolumeError};
 use fuser::{Config, MountOption, Session, SessionACL};
 use log::{error, warn};

@@ -8,9 +8,10 @@ use super::Request;
 use super::models::{codecs_of_store, keep_model};
 use crate::codec::{Codecs, Policy};
 use crate::control::{
-    FileInfo, ScrubAction, ScrubOptions, ScrubStatus, Service, ServiceError, Status,
+    FileInfo, FileUsage, ScrubAction, ScrubOptions, ScrubStatus, Service, ServiceError, Status,
 };
 use crate::exit::{Context, Exit, Failure, Outcome};
+use crate::fuse;
 use crate::options::Settings;
 use crate::store::{OpenOptions, RealStorage, Store, StoreError};
 use crate::volume::{self, RepairReport, Volume, VolumeError, VolumeOptions};
@@ -154,7 +155,7 @@ impl VolumeService {
 
 impl Service for VolumeService {
     fn status(&self) -> Result<Status, ServiceError> {
-        let status = Status {
+        let mut status = Status {
             pid: Some(std::process::id()),
             mounted: true,
             mountpoint: Some(self.mountpoint.display().to_string()),
@@ -162,6 +163,7 @@ impl Service for VolumeService {
             uptime_seconds: self.started.elapsed().as_secs_f64(),
             ..self.volume.status().map_err(service_error)?
         };
+        (status.errors.io, status.errors.no_space) = fuse::failures();
         Ok(complete(status, &self.store))
     }
 
@@ -184,6 +186,12 @@ impl Service for VolumeService {
 
     fn file_info(&self, ino: u64) -> Result<FileInfo, ServiceError> {
         self.volume.file_info(ino).map_err(service_error)
+    }
+
+    fn usage(&self, inos: &[u64]) -> Vec<FileUsage> {
+        let usage = |ino| self.volume.usage(ino);
+        let told = |&ino| usage(ino).unwrap_or_else(|error| FileUsage::failed(ino, error));
+        inos.iter().map(told).collect()
     }
 }
 

@@ -48,6 +48,7 @@ mod scrub_block;
 mod settling;
 mod stage;
 mod status;
+mod usage;
 mod xattr;
 
 pub use crate::settle::Extent;
@@ -67,6 +68,7 @@ pub use status::{SpaceInfo, file_totals};
 
 use crate::cache::Cache;
 use crate::codec::{Codecs, Policy};
+use crate::latency::Histogram;
 use crate::settle::{Settler, SettlerOptions};
 use crate::store::Store;
 use change::Change;
@@ -145,6 +147,10 @@ pub struct Caller {
 struct Io {
     read: AtomicU64,
     written: AtomicU64,
+    read_cached: Histogram,
+    read_decoded: Histogram,
+    write: Histogram,
+    fsync: Histogram,
 }
 
 /// An open file system.

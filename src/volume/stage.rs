@@ -376,6 +376,13 @@ impl Volume {
 
     /// Returns when everything written to the file so far is on the disk.
     pub fn fsync(&self, ino: u64) -> Result<()> {
+        let begun = Instant::now();
+        self.fsync_now(ino)?;
+        self.io.fsync.record_since(begun);
+        Ok(())
+    }
+
+    fn fsync_now(&self, ino: u64) -> Result<()> {
         if fault::planted("fsync-before-data") {
             self.sync_log()?;
             return self.flush(ino);
@@ -398,9 +405,12 @@ impl Volume {
         if self.options.read_only {
             return Ok(());
         }
+        let begun = Instant::now();
         self.stage_everything()?;
         self.store_accesses();
-        self.sync_log()
+        self.sync_log()?;
+        self.io.fsync.record_since(begun);
+        Ok(())
     }
 
     /// Stages everything that is dirty now. Returns the first failure, after trying everything.

@@ -6,7 +6,8 @@ use super::keys;
 use super::{Result, Volume, VolumeError};
 use crate::codec::CodecId;
 use crate::control::{
-    CacheStatus, CodecUsage, ExtentInfo, FileInfo, IoStatus, SettleStatus, Status, ratio,
+    CacheStatus, CodecUsage, ErrorStatus, ExtentInfo, FileInfo, IoStatus, LatencyStatus,
+    SettleStatus, Status, ratio,
 };
 use crate::settle::{Extent, LOST};
 use crate::store::Store;
@@ -65,6 +66,18 @@ impl Volume {
                     cache.decoded_bytes,
                     cache.decode_nanos as f64 / 1e9,
                 ),
+            },
+            latency: LatencyStatus {
+                read_cached: self.io.read_cached.times().into(),
+                read_decoded: self.io.read_decoded.times().into(),
+                write: self.io.write.times().into(),
+                fsync: self.io.fsync.times().into(),
+                settle_batch: settle.batches.into(),
+            },
+            errors: ErrorStatus {
+                settle: settle.failures,
+                last_settle: settle.last_failure,
+                ..ErrorStatus::default()
             },
             scrub: self.scrubber.status(),
             reclaim: self.reclaimed.status(),
