@@ -23,6 +23,7 @@ mod settle;
 mod status;
 mod suite;
 mod target;
+mod top;
 mod train;
 mod train_network;
 mod train_s2s;
@@ -65,6 +66,8 @@ enum Command {
     Reclaim(reclaim::ReclaimArguments),
     /// Show the figures of a mounted or unmounted store
     Status(status::StatusArguments),
+    /// Watch throughput, queue, cache and latencies of a mounted store, live
+    Top(top::TopArguments),
     /// Show codec, ratio and extents of a file on a mount
     Info(info::InfoArguments),
     /// Show what the files under some paths take, by directory, type and codec
@@ -122,6 +125,7 @@ fn run(arguments: &[OsString]) -> Outcome<()> {
         Command::Scrub(arguments) => scrub::run(&arguments),
         Command::Reclaim(arguments) => reclaim::run(&arguments),
         Command::Status(arguments) => status::run(&arguments),
+        Command::Top(arguments) => top::run(&arguments),
         Command::Info(arguments) => info::run(&arguments),
         Command::Du(arguments) => du::run(&arguments),
         Command::Check(arguments) => check::run(&arguments),

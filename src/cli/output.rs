@@ -34,6 +34,16 @@ pub fn bytes(count: u64) -> String {
     }
 }
 
+/// A time in microseconds in a unit that fits.
+pub fn micros(time: u64) -> String {
+    match time {
+        0..1000 => format!("{time} us"),
+        1000..1_000_000 => format!("{:.1} ms", time as f64 / 1e3),
+        1_000_000..120_000_000 => format!("{:.1} s", time as f64 / 1e6),
+        _ => format!("{:.0} min", time as f64 / 60e6),
+    }
+}
+
 /// A share in percent.
 pub fn percent(part: u64, whole: u64) -> String {
     if whole == 0 {
@@ -230,6 +240,8 @@ mod tests {
         assert_eq!(utc(1_735_689_599), "2024-12-31 23:59 UTC");
         assert_eq!(percent(1, 0), "-");
         assert_eq!(percent(1, 8), "12.5 %");
+        let times = [0, 999, 1000, 59_940_000, 7_200_000_000].map(micros);
+        assert_eq!(times, ["0 us", "999 us", "1.0 ms", "59.9 s", "120 min"]);
     }
 
     #[test]

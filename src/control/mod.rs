@@ -2,6 +2,8 @@
 
 mod activity;
 pub mod client;
+mod http;
+pub mod metrics;
 pub mod mountinfo;
 pub(crate) mod protocol;
 mod scrub;
@@ -11,7 +13,12 @@ mod socket;
 mod status;
 mod usage;
 
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
 pub use activity::{ErrorStatus, Latency, LatencyStatus};
+pub use http::serve_metrics;
 pub use scrub::{
     FilePart, ReclaimStatus, ScrubAction, ScrubFinding, ScrubOptions, ScrubState, ScrubStatus,
 };
@@ -22,3 +29,21 @@ pub use status::{
     CacheStatus, CodecUsage, ExtentInfo, FileInfo, IoStatus, Progress, SettleStatus, Status, ratio,
 };
 pub use usage::{FileUsage, MAX_INODES, USAGE_ATTRIBUTE};
+
+/// Where metrics are to be had.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum MetricsAddress {
+    /// A Unix socket at an absolute path.
+    Unix(PathBuf),
+    /// A port of a loopback address.
+    Tcp(SocketAddr),
+}
+
+impl fmt::Display for MetricsAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            MetricsAddress::Unix(path) => write!(f, "unix:{}", path.display()),
+            MetricsAddress::Tcp(address) => address.fmt(f),
+        }
+    }
+}

@@ -15,7 +15,7 @@ use super::volume::{Opened, VolumeService, open_volume};
 use super::{READY, Request};
 use crate::control::client::Client;
 use crate::control::mountinfo;
-use crate::control::{self, Server};
+use crate::control::{self, Server, Service};
 use crate::exit::{Context, Exit, Failure, Outcome};
 use crate::fuse::{self, MountHandle, MountOptions};
 use crate::logging::{self, Sink};
@@ -53,7 +53,9 @@ pub fn run(request: &Request, readiness: Readiness) -> Outcome<()> {
             return Err(Failure::failed(error));
         }
     };
-    let server = start_control(request, &opened);
+    let service: Arc<dyn Service> = Arc::new(VolumeService::new(&opened, request));
+    let server = start_control(request, &service);
+    start_metrics(request, &service);
     let served = serve(request, &mount, signals, log);
     notify("STOPPING=1");
     // The volume still holds the store's lock, so this is our own socket.
@@ -156,13 +158,22 @@ fn holder(store: &Path) -> Option<Failure> {
     })
 }
 
-fn start_control(request: &Request, opened: &Opened) -> Option<Server> {
+/// A mount without metrics is better than none.
+fn start_metrics(request: &Request, service: &Arc<dyn Service>) {
+    if let Some(address) = &request.settings.metrics
+        && let Err(error) = control::serve_metrics(address, service.clone())
+    {
+        log::error!("no metrics at {address}: {error}");
+    }
+}
+
+fn start_control(request: &Request, service: &Arc<dyn Service>) -> Option<Server> {
     let path = if request.settings.read_only {
         control::read_only_socket(&request.mountpoint)
     } else {
         control::store_socket(&request.store)
     };
-    let service = Arc::new(VolumeService::new(opened, request));
+    let service = service.clone();
     let started = if request.settings.read_only {
         control::prepare_runtime_dir(&path).and_then(|()| Server::start(&path, service))
     } else {
