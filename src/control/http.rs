@@ -5,11 +5,13 @@
 
 use std::fs::Permissions;
 use std::io::{self, ErrorKind, Read, Write};
-use std::net::TcpListener;
+use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use super::metrics;
@@ -34,30 +36,67 @@ impl Connection for UnixStream {
     }
 }
 
-impl Connection for std::net::TcpStream {
+impl Connection for TcpStream {
     fn patience(&self, time: Duration) -> io::Result<()> {
         self.set_read_timeout(Some(time))?;
         self.set_write_timeout(Some(time))
     }
 }
 
-/// Binds the address and answers for `service` until the process ends.
-pub fn serve_metrics(address: &MetricsAddress, service: Arc<dyn Service>) -> io::Result<()> {
-    match address {
-        MetricsAddress::Unix(path) => {
-            let listener = bind(path)?;
-            spawn(move || accept(|| listener.accept().map(|(stream, _)| stream), &*service))
-        }
-        MetricsAddress::Tcp(address) => {
-            let listener = TcpListener::bind(address)?;
-            spawn(move || accept(|| listener.accept().map(|(stream, _)| stream), &*service))
-        }
+/// Answers until it is dropped.
+#[derive(Debug)]
+pub struct MetricsServer {
+    address: MetricsAddress,
+    stopping: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl MetricsServer {
+    /// Binds the address and begins to answer for `service`.
+    ///
+    /// # Errors
+    /// If the address is taken, or something else than a socket is in its place.
+    pub fn start(address: &MetricsAddress, service: Arc<dyn Service>) -> io::Result<MetricsServer> {
+        let stopping = Arc::new(AtomicBool::new(false));
+        let stop = stopping.clone();
+        let thread = std::thread::Builder::new().name("metrics".into());
+        let thread = match address {
+            MetricsAddress::Unix(path) => {
+                let listener = bind(path)?;
+                let next = move || listener.accept().map(|(stream, _)| stream);
+                thread.spawn(move || accept(next, &*service, &stop))?
+            }
+            MetricsAddress::Tcp(address) => {
+                let listener = TcpListener::bind(address)?;
+                let next = move || listener.accept().map(|(stream, _)| stream);
+                thread.spawn(move || accept(next, &*service, &stop))?
+            }
+        };
+        Ok(MetricsServer {
+            address: address.clone(),
+            stopping,
+            thread: Some(thread),
+        })
     }
 }
 
-fn spawn(body: impl FnOnce() + Send + 'static) -> io::Result<()> {
-    let thread = std::thread::Builder::new().name("metrics".into());
-    thread.spawn(body).map(drop)
+impl Drop for MetricsServer {
+    fn drop(&mut self) {
+        self.stopping.store(true, SeqCst);
+        // Wakes the thread up, which then looks at the flag.
+        let woken = match &self.address {
+            MetricsAddress::Unix(path) => UnixStream::connect(path).is_ok(),
+            MetricsAddress::Tcp(address) => TcpStream::connect(address).is_ok(),
+        };
+        if let Some(thread) = self.thread.take().filter(|_| woken) {
+            // It ends with the request under way, if not well, then all the same.
+            let _ = thread.join();
+        }
+        if let MetricsAddress::Unix(path) = &self.address {
+            // A file that is gone already needs nothing.
+            let _ = std::fs::remove_file(path);
+        }
+    }
 }
 
 /// Binds a socket for its owner and group. One that nobody answers on is replaced, but no other file.
@@ -78,9 +117,17 @@ fn bind(path: &Path) -> io::Result<UnixListener> {
     Ok(listener)
 }
 
-fn accept<C: Connection>(mut next: impl FnMut() -> io::Result<C>, service: &dyn Service) {
+fn accept<C: Connection>(
+    next: impl Fn() -> io::Result<C>,
+    service: &dyn Service,
+    stopping: &AtomicBool,
+) {
     loop {
-        match next() {
+        let connection = next();
+        if stopping.load(SeqCst) {
+            return;
+        }
+        match connection {
             Ok(mut connection) => {
                 if let Err(error) = answer(&mut connection, service) {
                     log::debug!("metrics client: {error}");

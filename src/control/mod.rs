@@ -18,7 +18,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 pub use activity::{ErrorStatus, Latency, LatencyStatus};
-pub use http::serve_metrics;
+pub use http::MetricsServer;
 pub use scrub::{
     FilePart, ReclaimStatus, ScrubAction, ScrubFinding, ScrubOptions, ScrubState, ScrubStatus,
 };
