@@ -8,8 +8,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use s2sfs::control::client::{Client, ClientError};
 use s2sfs::control::{
-    FileInfo, FileUsage, ScrubAction, ScrubOptions, ScrubState, ScrubStatus, Server, Service,
-    ServiceError, Status, store_socket,
+    FileInfo, FileUsage, MAX_INODES, ScrubAction, ScrubOptions, ScrubState, ScrubStatus, Server,
+    Service, ServiceError, Status, store_socket,
 };
 
 #[derive(Default)]
@@ -104,6 +104,26 @@ fn requests_are_answered_under_a_path_longer_than_a_socket_address() {
         .settle(|done, total| seen.push((done, total)))
         .unwrap();
     assert_eq!(seen.first(), Some(&(1, 2)));
+}
+
+#[test]
+fn many_files_are_asked_about_at_once_but_not_any_number() {
+    let dir = tempfile::tempdir().unwrap();
+    let _server = serve(dir.path());
+    let ask = |count: usize| {
+        let inos = (0..count as u64).map(|n| u64::MAX - n).collect();
+        Client::of_store(dir.path()).unwrap().usage(inos)
+    };
+    let files = ask(MAX_INODES).unwrap();
+    assert_eq!(files.len(), MAX_INODES);
+    assert!(files.iter().all(|file| file.dirty_bytes == file.ino / 2));
+    assert_eq!(ask(0).unwrap(), []);
+    assert!(matches!(
+        ask(MAX_INODES + 1),
+        Err(ClientError::Refused { .. })
+    ));
+    assert!(ask(1 << 20).is_err());
+    assert_eq!(ask(3).unwrap().len(), 3);
 }
 
 #[test]

@@ -8,16 +8,11 @@ use clap::{Args, ValueEnum};
 use serde::Serialize;
 
 use super::output::{self, Patience, bytes};
+use super::sums::{Counts, Sums};
 use super::walk::{Item, Visitor, Walk};
-use crate::control::{FileUsage, ratio};
+use crate::control::FileUsage;
 use crate::exit::{Context, Failure, Outcome};
 use crate::volume::printable;
-
-/// Types beyond so many are counted together, so that a tree of odd names takes no more memory.
-const TYPES_MAX: usize = 4096;
-/// Shown for files whose names do not end in a type.
-const NO_TYPE: &str = "(none)";
-const OTHER_TYPES: &str = "(others)";
 
 #[derive(Debug, Args)]
 pub struct DuArguments {
@@ -52,49 +47,6 @@ enum By {
     Codec,
 }
 
-/// Sums over some files.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-struct Sums {
-    files: u64,
-    extents: u64,
-    /// Decoded bytes in blocks; neither holes nor dirty data.
-    logical: u64,
-    /// The shares of the files in the blocks that hold them.
-    stored: u64,
-    staged: u64,
-    dirty: u64,
-}
-
-impl Sums {
-    fn add(&mut self, other: &Sums) {
-        self.files += other.files;
-        self.extents += other.extents;
-        self.logical += other.logical;
-        self.stored += other.stored;
-        self.staged += other.staged;
-        self.dirty += other.dirty;
-    }
-
-    fn of(usage: &FileUsage) -> Sums {
-        let mut sums = Sums {
-            files: 1,
-            staged: usage.staged_bytes,
-            dirty: usage.dirty_bytes,
-            ..Sums::default()
-        };
-        for codec in usage.codecs.values() {
-            sums.extents += codec.extents;
-            sums.logical += codec.logical_bytes;
-            sums.stored += codec.stored_bytes;
-        }
-        sums
-    }
-
-    fn ratio(&self) -> f64 {
-        ratio(self.logical, self.stored)
-    }
-}
-
 struct Directory {
     path: PathBuf,
     /// The directory above it that is shown, too.
@@ -106,9 +58,7 @@ struct Directory {
 struct Tally {
     depth: usize,
     directories: Vec<Directory>,
-    types: BTreeMap<String, Sums>,
-    codecs: BTreeMap<String, Sums>,
-    total: Sums,
+    counts: Counts,
     failures: u64,
     patience: Patience,
 }
@@ -129,28 +79,11 @@ impl Visitor for Tally {
     }
 
     fn file(&mut self, item: &Item, usage: &FileUsage) {
-        let sums = Sums::of(usage);
-        self.total.add(&sums);
+        let sums = self.counts.add(&item.extension, usage);
         if let Some(directory) = self.directories.get_mut(item.place) {
             directory.sums.add(&sums);
         }
-        let name = match item.extension.as_str() {
-            "" => NO_TYPE,
-            name if self.types.len() < TYPES_MAX || self.types.contains_key(name) => name,
-            _ => OTHER_TYPES,
-        };
-        self.types.entry(name.to_owned()).or_default().add(&sums);
-        for (name, codec) in &usage.codecs {
-            let one = Sums {
-                files: 1,
-                extents: codec.extents,
-                logical: codec.logical_bytes,
-                stored: codec.stored_bytes,
-                ..Sums::default()
-            };
-            self.codecs.entry(name.clone()).or_default().add(&one);
-        }
-        self.patience.set(self.total.files);
+        self.patience.set(self.counts.total.files);
     }
 
     fn failed(&mut self, path: &Path, error: &dyn std::fmt::Display) {
@@ -208,9 +141,7 @@ pub fn run(arguments: &DuArguments) -> Outcome<()> {
     let mut tally = Tally {
         depth: arguments.depth,
         directories: Vec::new(),
-        types: BTreeMap::new(),
-        codecs: BTreeMap::new(),
-        total: Sums::default(),
+        counts: Counts::default(),
         failures: 0,
         patience: Patience::counting("files"),
     };
@@ -275,9 +206,9 @@ fn report(mut tally: Tally, arguments: &DuArguments) -> Report {
     let directories = directories.map(|d| Row::new(d.path.display().to_string(), &d.sums, true));
     Report {
         directories: wanted(By::Dir).then(|| sorted(directories.collect())),
-        types: wanted(By::Type).then(|| named(&tally.types, true)),
-        codecs: wanted(By::Codec).then(|| named(&tally.codecs, false)),
-        total: Row::new("total", &tally.total, true),
+        types: wanted(By::Type).then(|| named(&tally.counts.types, true)),
+        codecs: wanted(By::Codec).then(|| named(&tally.counts.codecs, false)),
+        total: Row::new("total", &tally.counts.total, true),
         failures: tally.failures,
     }
 }

@@ -18,10 +18,12 @@ mod peers;
 mod plot;
 mod plot_training;
 mod reclaim;
+mod report;
 mod scrub;
 mod settle;
 mod status;
 mod suite;
+mod sums;
 mod target;
 mod top;
 mod train;
@@ -91,6 +93,8 @@ enum Command {
     BenchModels(models::ModelsArguments),
     /// Measure what latents are worth, class by class
     BenchLatents(latents::LatentsArguments),
+    /// Draw what a store holds and how its daemon does, as one page of HTML
+    Plot(report::ReportArguments),
     /// Draw logs of training with latents as SVG
     PlotTraining(plot_training::PlotArguments),
     /// Print a manual page
@@ -137,6 +141,7 @@ fn run(arguments: &[OsString]) -> Outcome<()> {
         Command::BenchStore(arguments) => suite::run(&arguments),
         Command::BenchModels(arguments) => models::run(&arguments),
         Command::BenchLatents(arguments) => latents::run(&arguments),
+        Command::Plot(arguments) => report::run(&arguments),
         Command::PlotTraining(arguments) => plot_training::run(&arguments),
         Command::Man(arguments) => man::run(&arguments),
     }

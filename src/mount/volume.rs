@@ -14,7 +14,7 @@ use crate::exit::{Context, Exit, Failure, Outcome};
 use crate::fuse;
 use crate::options::Settings;
 use crate::store::{OpenOptions, RealStorage, Store, StoreError};
-use crate::volume::{self, RepairReport, Volume, VolumeError, VolumeOptions};
+use crate::volume::{self, RepairReport, SurveyedFile, Volume, VolumeError, VolumeOptions};
 
 /// Longer than any mount lasts, and short enough for clock arithmetic.
 const NEVER: Duration = Duration::from_secs(100 * 365 * 86_400);
@@ -98,6 +98,19 @@ pub fn unmounted_status(path: &Path) -> Outcome<Status> {
         ..OpenOptions::default()
     };
     let store = open_store(&path, &options)?;
+    let status = volume::file_totals(&store).map_err(|e| volume_failure(&path, &e))?;
+    Ok(complete(status, &path))
+}
+
+/// Opens a store that nobody has mounted, without changing it, and visits its files.
+pub fn survey_unmounted(path: &Path, visit: impl FnMut(SurveyedFile)) -> Outcome<Status> {
+    let path = path.canonicalize().context(path.display())?;
+    let options = OpenOptions {
+        read_only: true,
+        ..OpenOptions::default()
+    };
+    let store = open_store(&path, &options)?;
+    volume::survey(&store, visit).map_err(|e| volume_failure(&path, &e))?;
     let status = volume::file_totals(&store).map_err(|e| volume_failure(&path, &e))?;
     Ok(complete(status, &path))
 }

@@ -48,6 +48,7 @@ mod scrub_block;
 mod settling;
 mod stage;
 mod status;
+mod survey;
 mod usage;
 mod xattr;
 
@@ -65,6 +66,7 @@ pub use namespace::NAME_MAX;
 pub use rename::{Place, RenameMode};
 pub use repair::{RepairReport, printable, repair};
 pub use status::{SpaceInfo, file_totals};
+pub use survey::{SurveyedFile, survey};
 
 use crate::cache::Cache;
 use crate::codec::{Codecs, Policy};
