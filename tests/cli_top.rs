@@ -159,7 +159,7 @@ fn keys_work_and_the_terminal_is_given_back() {
     let mut screen = Screen::open(&bed);
     screen.wait_for("traffic");
     screen.press(b"?");
-    screen.wait_for("go on");
+    screen.wait_for("Ctrl-C");
     screen.press(b"?p");
     screen.wait_for("PAUSED");
     screen.press(b"p");
@@ -178,7 +178,7 @@ fn a_daemon_that_goes_away_is_reported_and_a_signal_gives_the_terminal_back() {
     let mut screen = Screen::open(&bed);
     screen.wait_for("traffic");
     kill(bed.pid());
-    screen.wait_for("does not");
+    screen.wait_for("answer:");
     assert!(
         screen.child.try_wait().unwrap().is_none(),
         "{}",

@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use super::compress::{codecs, encode_options};
 use super::container::{anchor_source, decode, in_parallel, read_batch};
-use super::output::{self, megabytes_per_second};
+use super::output::{self, Patience, megabytes_per_second};
 use crate::codec::{CodecId, Codecs, EncodeOptions, Policy};
 use crate::exit::{Context, Exit, Failure, Outcome};
 use crate::options::Settings;
@@ -52,6 +52,7 @@ pub fn run(arguments: &BenchArguments) -> Outcome<()> {
             ))
         })
         .collect::<Outcome<Vec<_>>>()?;
+    let waiting = Patience::waiting("measuring");
     let mut rows = vec![measure(
         "staging",
         &codecs,
@@ -79,6 +80,7 @@ pub fn run(arguments: &BenchArguments) -> Outcome<()> {
             },
         )?);
     }
+    drop(waiting);
     if arguments.json {
         return output::print_json(&rows);
     }
