@@ -232,7 +232,7 @@ fn codec_table<'a>(status: &Status) -> Table<'a> {
             format!("{:.2}", ratio(usage.logical_bytes, usage.stored_bytes)),
         ])
     });
-    let widths = [8, 9, 11, 11, 6].map(Constraint::Length);
+    let widths = [8, 8, 11, 11, 6].map(Constraint::Length);
     table(
         "codecs",
         ["codec", "extents", "logical", "stored", "ratio"],
@@ -345,10 +345,10 @@ mod tests {
         let shown = plain(&View::new(&history()), (100, 34));
         for words in [
             "/mnt/a?[31m  store /data",
-            "read           77.0 MiB/s",
+            "read          77.0 MiB/s",
             "ratio      3.00",
             "3 EIO",
-            "model    12        1.0 MiB     256.0 KiB   4.00",
+            "model    12       1.0 MiB     256.0 KiB   4.00",
             "fsync        1        0 us     4.2 ms",
             "q quit",
             "█",
