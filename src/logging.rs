@@ -177,7 +177,11 @@ impl Log for Logger {
 /// A message in the journal's own protocol, see systemd.journal-fields(7).
 fn journal_entry(record: &Record, fields: &[(&'static str, String)]) -> Vec<u8> {
     let mut message = record.args().to_string();
-    message.truncate(message.floor_char_boundary(JOURNAL_MESSAGE_MAX));
+    let mut end = message.len().min(JOURNAL_MESSAGE_MAX);
+    while !message.is_char_boundary(end) {
+        end -= 1;
+    }
+    message.truncate(end);
     let mut entry = Vec::new();
     let mut field = |name: &str, value: &str| {
         entry.extend_from_slice(name.as_bytes());

@@ -27,6 +27,9 @@ const HELP: [&str; 7] = [
     "cached reads needed nothing but memory, decoded ones a codec.",
 ];
 
+/// What a sparkline shows of the rates.
+type Value = fn(&Rates) -> f64;
+
 /// What a frame shows.
 pub struct View<'h> {
     pub history: &'h History,
@@ -138,7 +141,7 @@ fn draw_traffic(view: &View, frame: &mut Frame, area: Rect) {
     let block = Block::bordered().title(" traffic ");
     let lines = Layout::vertical([Constraint::Length(1); 4]).split(block.inner(area));
     frame.render_widget(block, area);
-    let series: [(&str, fn(&Rates) -> f64, Color); 4] = [
+    let series: [(&str, Value, Color); 4] = [
         ("read", |rates| rates.read, Color::Cyan),
         ("written", |rates| rates.written, Color::Yellow),
         ("settled", |rates| rates.settled, Color::Green),
