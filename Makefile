@@ -125,6 +125,7 @@ fmt: ## Format the sources
 man: build ## Make the manual pages anew from the program's own tables
 	$(BUILT) man s2sfs.1 > target/s2sfs.1 && mv target/s2sfs.1 docs/man/s2sfs.1
 	$(BUILT) man mount.s2sfs.8 > target/mount.s2sfs.8 && mv target/mount.s2sfs.8 docs/man/mount.s2sfs.8
+	$(BUILT) man metrics.md > target/metrics.md && mv target/metrics.md docs/metrics.md
 
 demo: build ## Copy this tree into a temporary store, settle, show the ratios, read back, compare
 	@scripts/demo.sh $(BUILT) $(HELPER)

@@ -14,6 +14,7 @@ pub mod fault;
 pub mod fuse;
 #[doc(hidden)]
 pub mod fuzzing;
+pub mod latency;
 pub mod logging;
 pub mod model;
 pub mod mount;

@@ -1,4 +1,7 @@
-//! Where log messages go: standard error, and for a daemon in the background syslog or a file.
+//! Where log messages go: standard error, and for a daemon in the background the journal, syslog or a file.
+//!
+//! Under systemd, where standard error is the journal, messages go to it with their priority and fields:
+//! `S2SFS_STORE`, `S2SFS_MOUNT` and `S2SFS_PART`, the part of the program that speaks.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
@@ -12,6 +15,11 @@ use parking_lot::RwLock;
 
 /// Environment variable that sets the level: off, error, warn, info (default), debug or trace.
 pub const LEVEL_VARIABLE: &str = "S2SFS_LOG";
+const JOURNAL_SOCKET: &str = "/run/systemd/journal/socket";
+/// By which systemd says that standard error is the journal: device and inode.
+const JOURNAL_VARIABLE: &str = "JOURNAL_STREAM";
+/// Longest message in the journal; a datagram must fit into the socket's buffer.
+const JOURNAL_MESSAGE_MAX: usize = 32 << 10;
 const SYSLOG_SOCKET: &str = "/dev/log";
 /// syslog facility "daemon".
 const FACILITY: u8 = 3 << 3;
@@ -20,6 +28,9 @@ const FALLBACK_FILE: &str = "/var/log/s2sfs.log";
 /// A place for messages.
 pub enum Sink {
     Stderr,
+    /// Standard error with `<N>` in front of every line, which the journal takes as the priority.
+    Prioritised,
+    Journal(UnixDatagram),
     Syslog(UnixDatagram),
     File(File),
     Nowhere,
@@ -27,35 +38,68 @@ pub enum Sink {
 
 struct Logger {
     sink: RwLock<Sink>,
+    /// Fields of every message in the journal.
+    fields: RwLock<Vec<(&'static str, String)>>,
 }
 
 static LOGGER: Logger = Logger {
     sink: RwLock::new(Sink::Stderr),
+    fields: RwLock::new(Vec::new()),
 };
 
 /// Starts logging to standard error, panics included.
 pub fn init(default: LevelFilter) {
     if log::set_logger(&LOGGER).is_ok() {
         log::set_max_level(level().unwrap_or(default));
+        if stderr_is_journal() {
+            *LOGGER.sink.write() = journal(Path::new(JOURNAL_SOCKET)).unwrap_or(Sink::Prioritised);
+        }
         std::panic::set_hook(Box::new(|info| log::error!("internal error: {info}")));
     }
 }
 
-/// Opens the log of a daemon in the background: `file` or, without one, syslog. Where there is no
-/// syslog daemon, a file in /var/log is used.
+/// Adds fields to every message that goes to the journal from now on.
+pub fn describe(store: &Path, mountpoint: &Path) {
+    *LOGGER.fields.write() = vec![
+        ("S2SFS_STORE", store.display().to_string()),
+        ("S2SFS_MOUNT", mountpoint.display().to_string()),
+    ];
+}
+
+/// Opens the log of a daemon in the background: `file` or, without one, the journal or syslog. Where
+/// there is neither, a file in /var/log is used.
 pub fn open_background(file: Option<&Path>) -> io::Result<Sink> {
     match file {
         Some(path) => open(path).map(Sink::File),
-        None => Ok(syslog()
+        None => Ok(journal(Path::new(JOURNAL_SOCKET))
+            .or_else(|_| syslog())
             .or_else(|_| open(Path::new(FALLBACK_FILE)).map(Sink::File))
             .unwrap_or(Sink::Nowhere)),
     }
 }
 
-/// Sends everything from now on to `sink`, from level info up unless the environment says otherwise.
+/// Sends everything from now on to `sink`.
 pub fn redirect(sink: Sink) {
     *LOGGER.sink.write() = sink;
-    log::set_max_level(level().unwrap_or(LevelFilter::Info));
+}
+
+/// Logs from `explicit` up, or without it as the environment has it, or else from info up.
+pub fn set_level(explicit: Option<LevelFilter>) {
+    log::set_max_level(explicit.or_else(level).unwrap_or(LevelFilter::Info));
+}
+
+/// Whether standard error is the stream to the journal that systemd speaks of.
+fn stderr_is_journal() -> bool {
+    let stream = std::env::var(JOURNAL_VARIABLE).unwrap_or_default();
+    let stat = rustix::fs::fstat(io::stderr());
+    stat.is_ok_and(|stat| stream == format!("{}:{}", stat.st_dev, stat.st_ino))
+}
+
+fn journal(path: &Path) -> io::Result<Sink> {
+    let socket = UnixDatagram::unbound()?;
+    socket.connect(path)?;
+    socket.set_nonblocking(true)?;
+    Ok(Sink::Journal(socket))
 }
 
 fn level() -> Option<LevelFilter> {
@@ -99,6 +143,16 @@ impl Log for Logger {
                 let line = format!("s2sfs: {}{}\n", prefix(record.level()), record.args());
                 io::stderr().write_all(line.as_bytes())
             }
+            Sink::Prioritised => {
+                let priority = severity(record.level());
+                let text = record.args().to_string();
+                let lines = text.lines().map(|line| format!("<{priority}>{line}\n"));
+                io::stderr().write_all(lines.collect::<String>().as_bytes())
+            }
+            Sink::Journal(socket) => {
+                let entry = journal_entry(record, &self.fields.read());
+                socket.send(&entry).map(drop)
+            }
             Sink::Syslog(socket) => {
                 let priority = FACILITY | severity(record.level());
                 let line = format!("<{priority}>s2sfs[{pid}]: {}", record.args());
@@ -118,6 +172,46 @@ impl Log for Logger {
     }
 
     fn flush(&self) {}
+}
+
+/// A message in the journal's own protocol, see systemd.journal-fields(7).
+fn journal_entry(record: &Record, fields: &[(&'static str, String)]) -> Vec<u8> {
+    let mut message = record.args().to_string();
+    let mut end = message.len().min(JOURNAL_MESSAGE_MAX);
+    while !message.is_char_boundary(end) {
+        end -= 1;
+    }
+    message.truncate(end);
+    let mut entry = Vec::new();
+    let mut field = |name: &str, value: &str| {
+        entry.extend_from_slice(name.as_bytes());
+        if value.contains('\n') {
+            entry.push(b'\n');
+            entry.extend_from_slice(&(value.len() as u64).to_le_bytes());
+        } else {
+            entry.push(b'=');
+        }
+        entry.extend_from_slice(value.as_bytes());
+        entry.push(b'\n');
+    };
+    field("PRIORITY", &severity(record.level()).to_string());
+    field("SYSLOG_IDENTIFIER", "s2sfs");
+    field("S2SFS_PART", part_of(record.target()));
+    for (name, value) in fields {
+        field(name, value);
+    }
+    field("MESSAGE", &message);
+    entry
+}
+
+/// The layer that speaks, or the library.
+fn part_of(target: &str) -> &str {
+    let mut names = target.split("::");
+    match (names.next(), names.next()) {
+        (Some("s2sfs"), Some(layer)) => layer,
+        (Some(library), _) => library,
+        (None, _) => target,
+    }
 }
 
 fn prefix(level: Level) -> &'static str {
@@ -169,7 +263,47 @@ pub fn civil(days: i64) -> (i64, i64, i64) {
 
 #[cfg(test)]
 mod tests {
-    use super::civil;
+    use super::*;
+
+    /// What the journal gets of a warning.
+    fn entry(message: &str) -> Vec<u8> {
+        let mut builder = Record::builder();
+        builder.level(Level::Warn).target("s2sfs::volume::stage");
+        let fields = [("S2SFS_STORE", "/data".to_owned())];
+        journal_entry(&builder.args(format_args!("{message}")).build(), &fields)
+    }
+
+    #[test]
+    fn the_journal_gets_fields_and_messages_of_several_lines() {
+        let head = "PRIORITY=4\nSYSLOG_IDENTIFIER=s2sfs\nS2SFS_PART=volume\nS2SFS_STORE=/data\n";
+        assert_eq!(entry("full"), format!("{head}MESSAGE=full\n").as_bytes());
+        let mut expected = format!("{head}MESSAGE\n").into_bytes();
+        expected.extend_from_slice(b"\x03\0\0\0\0\0\0\0a\nb\n");
+        assert_eq!(entry("a\nb"), expected);
+        let long = entry(&"\u{e4}".repeat(JOURNAL_MESSAGE_MAX));
+        assert!(long.len() < JOURNAL_MESSAGE_MAX + 200);
+        assert_eq!(part_of("fuser::session"), "fuser");
+    }
+
+    #[test]
+    fn messages_arrive_at_a_journal() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("socket");
+        assert!(journal(&path).is_err());
+        let receiver = UnixDatagram::bind(&path).unwrap();
+        let logger = Logger {
+            sink: RwLock::new(journal(&path).unwrap()),
+            fields: RwLock::default(),
+        };
+        log::set_max_level(LevelFilter::Warn);
+        let mut builder = Record::builder();
+        builder.level(Level::Error).target("s2sfs::store");
+        logger.log(&builder.args(format_args!("broken")).build());
+        let mut bytes = [0; 200];
+        let len = receiver.recv(&mut bytes).unwrap();
+        let text = String::from_utf8_lossy(&bytes[..len]);
+        assert!(text.contains("PRIORITY=3\n") && text.ends_with("MESSAGE=broken\n"));
+    }
 
     #[test]
     fn days_become_dates() {

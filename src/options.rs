@@ -1,9 +1,12 @@
 //! Mount options: one table that the parser, `--help` and the man page share.
 
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::codec::{Codecs, Device, Policy, Verify};
+use log::LevelFilter;
+use crate::control::MetricsAddress;
 
 /// One mount option as the user sees it.
 #[derive(Debug, Clone, Copy)]
@@ -138,6 +141,19 @@ pub const OPTIONS: &[OptionSpec] = &[
         Some("FILE"),
         "syslog",
         "File that the background daemon appends its messages to.",
+    ),
+    spec(
+        "log_level",
+        Some("LEVEL"),
+        "info",
+        "What the daemon logs: off, error, warn, info, debug or trace. Stronger than the variable S2SFS_LOG.",
+    ),
+    spec(
+        "metrics",
+        Some("unix:PATH|ADDRESS:PORT"),
+        "off",
+        "Answer Prometheus at /metrics on this Unix socket, for its owner and group, or on this port of a \
+         loopback address, for everybody on the machine.",
     ),
     spec(
         "allow_other",
@@ -308,6 +324,9 @@ pub struct Settings {
     pub verify: Verify,
     pub read_only: bool,
     pub log: Option<PathBuf>,
+    /// None: as the environment has it, or info.
+    pub log_level: Option<LevelFilter>,
+    pub metrics: Option<MetricsAddress>,
     pub kernel: KernelFlags,
 }
 
@@ -331,6 +350,8 @@ impl Default for Settings {
             verify: Verify::Full,
             read_only: false,
             log: None,
+            log_level: None,
+            metrics: None,
             kernel: KernelFlags {
                 allow_other: root,
                 nosuid: !root,
@@ -391,6 +412,8 @@ impl Settings {
             "idle" => self.idle = idle(value)?,
             "verify" => self.verify = verify(value)?,
             "log" => self.log = Some(path(value)?),
+            "log_level" => self.log_level = Some(log_level(value)?),
+            "metrics" => self.metrics = metrics(value)?,
             _ if swallowed_prefix(name, value) => {}
             _ => return Err(Reject::Unknown),
         }
@@ -511,6 +534,34 @@ fn own_latents(text: &str) -> Result<bool, Reject> {
 
 fn device(text: &str) -> Result<Device, Reject> {
     Device::parse(text).map_or_else(|| reject("expected auto, cpu, cuda or cuda:N"), Ok)
+}
+
+fn log_level(text: &str) -> Result<LevelFilter, Reject> {
+    match text.parse() {
+        Ok(level) => Ok(level),
+        Err(_) => reject("must be off, error, warn, info, debug or trace"),
+    }
+}
+
+fn metrics(text: &str) -> Result<Option<MetricsAddress>, Reject> {
+    if text == "off" {
+        return Ok(None);
+    }
+    if let Some(name) = text.strip_prefix("unix:") {
+        let path = PathBuf::from(name);
+        return match path.is_absolute() {
+            true => Ok(Some(MetricsAddress::Unix(path))),
+            false => reject("the path of the socket must be absolute"),
+        };
+    }
+    match text.parse::<SocketAddr>() {
+        Ok(address) if !address.ip().is_loopback() => {
+            reject("only loopback addresses such as 127.0.0.1:9464 are allowed")
+        }
+        Ok(address) if address.port() == 0 => reject("needs a port"),
+        Ok(address) => Ok(Some(MetricsAddress::Tcp(address))),
+        Err(_) => reject("must be unix:PATH, 127.0.0.1:PORT, [::1]:PORT or off"),
+    }
 }
 
 fn size(text: &str, least: u64, most: u64) -> Result<u64, Reject> {
@@ -653,6 +704,8 @@ mod tests {
                 "latents" => "own",
                 "settle_after" | "idle" => "1m",
                 "verify" => "sample",
+                "log_level" => "debug",
+                "metrics" => "[::1]:9464",
                 _ => "/tmp/file",
             };
             match spec.value {
@@ -678,7 +731,7 @@ mod tests {
     fn defaults_in_the_table_are_the_defaults_of_the_settings() {
         for spec in OPTIONS.iter().filter(|spec| spec.value.is_some()) {
             if let Ok(settings) = parse(&format!("{}={}", spec.name, spec.default))
-                && !["model", "log", "compressor"].contains(&spec.name)
+                && !["model", "log", "log_level", "compressor"].contains(&spec.name)
             {
                 assert_eq!(settings, Settings::default(), "{}", spec.name);
             }
@@ -720,6 +773,11 @@ mod tests {
             ("settle_after=soon", "not a time"),
             ("settle_after=99999999h", "longer than a year"),
             ("model=", "file name"),
+            ("log_level=loud", "debug or trace"),
+            ("metrics=unix:m.sock", "absolute"),
+            ("metrics=0.0.0.0:9464", "loopback"),
+            ("metrics=127.0.0.1:0", "needs a port"),
+            ("metrics=9464", "unix:PATH"),
             ("compress=zstd", "unknown option compress=zstd"),
             ("cache=99999999999999999999G", "not a number"),
         ] {

@@ -9,8 +9,7 @@ use std::time::{Duration, Instant};
 
 use s2sfs::control::client::{Client, ClientError};
 use s2sfs::control::{
-    AgainStatus, FileInfo, ScrubAction, ScrubOptions, ScrubState, ScrubStatus, Server, Service,
-    ServiceError, Status, store_socket,
+    AgainStatus, FileInfo, ScrubAction, ScrubOptions, ScrubState, ScrubStatus, Server, Service, ServiceError, Status, store_socket, FileUsage, MAX_INODES,
 };
 
 #[derive(Default)]
@@ -102,6 +101,15 @@ impl Service for Fake {
             }),
         }
     }
+
+    fn usage(&self, inos: &[u64]) -> Vec<FileUsage> {
+        let usage = |&ino| FileUsage {
+            ino,
+            dirty_bytes: ino / 2,
+            ..FileUsage::default()
+        };
+        inos.iter().map(usage).collect()
+    }
 }
 
 fn serve(store: &Path) -> Server {
@@ -129,6 +137,26 @@ fn requests_are_answered_under_a_path_longer_than_a_socket_address() {
         .settle(|done, total| seen.push((done, total)))
         .unwrap();
     assert_eq!(seen.first(), Some(&(1, 2)));
+}
+
+#[test]
+fn many_files_are_asked_about_at_once_but_not_any_number() {
+    let dir = tempfile::tempdir().unwrap();
+    let _server = serve(dir.path());
+    let ask = |count: usize| {
+        let inos = (0..count as u64).map(|n| u64::MAX - n).collect();
+        Client::of_store(dir.path()).unwrap().usage(inos)
+    };
+    let files = ask(MAX_INODES).unwrap();
+    assert_eq!(files.len(), MAX_INODES);
+    assert!(files.iter().all(|file| file.dirty_bytes == file.ino / 2));
+    assert_eq!(ask(0).unwrap(), []);
+    assert!(matches!(
+        ask(MAX_INODES + 1),
+        Err(ClientError::Refused { .. })
+    ));
+    assert!(ask(1 << 20).is_err());
+    assert_eq!(ask(3).unwrap().len(), 3);
 }
 
 #[test]

@@ -113,6 +113,7 @@ fn settled(codecs: &Codecs, raw: &[u8], policy: Policy) -> Vec<u8> {
     let options = EncodeOptions {
         policy,
         group: None,
+        ..EncodeOptions::default()
     };
     let encoded = codecs.encode(raw, &options, None);
     encoded.expect("everything can be encoded").payload

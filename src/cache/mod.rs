@@ -107,6 +107,15 @@ struct Meter {
     decode_nanos: AtomicU64,
 }
 
+/// What a read needed, the costlier one last.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Served {
+    /// Everything was decoded already.
+    Cached,
+    /// Something had to be decoded, or was being decoded.
+    Decoded,
+}
+
 /// Where a group's bytes come from.
 enum Source {
     Ready(Arc<[u8]>),
@@ -165,7 +174,8 @@ impl Cache {
     }
 
     /// Copies decoded bytes from position `skip` of a block.
-    pub fn read(&self, block: BlockId, skip: u32, out: &mut [u8]) -> Result<()> {
+    pub fn read(&self, block: BlockId, skip: u32, out: &mut [u8]) -> Result<Served> {
+        let mut served = Served::Cached;
         let layout = self.layout(block)?;
         self.check_range(block, &layout, skip, out.len())?;
         let parts = group_parts(&layout, skip, out.len());
@@ -184,6 +194,7 @@ impl Cache {
                         Ok(())
                     }
                     Source::Flying(flight) => {
+                        served = Served::Decoded;
                         // Nothing is gained by handing a fast codec to another thread.
                         if layout.codec != CodecId::Model && flight.claim() {
                             self.decode(&flight);
@@ -199,12 +210,12 @@ impl Cache {
                 }
             }
         }
-        Ok(())
+        Ok(served)
     }
 
     /// As [`Cache::read`], for data that will not be read again soon: what is cheap to decode is not
     /// kept.
-    pub fn read_once(&self, block: BlockId, skip: u32, out: &mut [u8]) -> Result<()> {
+    pub fn read_once(&self, block: BlockId, skip: u32, out: &mut [u8]) -> Result<Served> {
         let payload = self.payload(block)?;
         let layout = self.parse(block, &payload)?;
         if layout.codec == CodecId::Model {
@@ -217,7 +228,7 @@ impl Cache {
             .map_err(|e| CacheError::codec(block, e))?;
         let from = skip as usize;
         out.copy_from_slice(&raw[from..from + out.len()]);
-        Ok(())
+        Ok(Served::Decoded)
     }
 
     /// Decodes a part of a block soon, if there is nothing more urgent to do.

@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use super::compress::{codecs, encode_options};
 use super::container::{anchor_source, decode, in_parallel, read_batch};
-use super::output::{self, megabytes_per_second};
+use super::output::{Patience, megabytes_per_second, self};
 use super::scale;
 use crate::codec::{CodecId, Codecs, EncodeOptions, Policy};
 use crate::exit::{Context, Exit, Failure, Outcome};
@@ -78,6 +78,7 @@ fn run_files(arguments: &BenchArguments) -> Outcome<()> {
             ))
         })
         .collect::<Outcome<Vec<_>>>()?;
+    let waiting = Patience::waiting("measuring");
     let mut rows = vec![measure(
         "staging",
         &codecs,
@@ -105,6 +106,7 @@ fn run_files(arguments: &BenchArguments) -> Outcome<()> {
             },
         )?);
     }
+    drop(waiting);
     if arguments.json {
         return output::print_json(&rows);
     }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use clap::Args;
 
-use super::output::{self, bytes};
+use super::output::{self, Patience, bytes};
 use crate::exit::{Context, Exit, Failure, Outcome};
 use crate::mount;
 use crate::options::Settings;
@@ -59,6 +59,7 @@ fn rebuild_index(arguments: &CheckArguments) -> Outcome<()> {
         rebuild_index: true,
         ..OpenOptions::default()
     };
+    let _waiting = Patience::waiting("making the index anew");
     let store = mount::open_store(&arguments.store, &options)?;
     store.close().context(arguments.store.display())
 }

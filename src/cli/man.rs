@@ -3,22 +3,25 @@
 use clap::Args;
 
 use super::output;
+use crate::control::metrics;
 use crate::exit::{Exit, Failure, Outcome};
 use crate::options::{self, roff};
 
 #[derive(Debug, Args)]
 pub struct ManArguments {
-    /// s2sfs.1 or mount.s2sfs.8
+    /// s2sfs.1, mount.s2sfs.8 or metrics.md
     page: String,
 }
 
 const COMMANDS_TEMPLATE: &str = include_str!("../../docs/man/s2sfs.1.in");
+const METRICS_TEMPLATE: &str = include_str!("../../docs/metrics.md.in");
 const HELPER_TEMPLATE: &str = include_str!("../../docs/man/mount.s2sfs.8.in");
 
 pub fn run(arguments: &ManArguments) -> Outcome<()> {
     match arguments.page.as_str() {
         "s2sfs.1" => output::print(&commands_page()),
         "mount.s2sfs.8" => output::print(&helper_page()),
+        "metrics.md" => output::print(&METRICS_TEMPLATE.replace("@METRICS@\n", &metrics::table())),
         page => Err(Failure::usage(format!("no such page: {page}"))),
     }
 }

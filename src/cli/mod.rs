@@ -6,6 +6,7 @@ mod compress;
 mod container;
 mod corpus;
 mod freeze;
+mod du;
 mod info;
 mod latents;
 mod man;
@@ -21,15 +22,19 @@ mod plot_training;
 mod policy;
 mod reclaim;
 mod scale;
+mod report;
 mod scrub;
 mod settle;
 mod status;
 mod suite;
+mod sums;
 mod target;
+mod top;
 mod train;
 mod train_network;
 mod train_s2s;
 mod umount;
+mod walk;
 
 use std::ffi::OsString;
 use std::path::Path;
@@ -73,8 +78,12 @@ enum Command {
     Reclaim(reclaim::ReclaimArguments),
     /// Show the figures of a mounted or unmounted store
     Status(status::StatusArguments),
+    /// Watch throughput, queue, cache and latencies of a mounted store, live
+    Top(top::TopArguments),
     /// Show codec, ratio and extents of a file on a mount
     Info(info::InfoArguments),
+    /// Show what the files under some paths take, by directory, type and codec
+    Du(du::DuArguments),
     /// Verify every checksum and reference of an unmounted store, and decode every block
     Check(check::CheckArguments),
     /// Train a model from the files of a directory
@@ -94,6 +103,8 @@ enum Command {
     BenchModels(models::ModelsArguments),
     /// Measure what latents are worth, class by class
     BenchLatents(latents::LatentsArguments),
+    /// Draw what a store holds and how its daemon does, as one page of HTML
+    Plot(report::ReportArguments),
     /// Draw logs of training with latents as SVG
     PlotTraining(plot_training::PlotArguments),
     /// Print a manual page
@@ -131,7 +142,9 @@ fn run(arguments: &[OsString]) -> Outcome<()> {
         Command::Scrub(arguments) => scrub::run(&arguments),
         Command::Reclaim(arguments) => reclaim::run(&arguments),
         Command::Status(arguments) => status::run(&arguments),
+        Command::Top(arguments) => top::run(&arguments),
         Command::Info(arguments) => info::run(&arguments),
+        Command::Du(arguments) => du::run(&arguments),
         Command::Check(arguments) => check::run(&arguments),
         Command::Train(arguments) => train::run(&arguments),
         Command::Compress(arguments) => compress::compress(&arguments),
@@ -141,6 +154,7 @@ fn run(arguments: &[OsString]) -> Outcome<()> {
         Command::BenchStore(arguments) => suite::run(&arguments),
         Command::BenchModels(arguments) => models::run(&arguments),
         Command::BenchLatents(arguments) => latents::run(&arguments),
+        Command::Plot(arguments) => report::run(&arguments),
         Command::PlotTraining(arguments) => plot_training::run(&arguments),
         Command::Man(arguments) => man::run(&arguments),
     }

@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::compress::codecs;
 use super::container::in_parallel;
 use super::corpus::{CorpusArguments, Extent};
-use super::output::{self, megabytes_per_second};
+use super::output::{self, Patience, megabytes_per_second};
 use crate::codec::{Codecs, Measured};
 use crate::control::ratio;
 use crate::exit::{Context, Outcome};
@@ -59,6 +59,7 @@ pub fn run(arguments: &ModelsArguments) -> Outcome<()> {
     let models = arguments.models.iter();
     let models = models.map(|path| Ok((path.display().to_string(), codecs_of(path)?)));
     let models = models.collect::<Outcome<Vec<_>>>()?;
+    let waiting = Patience::waiting("measuring");
     let mut rows = Vec::new();
     for class in arguments.corpus.classes()? {
         let extents = arguments.corpus.extents(&class, arguments.anchors)?;
@@ -69,6 +70,7 @@ pub fn run(arguments: &ModelsArguments) -> Outcome<()> {
             rows.push(row(&class.name, model, &measured, first));
         }
     }
+    drop(waiting);
     match arguments.json {
         true => output::print_json(&rows),
         false => output::print(&table(&rows)),

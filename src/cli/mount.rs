@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser};
 
+use super::output::Patience;
 use crate::exit::Outcome;
 use crate::mount::{self, Readiness, Request};
 use crate::options;
@@ -42,6 +43,7 @@ pub fn run(arguments: &MountArguments) -> Outcome<()> {
     } else if arguments.foreground {
         mount::run(&request, Readiness::Foreground)
     } else {
+        let _waiting = Patience::waiting("mounting");
         request.launch()
     }
 }
@@ -99,7 +101,9 @@ pub fn run_helper(arguments: &HelperArguments) -> Outcome<()> {
         return Request::check(&arguments.store, &arguments.mountpoint, &options);
     }
     let request = Request::new(&arguments.store, &arguments.mountpoint, &options)?;
+    let waiting = Patience::waiting("mounting");
     request.launch()?;
+    drop(waiting);
     if arguments.verbose {
         println!(
             "{} mounted at {}",

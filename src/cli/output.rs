@@ -2,13 +2,18 @@
 
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::sync::mpsc::{self, RecvTimeoutError, Sender};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
 use crate::exit::{Context, Outcome};
 use crate::logging::civil;
+
+/// What takes less is not worth a line on the screen.
+const APPEARS: Duration = Duration::from_secs(1);
 
 /// Bytes in the largest binary unit that leaves at least one digit.
 pub fn bytes(count: u64) -> String {
@@ -26,6 +31,16 @@ pub fn bytes(count: u64) -> String {
         format!("{count} B")
     } else {
         format!("{value:.1} {unit}")
+    }
+}
+
+/// A time in microseconds in a unit that fits.
+pub fn micros(time: u64) -> String {
+    match time {
+        0..1000 => format!("{time} us"),
+        1000..1_000_000 => format!("{:.1} ms", time as f64 / 1e3),
+        1_000_000..120_000_000 => format!("{:.1} s", time as f64 / 1e6),
+        _ => format!("{:.0} min", time as f64 / 60e6),
     }
 }
 
@@ -126,6 +141,89 @@ pub fn counter(what: &'static str) -> ProgressBar {
     bar
 }
 
+/// A count or a clock on standard error for what has no known end, if that is a terminal and it takes
+/// longer than a second. Goes away when it is dropped.
+pub struct Patience {
+    bar: ProgressBar,
+    appears: Instant,
+}
+
+impl Patience {
+    /// Shows how many `things` there were so far.
+    pub fn counting(things: &'static str) -> Patience {
+        Patience::new(things, "{spinner} {human_pos} {msg} ({elapsed})")
+    }
+
+    /// Shows that `what` still goes on, by itself.
+    pub fn waiting(what: &'static str) -> Waiting {
+        let patience = Patience::new(what, "{spinner} {msg} ({elapsed})");
+        let (stop, stopped) = mpsc::channel();
+        let bar = patience.bar.clone();
+        let thread = std::thread::spawn(move || {
+            let still = |wait| stopped.recv_timeout(wait) == Err(RecvTimeoutError::Timeout);
+            while still(APPEARS) {
+                bar.tick();
+            }
+        });
+        Waiting {
+            patience,
+            stop: Some(stop),
+            thread: Some(thread),
+        }
+    }
+
+    fn new(what: &'static str, template: &str) -> Patience {
+        let bar = ProgressBar::new_spinner();
+        if let Ok(style) = ProgressStyle::with_template(template) {
+            bar.set_style(style);
+        }
+        bar.set_message(what);
+        Patience {
+            bar,
+            appears: Instant::now() + APPEARS,
+        }
+    }
+
+    pub fn set(&self, count: u64) {
+        if Instant::now() >= self.appears {
+            self.bar.set_position(count);
+        }
+    }
+
+    /// Writes a line to standard error beside the count.
+    pub fn say(&self, line: &str) {
+        self.bar.suspend(|| eprintln!("{line}"));
+    }
+
+    pub fn finish(&self) {
+        self.bar.finish_and_clear();
+    }
+}
+
+impl Drop for Patience {
+    fn drop(&mut self) {
+        self.finish();
+    }
+}
+
+/// See [`Patience::waiting`].
+pub struct Waiting {
+    patience: Patience,
+    stop: Option<Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        // The thread ends when the other end of its channel does.
+        self.stop.take();
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+        self.patience.finish();
+    }
+}
+
 fn styled(len: u64, template: &str) -> ProgressBar {
     let bar = ProgressBar::new(len);
     if let Ok(style) = ProgressStyle::with_template(template) {
@@ -149,6 +247,8 @@ mod tests {
         assert_eq!(utc(1_735_689_599), "2024-12-31 23:59 UTC");
         assert_eq!(percent(1, 0), "-");
         assert_eq!(percent(1, 8), "12.5 %");
+        let times = [0, 999, 1000, 59_940_000, 7_200_000_000].map(micros);
+        assert_eq!(times, ["0 us", "999 us", "1.0 ms", "59.9 s", "120 min"]);
     }
 
     #[test]

@@ -5,12 +5,13 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 
-use super::output::{self, bytes, percent};
+use super::output::{self, Patience, bytes, micros, percent};
 use super::{scrub, target};
 use crate::control::Status;
 use crate::control::client::Client;
 use crate::exit::{Context, Outcome};
 use crate::mount;
+use crate::volume::printable;
 
 #[derive(Debug, Args)]
 pub struct StatusArguments {
@@ -40,6 +41,7 @@ pub fn query(path: &Path) -> Outcome<Status> {
     {
         return Ok(status);
     }
+    let _waiting = Patience::waiting("reading the store");
     mount::unmounted_status(path)
 }
 
@@ -163,6 +165,31 @@ fn describe_activity(status: &Status, line: &mut impl FnMut(&str, String)) {
             bytes(io.decode_bytes_per_second as u64)
         ),
     );
+    for (name, latency) in status.latency.all() {
+        if latency.count > 0 {
+            line(
+                &name.replace('_', " "),
+                format!(
+                    "{} times, half of them in {}, 99 % in {}, the longest took {}",
+                    latency.count,
+                    micros(latency.p50_micros),
+                    micros(latency.p99_micros),
+                    micros(latency.max_micros)
+                ),
+            );
+        }
+    }
+    let errors = &status.errors;
+    line(
+        "errors",
+        format!(
+            "{} EIO, {} disk full, {} of settling",
+            errors.io, errors.no_space, errors.settle
+        ),
+    );
+    if let Some(why) = &errors.last_settle {
+        line("last failure", printable(why));
+    }
     line("scrub", scrub::line(&status.scrub));
     let reclaim = &status.reclaim;
     line(

@@ -1,8 +1,10 @@
 //! Finds the mount or store that a command's argument means.
 
+use std::io::ErrorKind;
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
+use crate::control::Status;
 use crate::control::client::{Client, ClientError};
 use crate::control::mountinfo::{self, Mount};
 use crate::exit::{Context, Exit, Failure, Outcome};
@@ -40,4 +42,37 @@ pub fn client(mount: &Mount) -> Outcome<Client> {
             _ => Failure::failed(format!("{point}: {e}")),
         }
     })
+}
+
+/// A daemon that can be asked again and again, also after its mount has died.
+#[derive(Debug, Clone)]
+pub enum Daemon {
+    Mount(Mount),
+    Store(PathBuf),
+}
+
+impl Daemon {
+    /// The daemon of the mount at or around `path`, or of the store there.
+    pub fn find(path: &Path) -> Outcome<Daemon> {
+        if let Some(mount) = find_mount(path)? {
+            return Ok(Daemon::Mount(mount));
+        }
+        let store = path.canonicalize().context(path.display())?;
+        match Client::of_store(&store) {
+            Err(ClientError::Unreachable(error)) if error.kind() != ErrorKind::PermissionDenied => {
+                let message = format!("{}: no s2sfs is mounted here, or from here", path.display());
+                Err(Failure::new(Exit::NotAStore, message))
+            }
+            _ => Ok(Daemon::Store(store)),
+        }
+    }
+
+    pub fn status(&self) -> Outcome<Status> {
+        match self {
+            Daemon::Mount(mount) => client(mount)?.status().context(mount.point.display()),
+            Daemon::Store(store) => Client::of_store(store)
+                .and_then(Client::status)
+                .context(store.display()),
+        }
+    }
 }

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
+use super::output::Patience;
 use crate::control::client::{Client, ClientError};
 use crate::control::mountinfo::{self, Mount};
 use crate::exit::{Context, Exit, Failure, Outcome};
@@ -32,6 +33,7 @@ pub fn run(arguments: &UmountArguments) -> Outcome<()> {
     let waiter = Client::of_mount(&mount).and_then(Client::wait);
     mount::unmount(&mount.point).map_err(|e| refused(&mount, &e))?;
     let name = mount.store().display().to_string();
+    let _waiting = Patience::waiting("waiting for the daemon");
     match waiter {
         Ok(waiter) => waiter.until_stopped().context(format!("closing {name}")),
         Err(ClientError::Unreachable(e)) => {

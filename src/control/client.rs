@@ -13,7 +13,7 @@ use thiserror::Error;
 
 use super::mountinfo::Mount;
 use super::protocol::{MAX_REPLY, Reply, Request};
-use super::{AgainStatus, FileInfo, ScrubAction, ScrubOptions, ScrubStatus, Status, socket};
+use super::{AgainStatus, FileInfo, FileUsage, ScrubAction, ScrubOptions, ScrubStatus, Status, socket};
 
 /// Why a request got no answer.
 #[derive(Debug, Error)]
@@ -64,6 +64,15 @@ impl Client {
     pub fn info(self, ino: u64) -> Result<FileInfo> {
         match self.request(&Request::Info { ino })?.next()? {
             Reply::Info { info } => Ok(*info),
+            other => Err(unexpected(other)),
+        }
+    }
+
+    /// How each of these files is stored, in the same order; at most [`super::MAX_INODES`].
+    pub fn usage(self, inos: Vec<u64>) -> Result<Vec<FileUsage>> {
+        let asked = inos.clone();
+        match self.request(&Request::Usage { inos })?.next()? {
+            Reply::Usage { files } if files.iter().map(|file| file.ino).eq(asked) => Ok(files),
             other => Err(unexpected(other)),
         }
     }

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{AgainStatus, FileInfo, ScrubAction, ScrubOptions, ScrubStatus, Status};
+use super::{AgainStatus, FileInfo, FileUsage, ScrubAction, ScrubOptions, ScrubStatus, Status};
 
 /// Longest request line that the daemon reads.
 pub const MAX_REQUEST: u64 = 64 << 10;
@@ -35,6 +35,10 @@ pub enum Request {
     Info {
         ino: u64,
     },
+    /// Asks about at most [`MAX_INODES`](super::MAX_INODES) files.
+    Usage {
+        inos: Vec<u64>,
+    },
     /// Answered with one `Scrub`; with `wait` with one now and then until no scrub is under way.
     Scrub {
         action: ScrubAction,
@@ -58,6 +62,9 @@ pub enum Reply {
     },
     Info {
         info: Box<FileInfo>,
+    },
+    Usage {
+        files: Vec<FileUsage>,
     },
     Progress {
         done: u64,
@@ -94,6 +101,7 @@ pub enum Reply {
 
 #[cfg(test)]
 mod tests {
+    use super::super::MAX_INODES;
     use super::*;
 
     #[test]
@@ -102,6 +110,12 @@ mod tests {
         let line = serde_json::to_string(&request).unwrap();
         assert_eq!(line, r#"{"request":"info","ino":7}"#);
         assert_eq!(serde_json::from_str::<Request>(&line).unwrap(), request);
+
+        let request = Request::Usage {
+            inos: vec![u64::MAX; MAX_INODES],
+        };
+        let line = serde_json::to_string(&request).unwrap();
+        assert!((line.len() as u64) < MAX_REQUEST);
 
         let reply = Reply::Error {
             message: "two\nlines".into(),

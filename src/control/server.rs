@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use parking_lot::{Condvar, Mutex};
 
 use super::protocol::{MAX_REQUEST, Reply, Request};
-use super::{ScrubAction, ScrubOptions, ScrubStatus, Service, ServiceError, socket};
+use super::{MAX_INODES, ScrubAction, ScrubOptions, ScrubStatus, Service, ServiceError, socket};
 
 /// More connections than this at once are dropped.
 const MAX_CONNECTIONS: usize = 64;
@@ -274,6 +274,15 @@ fn answer(
         Request::Info { ino } => Reply::Info {
             info: Box::new(service.file_info(ino)?),
         },
+        Request::Usage { ref inos } => {
+            if inos.len() > MAX_INODES {
+                let why = format!("more than {MAX_INODES} inodes in one request");
+                return Err(ServiceError::new(why));
+            }
+            Reply::Usage {
+                files: service.usage(inos),
+            }
+        }
         Request::Settle => {
             service.settle(&progress_sender(stream))?;
             Reply::Done

@@ -3,8 +3,7 @@
 use thiserror::Error;
 
 use std::time::Duration;
-
-use super::{AgainStatus, FileInfo, ScrubAction, ScrubOptions, ScrubStatus, Status};
+use super::{AgainStatus, FileInfo, FileUsage, ScrubAction, ScrubOptions, ScrubStatus, Status};
 
 /// A request that the daemon could not fulfil.
 #[derive(Debug, Clone, Error)]
@@ -58,4 +57,7 @@ pub trait Service: Send + Sync {
     fn reclaim(&self, progress: &dyn Fn(u64, u64)) -> Result<(u64, u64), ServiceError>;
 
     fn file_info(&self, ino: u64) -> Result<FileInfo, ServiceError>;
+
+    /// How each of these files is stored, in the same order.
+    fn usage(&self, inos: &[u64]) -> Vec<FileUsage>;
 }

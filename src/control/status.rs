@@ -2,6 +2,7 @@
 //!
 //! Field names are the keys of `s2sfs status --json` and are used by scripts: add, never rename.
 
+use super::activity::{ErrorStatus, LatencyStatus};
 use super::scrub::{ReclaimStatus, ScrubStatus};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -56,6 +57,8 @@ pub struct Status {
     pub again: Option<AgainStatus>,
     /// Since when and for how long everything that changes files is held up, if it is.
     pub frozen: Option<FrozenStatus>,
+    pub latency: LatencyStatus,
+    pub errors: ErrorStatus,
 
     /// What evaluates the model, for example `tables`; as named by `model::`.
     pub engine: String,

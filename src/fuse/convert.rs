@@ -3,6 +3,7 @@
 use crate::volume::{FileKind, Stat, Timestamp, VolumeError};
 use fuser::{Errno, FileAttr, FileType, INodeNo, TimeOrNow};
 use log::warn;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::SystemTime;
 
 /// Preferred size of reads and writes, for stat and statfs.
@@ -48,10 +49,23 @@ pub fn timestamp(time: TimeOrNow) -> Timestamp {
     }
 }
 
+/// Requests of this process that failed. It serves one mount.
+static FAULTS: AtomicU64 = AtomicU64::new(0);
+static NO_SPACE: AtomicU64 = AtomicU64::new(0);
+
+/// How many requests have failed because the store did, and how many because the disk was full.
+pub fn failures() -> (u64, u64) {
+    (FAULTS.load(Relaxed), NO_SPACE.load(Relaxed))
+}
+
 /// The errno of a failed request. Failures of the store are logged here, once per request.
 pub fn errno(operation: &str, error: &VolumeError) -> Errno {
     if error.is_fault() {
+        FAULTS.fetch_add(1, Relaxed);
         warn!("{operation}: {error}");
+    }
+    if matches!(error, VolumeError::NoSpace) {
+        NO_SPACE.fetch_add(1, Relaxed);
     }
     Errno::from_i32(error.errno())
 }

@@ -7,6 +7,8 @@ mod held;
 mod ops;
 mod replies;
 
+pub use convert::failures;
+
 use crate::volume::{Volume, VolumeError};
 use fuser::{Config, MountOption, Session, SessionACL};
 use log::{error, warn};

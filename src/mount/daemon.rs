@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{Sender, channel};
 use std::time::{Duration, Instant};
 
+use log::LevelFilter;
 use rustix::process::{Resource, Rlimit};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
@@ -15,7 +16,7 @@ use super::volume::{Opened, VolumeService, open_volume};
 use super::{READY, Request};
 use crate::control::client::Client;
 use crate::control::mountinfo;
-use crate::control::{self, Server};
+use crate::control::{self, MetricsServer, Server, Service};
 use crate::exit::{Context, Exit, Failure, Outcome};
 use crate::fuse::{self, MountHandle, MountOptions};
 use crate::logging::{self, Sink};
@@ -40,6 +41,10 @@ pub fn run(request: &Request, readiness: Readiness) -> Outcome<()> {
         Readiness::Launcher => Some(open_log(&request.settings)?),
         Readiness::Foreground => None,
     };
+    logging::describe(&request.store, &request.mountpoint);
+    if readiness == Readiness::Foreground {
+        logging::set_level(request.settings.log_level);
+    }
     prepare_process(readiness)?;
     let signals = Signals::new([SIGTERM, SIGINT, SIGHUP]).context("cannot handle signals")?;
     let opened = open_when_free(&request.store, &request.settings)?;
@@ -53,13 +58,17 @@ pub fn run(request: &Request, readiness: Readiness) -> Outcome<()> {
             return Err(Failure::failed(error));
         }
     };
-    let server = start_control(request, &opened);
+    let service: Arc<dyn Service> = Arc::new(VolumeService::new(&opened, request));
+    let server = start_control(request, &service);
+    let metrics = start_metrics(request, &service);
     let served = serve(request, &mount, signals, log);
     notify("STOPPING=1");
     // The volume still holds the store's lock, so this is our own socket.
     if let Some(server) = &server {
         server.stopping();
     }
+    // So that the next daemon of the store finds the address free.
+    drop(metrics);
     let outcome = served.and(close(volume, request));
     match &outcome {
         Ok(()) => log::info!("{} is unmounted and closed", request.store.display()),
@@ -93,7 +102,7 @@ fn serve(
     let (events, ended) = channel();
     watch_session(mount.clone(), events.clone())?;
     watch_signals(signals, mount.clone(), events)?;
-    if let Err(e) = announce(log) {
+    if let Err(e) = announce(log, request.settings.log_level) {
         log::error!("nobody waits for this mount any more ({e}): unmounting");
         return mount.terminate().map_err(Failure::failed);
     }
@@ -156,13 +165,21 @@ fn holder(store: &Path) -> Option<Failure> {
     })
 }
 
-fn start_control(request: &Request, opened: &Opened) -> Option<Server> {
+/// A mount without metrics is better than none.
+fn start_metrics(request: &Request, service: &Arc<dyn Service>) -> Option<MetricsServer> {
+    let address = request.settings.metrics.as_ref()?;
+    MetricsServer::start(address, service.clone())
+        .inspect_err(|error| log::error!("no metrics at {address}: {error}"))
+        .ok()
+}
+
+fn start_control(request: &Request, service: &Arc<dyn Service>) -> Option<Server> {
     let path = if request.settings.read_only {
         control::read_only_socket(&request.mountpoint)
     } else {
         control::store_socket(&request.store)
     };
-    let service = Arc::new(VolumeService::new(opened, request));
+    let service = service.clone();
     let started = if request.settings.read_only {
         control::prepare_runtime_dir(&path).and_then(|()| Server::start(&path, service))
     } else {
@@ -184,12 +201,13 @@ fn open_log(settings: &Settings) -> Outcome<Sink> {
 
 /// Says that the mount answers. A daemon in the background has a log of its own, and lets go of its
 /// launcher's terminal.
-fn announce(log: Option<Sink>) -> io::Result<()> {
+fn announce(log: Option<Sink>, level: Option<LevelFilter>) -> io::Result<()> {
     let Some(log) = log else {
         notify("READY=1");
         return Ok(());
     };
     logging::redirect(log);
+    logging::set_level(level);
     let null = std::fs::OpenOptions::new()
         .read(true)
         .write(true)

@@ -8,12 +8,13 @@ use super::Request;
 use super::models::{codecs_of_store, keep_model};
 use crate::codec::Codecs;
 use crate::control::{
-    AgainStatus, FileInfo, ScrubAction, ScrubOptions, ScrubStatus, Service, ServiceError, Status,
+    AgainStatus, FileInfo, ScrubAction, ScrubOptions, ScrubStatus, Service, ServiceError, Status, FileUsage,
 };
 use crate::exit::{Context, Exit, Failure, Outcome};
+use crate::fuse;
 use crate::options::Settings;
 use crate::store::{OpenOptions, RealStorage, Store, StoreError};
-use crate::volume::{self, RepairReport, Volume, VolumeError, VolumeOptions};
+use crate::volume::{self, RepairReport, SurveyedFile, Volume, VolumeError, VolumeOptions};
 
 /// Longer than any mount lasts, and short enough for clock arithmetic.
 const NEVER: Duration = Duration::from_secs(100 * 365 * 86_400);
@@ -103,6 +104,19 @@ pub fn unmounted_status(path: &Path) -> Outcome<Status> {
     Ok(complete(status, &path))
 }
 
+/// Opens a store that nobody has mounted, without changing it, and visits its files.
+pub fn survey_unmounted(path: &Path, visit: impl FnMut(SurveyedFile)) -> Outcome<Status> {
+    let path = path.canonicalize().context(path.display())?;
+    let options = OpenOptions {
+        read_only: true,
+        ..OpenOptions::default()
+    };
+    let store = open_store(&path, &options)?;
+    volume::survey(&store, visit).map_err(|e| volume_failure(&path, &e))?;
+    let status = volume::file_totals(&store).map_err(|e| volume_failure(&path, &e))?;
+    Ok(complete(status, &path))
+}
+
 fn complete(status: Status, store: &Path) -> Status {
     Status {
         version: env!("CARGO_PKG_VERSION").into(),
@@ -156,7 +170,7 @@ impl VolumeService {
 
 impl Service for VolumeService {
     fn status(&self) -> Result<Status, ServiceError> {
-        let status = Status {
+        let mut status = Status {
             pid: Some(std::process::id()),
             mounted: true,
             mountpoint: Some(self.mountpoint.display().to_string()),
@@ -164,6 +178,7 @@ impl Service for VolumeService {
             uptime_seconds: self.started.elapsed().as_secs_f64(),
             ..self.volume.status().map_err(service_error)?
         };
+        (status.errors.io, status.errors.no_space) = fuse::failures();
         Ok(complete(status, &self.store))
     }
 
@@ -203,6 +218,12 @@ impl Service for VolumeService {
 
     fn file_info(&self, ino: u64) -> Result<FileInfo, ServiceError> {
         self.volume.file_info(ino).map_err(service_error)
+    }
+
+    fn usage(&self, inos: &[u64]) -> Vec<FileUsage> {
+        let usage = |ino| self.volume.usage(ino);
+        let told = |&ino| usage(ino).unwrap_or_else(|error| FileUsage::failed(ino, error));
+        inos.iter().map(told).collect()
     }
 }
 

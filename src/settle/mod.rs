@@ -17,6 +17,7 @@ pub use extent::{Extent, LOST};
 pub(crate) use pipeline::lower_priority;
 
 use crate::codec::{Codecs, Encoded, Policy, ReadCost, Verify};
+use crate::latency::{Histogram, Times};
 use crate::store::BlockId;
 use log::error;
 use parking_lot::{Condvar, Mutex};
@@ -147,11 +148,14 @@ pub struct SettlerOptions {
 }
 
 /// Figures since the mount.
-#[derive(Debug, Clone, Copy, Default, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct SettleStats {
     pub settled_bytes: u64,
     pub busy: Duration,
+    /// How long batches took.
+    pub batches: Times,
     pub failures: u64,
+    pub last_failure: Option<String>,
 }
 
 /// The background pipeline. See the module.
@@ -164,7 +168,11 @@ pub struct Settler {
     forced_passes: AtomicU64,
     settled_bytes: AtomicU64,
     busy_nanos: AtomicU64,
+    batches: Histogram,
     failures: AtomicU64,
+    /// The last failure of all.
+    latest_failure: Mutex<Option<String>>,
+    /// The last failure since somebody began to wait in [`Settler::settle_all`].
     last_failure: Mutex<Option<String>>,
     anchors: Mutex<pipeline::Anchors>,
     /// What is to be coded again, first come first served.
@@ -187,7 +195,9 @@ impl Settler {
             forced_passes: AtomicU64::new(0),
             settled_bytes: AtomicU64::new(0),
             busy_nanos: AtomicU64::new(0),
+            batches: Histogram::default(),
             failures: AtomicU64::new(0),
+            latest_failure: Mutex::new(None),
             last_failure: Mutex::new(None),
             anchors: Mutex::new(pipeline::Anchors::default()),
             again: Mutex::default(),
@@ -253,7 +263,9 @@ impl Settler {
         SettleStats {
             settled_bytes: self.settled_bytes.load(SeqCst),
             busy: Duration::from_nanos(self.busy_nanos.load(SeqCst)),
+            batches: self.batches.times(),
             failures: self.failures.load(SeqCst),
+            last_failure: self.latest_failure.lock().clone(),
         }
     }
 
@@ -288,10 +300,13 @@ impl Settler {
     fn failed(&self, what: &str, why: &str) {
         log::warn!("settling: {what}: {why}");
         self.failures.fetch_add(1, SeqCst);
-        *self.last_failure.lock() = Some(format!("{what}: {why}"));
+        let failure = format!("{what}: {why}");
+        *self.latest_failure.lock() = Some(failure.clone());
+        *self.last_failure.lock() = Some(failure);
     }
 
     fn note_busy(&self, begun: Instant) {
+        self.batches.record_since(begun);
         self.busy_nanos
             .fetch_add(begun.elapsed().as_nanos() as u64, SeqCst);
     }

@@ -184,5 +184,6 @@ fn decode(cache: &Cache, id: BlockId, info: &BlockInfo) -> std::result::Result<(
         return Err(Fault::Block(why.into()));
     }
     let mut raw = vec![0; layout.raw_len as usize];
-    Ok(cache.read_once(id, 0, &mut raw)?)
+    cache.read_once(id, 0, &mut raw)?;
+    Ok(())
 }

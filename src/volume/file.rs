@@ -6,6 +6,7 @@ use super::inode::{Inode, State, stat_of};
 use super::keys;
 use super::stage::StageMode;
 use super::{Result, Volume, VolumeError};
+use crate::cache::Served;
 use crate::fault;
 use crate::settle::Extent;
 use std::sync::Arc;
@@ -235,6 +236,7 @@ impl Volume {
     pub fn write(&self, ino: u64, offset: u64, data: &[u8], mode: WriteMode) -> Result<Stat> {
         self.writable()?;
         let _pass = self.gate.enter();
+        let begun = Instant::now();
         let inode = self.inode(ino)?;
         let len = data.len() as u64;
         if len == 0 {
@@ -254,6 +256,7 @@ impl Volume {
         if mode.clear_privileges {
             self.drop_capabilities(&inode)?;
         }
+        self.io.write.record_since(begun);
         Ok(stat)
     }
 
@@ -291,6 +294,7 @@ impl Volume {
 
     /// Reads up to `len` bytes; fewer only at the end of the file.
     pub fn read(&self, ino: u64, offset: u64, len: usize) -> Result<Vec<u8>> {
+        let begun = Instant::now();
         let inode = self.inode(ino)?;
         let mut out = Vec::new();
         for _ in 0..READ_TRIES {
@@ -315,8 +319,12 @@ impl Volume {
             match self.fill(offset, &mut out, &holes, &extents, false) {
                 Err(error) if self.was_replaced(&error, &extents)? => continue,
                 Err(error) => return Err(error.in_file(ino, offset)),
-                Ok(()) => {
+                Ok(served) => {
                     self.io.note_read(out.len() as u64, self.started);
+                    match served {
+                        Served::Cached => self.io.read_cached.record_since(begun),
+                        Served::Decoded => self.io.read_decoded.record_since(begun),
+                    }
                     return Ok(out);
                 }
             }
@@ -335,7 +343,8 @@ impl Volume {
         holes: &[(u64, u64)],
         extents: &[Extent],
         once: bool,
-    ) -> Result<()> {
+    ) -> Result<Served> {
+        let mut served = Served::Cached;
         for &(from, to) in holes {
             for extent in extents.iter().filter(|e| e.offset < to && e.end() > from) {
                 let part = extent.slice(from, to);
@@ -344,13 +353,13 @@ impl Volume {
                 }
                 let at = (part.offset - offset) as usize;
                 let target = &mut out[at..at + part.len as usize];
-                match once {
+                served = served.max(match once {
                     true => self.cache.read_once(part.block, part.skip, target)?,
                     false => self.cache.read(part.block, part.skip, target)?,
-                }
+                });
             }
         }
-        Ok(())
+        Ok(served)
     }
 
     /// Whether a read failed because settling replaced a block after its extent was looked up.
@@ -370,7 +379,7 @@ impl Volume {
     /// Reads committed bytes of a file, once: what extents show, without dirty data. Holes are zero.
     pub(super) fn read_extents(&self, from: u64, out: &mut [u8], extents: &[Extent]) -> Result<()> {
         let range = (from, from + out.len() as u64);
-        self.fill(from, out, &[range], extents, true)
+        self.fill(from, out, &[range], extents, true).map(drop)
     }
 
     /// Asks the cache for what comes next when a file is read from front to back.

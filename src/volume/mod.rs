@@ -52,6 +52,8 @@ mod scrub_block;
 mod settling;
 mod stage;
 mod status;
+mod survey;
+mod usage;
 mod xattr;
 
 pub use crate::settle::{Extent, Recoded};
@@ -70,9 +72,11 @@ pub use policy::POLICY;
 pub use rename::{Place, RenameMode};
 pub use repair::{RepairReport, printable, repair};
 pub use status::{SpaceInfo, file_totals};
+pub use survey::{SurveyedFile, survey};
 
 use crate::cache::Cache;
 use crate::codec::{Codecs, Policy, Verify};
+use crate::latency::Histogram;
 use crate::settle::{Settler, SettlerOptions};
 use crate::store::Store;
 use again::PastCaches;
@@ -163,6 +167,10 @@ struct Io {
     /// When that was last, in nanoseconds since the volume was opened.
     last_read: AtomicU64,
     last_write: AtomicU64,
+    read_cached: Histogram,
+    read_decoded: Histogram,
+    write: Histogram,
+    fsync: Histogram,
 }
 
 impl Io {

@@ -382,6 +382,13 @@ impl Volume {
 
     /// Returns when everything written to the file so far is on the disk.
     pub fn fsync(&self, ino: u64) -> Result<()> {
+        let begun = Instant::now();
+        self.fsync_now(ino)?;
+        self.io.fsync.record_since(begun);
+        Ok(())
+    }
+
+    fn fsync_now(&self, ino: u64) -> Result<()> {
         if fault::planted("fsync-before-data") {
             self.sync_log()?;
             return self.flush(ino);
@@ -412,9 +419,12 @@ impl Volume {
         let Some(_pass) = self.gate.enter_staging() else {
             return Ok(());
         };
+        let begun = Instant::now();
         self.stage_everything()?;
         self.store_accesses();
-        self.sync_log()
+        self.sync_log()?;
+        self.io.fsync.record_since(begun);
+        Ok(())
     }
 
     /// Stages everything that is dirty now. Returns the first failure, after trying everything.

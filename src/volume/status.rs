@@ -6,7 +6,7 @@ use super::keys;
 use super::{Result, Volume, VolumeError};
 use crate::codec::CodecId;
 use crate::control::{
-    AgainStatus, CacheStatus, CodecUsage, ExtentInfo, FileInfo, FrozenStatus, IoStatus,
+    AgainStatus, CacheStatus, CodecUsage, ExtentInfo, FileInfo, FrozenStatus, IoStatus, ErrorStatus, LatencyStatus,
     SettleStatus, Status, ratio,
 };
 use crate::settle::{Extent, LOST, Recoded};
@@ -78,6 +78,18 @@ impl Volume {
                 seconds: since.as_secs_f64(),
                 seconds_left: left.as_secs_f64(),
             }),
+            latency: LatencyStatus {
+                read_cached: self.io.read_cached.times().into(),
+                read_decoded: self.io.read_decoded.times().into(),
+                write: self.io.write.times().into(),
+                fsync: self.io.fsync.times().into(),
+                settle_batch: settle.batches.into(),
+            },
+            errors: ErrorStatus {
+                settle: settle.failures,
+                last_settle: settle.last_failure,
+                ..ErrorStatus::default()
+            },
             scrub: self.scrubber.status(),
             reclaim: self.reclaimed.status(),
             engine: self.codecs.engine(),

@@ -14,6 +14,8 @@ const VALUE_MAX: usize = 65536;
 /// All names of one inode, as the kernel limits them.
 const LIST_MAX: usize = 65536;
 const CAPABILITY: &[u8] = b"security.capability";
+/// The virtual attribute that `s2sfs du` reads.
+const USAGE: &[u8] = b"usage";
 /// Names of the read-only attributes that describe how a file is stored.
 const VIRTUAL: &[u8] = b"user.s2sfs.";
 
@@ -197,6 +199,10 @@ impl Volume {
     fn virtual_xattr(&self, ino: u64, what: &[u8]) -> Result<Vec<u8>> {
         if what == b"effective_policy" {
             return Ok(self.effective_policy(ino)?.name().into());
+        }
+        if what == USAGE {
+            let text = serde_json::to_vec(&self.usage(ino)?);
+            return text.map_err(|_| VolumeError::NoAttribute);
         }
         let info = self.file_info(ino)?;
         Ok(match what {
