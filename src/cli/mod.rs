@@ -5,6 +5,8 @@ mod check;
 mod compress;
 mod container;
 mod corpus;
+mod export;
+mod import;
 mod info;
 mod latents;
 mod man;
@@ -12,12 +14,15 @@ mod measure;
 mod memory;
 mod models;
 mod mount;
+mod moving;
 mod output;
 mod peers;
 mod plot;
 mod plot_training;
+mod receive;
 mod reclaim;
 mod scrub;
+mod send;
 mod settle;
 mod status;
 mod suite;
@@ -67,6 +72,14 @@ enum Command {
     Info(info::InfoArguments),
     /// Verify every checksum and reference of an unmounted store, and decode every block
     Check(check::CheckArguments),
+    /// Copy a directory into a store, new or not, mounted or not
+    Import(import::ImportArguments),
+    /// Copy everything in a store, mounted or not, to a directory
+    Export(export::ExportArguments),
+    /// Write a whole store to a pipe
+    Send(send::SendArguments),
+    /// Make a store of what `send` has written
+    Receive(receive::ReceiveArguments),
     /// Train a model from the files of a directory
     Train(train::TrainArguments),
     /// Compress a plain file
@@ -120,6 +133,10 @@ fn run(arguments: &[OsString]) -> Outcome<()> {
         Command::Status(arguments) => status::run(&arguments),
         Command::Info(arguments) => info::run(&arguments),
         Command::Check(arguments) => check::run(&arguments),
+        Command::Import(arguments) => import::run(&arguments),
+        Command::Export(arguments) => export::run(&arguments),
+        Command::Send(arguments) => send::run(&arguments),
+        Command::Receive(arguments) => receive::run(&arguments),
         Command::Train(arguments) => train::run(&arguments),
         Command::Compress(arguments) => compress::compress(&arguments),
         Command::Decompress(arguments) => compress::decompress(&arguments),

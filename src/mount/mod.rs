@@ -24,7 +24,10 @@ pub use daemon::{Readiness, run};
 pub use models::{codecs, codecs_of_store, unreadable};
 pub use remount::{is_remount, remount};
 pub use unmount::{detach, is_dead, unmount};
-pub use volume::{open_damaged, open_store, open_volume, repair_store, unmounted_status};
+pub use volume::{
+    Opened, open_damaged, open_store, open_volume, repair_store, store_failure, unmounted_status,
+    volume_failure,
+};
 
 /// Hidden flag by which the daemon knows itself.
 pub const DAEMON_FLAG: &str = "--daemon";

@@ -5,12 +5,14 @@
 //! See docs/format.md for what is on disk and docs/durability.md for what survives what.
 
 mod adaptive_index;
+pub mod carry;
 mod check;
 mod checkpoint;
 mod close;
 mod engine;
 mod entry;
 mod error;
+mod format;
 pub(crate) mod fuzz;
 mod index;
 mod layout;
@@ -36,6 +38,7 @@ mod watched;
 pub use check::{BlockVisitor, CheckReport, ExtentRef, Problem};
 pub use engine::Store;
 pub use error::StoreError;
+pub use format::FORMAT_VERSION;
 pub use index::Pair;
 pub use layout::MODEL_DIR;
 pub use mend::{Counted, RepairNotes};
@@ -48,9 +51,6 @@ pub use watched::WatchedStorage;
 
 /// Result of every operation of this layer.
 pub type Result<T> = std::result::Result<T, StoreError>;
-
-/// Version of everything on disk. Stores of a newer version are refused.
-pub const FORMAT_VERSION: u32 = 1;
 
 /// How a store is opened.
 #[derive(Debug, Clone)]

@@ -46,6 +46,8 @@ pub enum VolumeError {
     /// Metadata that this layer wrote does not parse.
     #[error("damaged {what}: {why}")]
     Damaged { what: String, why: String },
+    #[error("its volume has format version {found}, this program reads up to {known}")]
+    NewerFormat { found: u64, known: u64 },
     /// The store failed; `errno` is what applications see.
     #[error("{message}")]
     Store { errno: i32, message: String },
@@ -76,7 +78,9 @@ impl VolumeError {
             VolumeError::NoSpace => libc::ENOSPC,
             VolumeError::NoData => libc::ENXIO,
             VolumeError::Closed => libc::EIO,
-            VolumeError::Damaged { .. } | VolumeError::Unreadable { .. } => libc::EIO,
+            VolumeError::Damaged { .. }
+            | VolumeError::Unreadable { .. }
+            | VolumeError::NewerFormat { .. } => libc::EIO,
             VolumeError::Store { errno, .. } => *errno,
         }
     }

@@ -33,6 +33,7 @@ mod dirty;
 mod error;
 mod file;
 pub(crate) mod fuzz;
+mod hold;
 mod inode;
 pub(crate) mod keys;
 mod known;
@@ -242,13 +243,7 @@ impl Volume {
     fn load(&self) -> Result<()> {
         match self.meta(keys::META_FORMAT)? {
             None => return self.format(),
-            Some(keys::FORMAT) => {}
-            Some(other) => {
-                return Err(keys::damaged(
-                    "volume",
-                    &format!("format {other}, this program reads {}", keys::FORMAT),
-                ));
-            }
+            Some(found) => keys::check_format(found)?,
         }
         let next = self.meta(keys::META_NEXT_INO)?.unwrap_or(ROOT + 1);
         *self.namespace.lock() = Namespace {
@@ -345,7 +340,8 @@ impl Volume {
         Ok(())
     }
 
-    fn is_stopping(&self) -> bool {
+    /// True once the volume is being shut down.
+    pub fn is_stopping(&self) -> bool {
         self.stager.is_stopping()
     }
 

@@ -180,6 +180,7 @@ fn lost_info(extent: &Extent) -> ExtentInfo {
 
 /// Figures of a store that is not mounted.
 pub fn file_totals(store: &Store) -> Result<Status> {
+    keys::refuse_newer(store)?;
     let totals = match store.get(keys::META_COUNTERS)? {
         Some(value) => Totals::decode(&value)?,
         None => count(store)?,
