@@ -83,7 +83,10 @@ fn write_elsewhere(to: &Path) -> Vec<(PathBuf, Vec<u8>)> {
     fs::write(bed.mnt.join("late"), &late).unwrap();
     files.push(("late".into(), late));
     rustix::fs::syncfs(fs::File::open(&bed.mnt).unwrap()).unwrap();
-    fs::File::open(bed.mnt.join("late")).unwrap().sync_all().unwrap();
+    fs::File::open(bed.mnt.join("late"))
+        .unwrap()
+        .sync_all()
+        .unwrap();
     kill(bed.pid());
     copy(&bed.store, to);
     for gone in ["index", "lock"] {
@@ -97,7 +100,15 @@ fn mount_elsewhere(bed: &Bed, options: &str) {
     // Another machine has another name.
     let there = "hostname s2sfs-elsewhere && exec \"$@\"";
     let mut command = Command::new("unshare");
-    command.args(["--uts", "sh", "-c", there, "sh", env!("CARGO_BIN_EXE_s2sfs"), "mount"]);
+    command.args([
+        "--uts",
+        "sh",
+        "-c",
+        there,
+        "sh",
+        env!("CARGO_BIN_EXE_s2sfs"),
+        "mount",
+    ]);
     let output = finish(command.arg("-o").arg(options).args([&bed.store, &bed.mnt]));
     if !output.status.success() {
         let why = "no other host name can be had here";
@@ -131,7 +142,11 @@ fn a_store_from_another_machine_mounts_read_only_and_not_one_bit_of_it_changes()
     assert_tree(&copy, &files);
     assert_eq!(compare::fingerprint(&store), before);
     bed.umount();
-    assert_eq!(compare::fingerprint(&store), before, "unmounting has changed it");
+    assert_eq!(
+        compare::fingerprint(&store),
+        before,
+        "unmounting has changed it"
+    );
 
     // Everything that only reads does so without a mount, too.
     let check = bed.check();
@@ -143,7 +158,12 @@ fn a_store_from_another_machine_mounts_read_only_and_not_one_bit_of_it_changes()
     assert_tree(&second, &files);
     let stream = fs::File::create(dir.path().join("stream")).unwrap();
     let mut send = program();
-    let sent = send.arg("send").arg(&store).stdout(stream).status().unwrap();
+    let sent = send
+        .arg("send")
+        .arg(&store)
+        .stdout(stream)
+        .status()
+        .unwrap();
     assert!(sent.success());
     assert_eq!(compare::fingerprint(&store), before);
 
@@ -170,7 +190,13 @@ fn two_readers_share_a_store_and_no_writer_comes_between() {
     two.mount("ro");
     assert_tree(&one.mnt, &files);
     assert_tree(&two.mnt, &files);
-    let write = || s2sfs(["check".as_ref(), "--rebuild-index".as_ref(), store.as_os_str()]);
+    let write = || {
+        s2sfs([
+            "check".as_ref(),
+            "--rebuild-index".as_ref(),
+            store.as_os_str(),
+        ])
+    };
     one.umount();
     assert_refused(&write(), exit::BUSY, "is in use by another process");
     two.umount();

@@ -1,9 +1,9 @@
 //! send and receive: a store goes through a pipe as it is, or not at all.
 
-mod common;
 #[path = "common/cli.rs"]
 #[allow(dead_code)]
 mod cli;
+mod common;
 #[path = "common/compare.rs"]
 mod compare;
 
@@ -29,7 +29,10 @@ use uuid::Uuid;
 fn send_to(store: &Path, stream: &Path) -> Output {
     let mut command = program();
     command.arg("send").arg(store).stdin(Stdio::null());
-    command.stdout(File::create(stream).unwrap()).output().unwrap()
+    command
+        .stdout(File::create(stream).unwrap())
+        .output()
+        .unwrap()
 }
 
 fn receive_from(stream: &Path, store: &Path, more: &[&str]) -> Output {
@@ -51,7 +54,12 @@ fn command(name: &str, paths: &[&Path]) -> Output {
 fn filled(dir: &Path) -> (PathBuf, PathBuf) {
     let (original, store) = (dir.join("original"), dir.join("store"));
     make_oddities(&original);
-    let output = s2sfs(["import".as_ref(), "--settle".as_ref(), original.as_os_str(), store.as_os_str()]);
+    let output = s2sfs([
+        "import".as_ref(),
+        "--settle".as_ref(),
+        original.as_os_str(),
+        store.as_os_str(),
+    ]);
     assert_ok(&output);
     fs::write(original.join("late"), sample(77, 50_000)).unwrap();
     assert_ok(&command("import", &[&original, &store]));
@@ -71,14 +79,22 @@ fn a_store_that_was_sent_is_received_with_every_byte() {
     let (original, store) = filled(dir.path());
     let before = compare::fingerprint(&store);
     assert_ok(&send_to(&store, &path("stream")));
-    assert_eq!(compare::fingerprint(&store), before, "sending changes nothing");
+    assert_eq!(
+        compare::fingerprint(&store),
+        before,
+        "sending changes nothing"
+    );
     assert_ok(&receive_from(&path("stream"), &path("new"), &[]));
     assert_eq!(uuid_of(&path("new")), uuid_of(&store));
     assert_ok(&command("check", &[&path("new")]));
     assert_ok(&command("export", &[&path("new"), &path("copy")]));
     assert_same_tree(&original, &path("copy"), ALL);
 
-    assert_ok(&receive_from(&path("stream"), &path("own"), &["--new-uuid"]));
+    assert_ok(&receive_from(
+        &path("stream"),
+        &path("own"),
+        &["--new-uuid"],
+    ));
     assert_ne!(uuid_of(&path("own")), uuid_of(&store));
     assert_ok(&command("check", &[&path("own")]));
     assert_ok(&command("export", &[&path("own"), &path("second copy")]));
@@ -91,7 +107,9 @@ fn a_store_that_was_sent_is_received_with_every_byte() {
 
 /// What attempts to receive have left in a directory.
 fn receiving(dir: &Path) -> Vec<String> {
-    let names = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name());
+    let names = fs::read_dir(dir)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name());
     names
         .map(|name| name.into_string().unwrap())
         .filter(|name| name.contains("receiving"))
@@ -107,7 +125,9 @@ fn a_mounted_store_is_sent_as_it_is_while_it_is_written() {
     let files = write_tree(&bed.mnt);
     bed.settle();
     let inodes = |root: &Path| -> Vec<(PathBuf, u64)> {
-        let tree = tree(root).into_iter().map(|(path, meta)| (path, meta.ino()));
+        let tree = tree(root)
+            .into_iter()
+            .map(|(path, meta)| (path, meta.ino()));
         tree.filter(|(path, _)| !path.starts_with("busy")).collect()
     };
     let before = inodes(&bed.mnt);
@@ -156,7 +176,11 @@ fn unmounting_does_not_wait_for_a_pipe_and_ends_the_stream_early() {
     fs::write(bed.mnt.join("file"), compare_noise()).unwrap();
     let mut child = program();
     let child = child.arg("send").arg(&bed.store).stdin(Stdio::null());
-    let mut child = child.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut child = child
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
     // The pipe is full before the file has gone through.
     std::thread::sleep(Duration::from_millis(500));
     bed.umount();
@@ -184,8 +208,16 @@ fn a_stream_that_is_cut_or_foreign_is_refused_and_leaves_nothing() {
         (b"PK\x03\x04 something else", exit::NOT_A_STORE, "no stream"),
         (&small_stream()[..12], exit::DAMAGED, "ends too early"),
         (&small_stream()[..200], exit::DAMAGED, "ends too early"),
-        (&small_stream()[..small_stream().len() - 1], exit::DAMAGED, "ends too early"),
-        (&[small_stream(), b"x"].concat(), exit::DAMAGED, "follows its end"),
+        (
+            &small_stream()[..small_stream().len() - 1],
+            exit::DAMAGED,
+            "ends too early",
+        ),
+        (
+            &[small_stream(), b"x"].concat(),
+            exit::DAMAGED,
+            "follows its end",
+        ),
     ] {
         fs::write(&stream, bytes).unwrap();
         assert_refused(&receive_from(&stream, &new, &[]), code, words);
@@ -230,9 +262,13 @@ fn a_killed_receive_leaves_no_store_and_the_next_one_starts_anew() {
 fn a_damaged_store_is_not_sent() {
     let dir = tempfile::tempdir().unwrap();
     let (_, store) = filled(dir.path());
-    let segments = fs::read_dir(store.join("log")).unwrap().map(|e| e.unwrap().path());
+    let segments = fs::read_dir(store.join("log"))
+        .unwrap()
+        .map(|e| e.unwrap().path());
     let blocks = segments.filter(|path| path.extension().is_some_and(|e| e == "b"));
-    let segment = blocks.max_by_key(|path| fs::metadata(path).unwrap().len()).unwrap();
+    let segment = blocks
+        .max_by_key(|path| fs::metadata(path).unwrap().len())
+        .unwrap();
     let mut bytes = fs::read(&segment).unwrap();
     let middle = bytes.len() / 2;
     bytes[middle] ^= 4;
@@ -257,7 +293,15 @@ fn small_stream() -> &'static [u8] {
         let held = store.hold().unwrap();
         let mut stream = Vec::new();
         let stop = AtomicBool::new(false);
-        send(&storage, held.files(), &mut stream, &stop, &mut || Ok(()), &|_, _| {}).unwrap();
+        send(
+            &storage,
+            held.files(),
+            &mut stream,
+            &stop,
+            &mut || Ok(()),
+            &|_, _| {},
+        )
+        .unwrap();
         stream
     })
 }
@@ -271,7 +315,11 @@ fn take(stream: &[u8], store: &Path) -> Result<Received, WireError> {
 fn assert_fails(stream: &[u8], dir: &Path) -> WireError {
     let new = dir.join("new");
     let error = take(stream, &new).expect_err("it was taken");
-    assert_eq!(fs::read_dir(dir).unwrap().count(), 0, "{error} left something");
+    assert_eq!(
+        fs::read_dir(dir).unwrap().count(),
+        0,
+        "{error} left something"
+    );
     error
 }
 
@@ -345,7 +393,8 @@ proptest! {
     }
 }
 
-const DESCRIPTION: &str = "uuid = \"6d2e1f0c-3c0d-4f7e-9b59-7f0b1f6f2d11\"\nformat = 1\nfeatures = []\n";
+const DESCRIPTION: &str =
+    "uuid = \"6d2e1f0c-3c0d-4f7e-9b59-7f0b1f6f2d11\"\nformat = 1\nfeatures = []\n";
 
 /// A stream of these frames, with right checksums.
 fn forged(frames: &[(FrameKind, Vec<u8>)]) -> Vec<u8> {
@@ -363,7 +412,10 @@ fn announce(files: u64, bytes: u64, description: &str) -> (FrameKind, Vec<u8>) {
 }
 
 fn file(path: &str, len: u64) -> (FrameKind, Vec<u8>) {
-    (FrameKind::File, [&len.to_le_bytes(), path.as_bytes()].concat())
+    (
+        FrameKind::File,
+        [&len.to_le_bytes(), path.as_bytes()].concat(),
+    )
 }
 
 fn data(bytes: &[u8]) -> (FrameKind, Vec<u8>) {
@@ -412,9 +464,18 @@ fn paths_that_lead_elsewhere_are_refused() {
         &format!("models/{}", "x".repeat(251)),
     ] {
         fs::create_dir_all(&dir).unwrap();
-        let stream = forged(&[announce(1, 4, DESCRIPTION), file(path, 4), data(b"evil"), file_end(b"evil"), end(&[b"evil"])]);
+        let stream = forged(&[
+            announce(1, 4, DESCRIPTION),
+            file(path, 4),
+            data(b"evil"),
+            file_end(b"evil"),
+            end(&[b"evil"]),
+        ]);
         let error = assert_fails(&stream, &dir).to_string();
-        assert!(error.contains("a file that no store has"), "{path:?}: {error}");
+        assert!(
+            error.contains("a file that no store has"),
+            "{path:?}: {error}"
+        );
     }
     assert_eq!(fs::read_dir(outer.path()).unwrap().count(), 1);
 }
@@ -429,22 +490,81 @@ fn frames_that_contradict_each_other_are_refused() {
         ("brings more", vec![start(1, 3), file(name, 4)]),
         ("brings more", vec![start(1, 9), file(name, u64::MAX)]),
         ("brings more", vec![start(0, 9), file(name, 4)]),
-        ("or has twice", vec![start(2, 8), file(name, 4), data(b"1234"), file_end(b"1234"), file(name, 4)]),
-        ("does not belong", vec![start(1, 4), file(name, 4), data(b"12345")]),
-        ("does not belong", vec![start(1, 4), file(name, 4), data(b"")]),
-        ("does not belong", vec![start(1, 4), file(name, 4), data(b"123"), file_end(b"123")]),
-        ("does not belong", vec![start(2, 8), file(name, 4), file(other, 4)]),
+        (
+            "or has twice",
+            vec![
+                start(2, 8),
+                file(name, 4),
+                data(b"1234"),
+                file_end(b"1234"),
+                file(name, 4),
+            ],
+        ),
+        (
+            "does not belong",
+            vec![start(1, 4), file(name, 4), data(b"12345")],
+        ),
+        (
+            "does not belong",
+            vec![start(1, 4), file(name, 4), data(b"")],
+        ),
+        (
+            "does not belong",
+            vec![start(1, 4), file(name, 4), data(b"123"), file_end(b"123")],
+        ),
+        (
+            "does not belong",
+            vec![start(2, 8), file(name, 4), file(other, 4)],
+        ),
         ("does not belong", vec![start(1, 4), start(1, 4)]),
         ("does not belong", vec![start(1, 4), data(b"1234")]),
-        ("hash of", vec![start(1, 4), file(name, 4), data(b"1234"), file_end(b"12_4")]),
-        ("hash of", vec![start(1, 4), file(name, 4), data(b"1234"), (FrameKind::FileEnd, vec![])]),
+        (
+            "hash of",
+            vec![start(1, 4), file(name, 4), data(b"1234"), file_end(b"12_4")],
+        ),
+        (
+            "hash of",
+            vec![
+                start(1, 4),
+                file(name, 4),
+                data(b"1234"),
+                (FrameKind::FileEnd, vec![]),
+            ],
+        ),
         ("are missing", vec![start(1, 4), end(&[])]),
-        ("are missing", vec![start(1, 8), file(name, 4), data(b"1234"), file_end(b"1234"), end(&[b"1234"])]),
-        ("are missing", vec![start(1, 4), file(name, 4), data(b"1234"), file_end(b"1234"), end(&[b"12_4"])]),
-        ("a file that", vec![start(1, 4), (FrameKind::File, vec![4; 7])]),
+        (
+            "are missing",
+            vec![
+                start(1, 8),
+                file(name, 4),
+                data(b"1234"),
+                file_end(b"1234"),
+                end(&[b"1234"]),
+            ],
+        ),
+        (
+            "are missing",
+            vec![
+                start(1, 4),
+                file(name, 4),
+                data(b"1234"),
+                file_end(b"1234"),
+                end(&[b"12_4"]),
+            ],
+        ),
+        (
+            "a file that",
+            vec![start(1, 4), (FrameKind::File, vec![4; 7])],
+        ),
         ("store description", vec![announce(0, 0, "not = [toml")]),
-        ("format version 9", vec![announce(0, 0, &DESCRIPTION.replace("= 1", "= 9"))]),
-        ("'sharding'", vec![announce(0, 0, &DESCRIPTION.replace("[]", "['sharding']"))]),
+        (
+            "format version 9",
+            vec![announce(0, 0, &DESCRIPTION.replace("= 1", "= 9"))],
+        ),
+        (
+            "'sharding'",
+            vec![announce(0, 0, &DESCRIPTION.replace("[]", "['sharding']"))],
+        ),
     ];
     for (words, frames) in cases {
         let dir = tempfile::tempdir().unwrap();
@@ -458,7 +578,12 @@ fn frames_out_of_order_too_long_or_of_a_newer_stream_are_refused() {
     let dir = tempfile::tempdir().unwrap();
     let stream = forged(&[announce(0, 0, DESCRIPTION), end(&[])]);
     let first = 21 + 16 + DESCRIPTION.len();
-    let swapped = [&stream[..16], &stream[16 + first..], &stream[16..16 + first]].concat();
+    let swapped = [
+        &stream[..16],
+        &stream[16 + first..],
+        &stream[16..16 + first],
+    ]
+    .concat();
     let error = assert_fails(&swapped, dir.path()).to_string();
     assert!(error.contains("not in order"), "{error}");
 
@@ -476,7 +601,10 @@ fn frames_out_of_order_too_long_or_of_a_newer_stream_are_refused() {
     newer[8..12].copy_from_slice(&(STREAM_VERSION + 1).to_le_bytes());
     crc_at(&mut newer, 0, 12);
     let error = assert_fails(&newer, dir.path()).to_string();
-    assert!(error.contains("version 2, this program reads up to 1"), "{error}");
+    assert!(
+        error.contains("version 2, this program reads up to 1"),
+        "{error}"
+    );
 }
 
 #[test]

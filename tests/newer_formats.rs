@@ -1,9 +1,9 @@
 //! Stores of newer versions are refused by every command, in clear words, and stay as they are.
 
-mod common;
 #[path = "common/cli.rs"]
 #[allow(dead_code)]
 mod cli;
+mod common;
 #[path = "common/compare.rs"]
 mod compare;
 
@@ -52,7 +52,11 @@ fn assert_all_refuse(dir: &Path, commands: &[&[&str]], words: &str) {
         let output = run(dir, arguments);
         eprintln!("{arguments:?}");
         assert_refused(&output, exit::NOT_A_STORE, words);
-        assert_eq!(compare::fingerprint(&dir.join("store")), before, "{arguments:?} has changed it");
+        assert_eq!(
+            compare::fingerprint(&dir.join("store")),
+            before,
+            "{arguments:?} has changed it"
+        );
     }
     assert!(!dir.join("copy").exists());
 }
@@ -81,7 +85,11 @@ fn a_store_with_an_unknown_feature_is_refused_by_its_name() {
     let newer = text.replace("features = []", "features = [\"sharding\"]");
     assert_ne!(text, newer);
     fs::write(&path, newer).unwrap();
-    assert_all_refuse(dir.path(), &COMMANDS, "the feature 'sharding', which this program does not have");
+    assert_all_refuse(
+        dir.path(),
+        &COMMANDS,
+        "the feature 'sharding', which this program does not have",
+    );
 }
 
 #[test]
@@ -148,6 +156,10 @@ fn a_stream_of_a_newer_store_is_refused_before_anything_is_written() {
     let command = command.args(["receive", "new"]).current_dir(dir.path());
     let input = File::open(dir.path().join("stream")).unwrap();
     let output = command.stdin(input).output().unwrap();
-    assert_refused(&output, exit::NOT_A_STORE, "format version 2, this program reads up to 1");
+    assert_refused(
+        &output,
+        exit::NOT_A_STORE,
+        "format version 2, this program reads up to 1",
+    );
     assert!(!dir.path().join("new").exists());
 }

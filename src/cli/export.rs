@@ -92,7 +92,12 @@ fn export<S: Tree>(
         }
     };
     Ok(moving::copy_tree(
-        "exporting", source, &target, &options, stop, &finish,
+        "exporting",
+        source,
+        &target,
+        &options,
+        stop,
+        &finish,
     ))
 }
 

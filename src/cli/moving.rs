@@ -1,7 +1,7 @@
 //! What import, export, send and receive have in common.
 
-use std::fmt::Write;
 use std::ffi::OsString;
+use std::fmt::Write;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -149,12 +149,7 @@ pub fn copy_tree<S: Tree, T: Target>(
     result
 }
 
-fn measure_for<S: Tree>(
-    bar: &ProgressBar,
-    source: &S,
-    options: &CopyOptions,
-    done: &AtomicBool,
-) {
+fn measure_for<S: Tree>(bar: &ProgressBar, source: &S, options: &CopyOptions, done: &AtomicBool) {
     let measured = measure(source, options, done, &|bytes| bar.inc_length(bytes));
     if let Err(error) = measured {
         log::debug!("measuring: {error}");

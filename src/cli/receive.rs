@@ -5,8 +5,8 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::output::{self, bytes};
 use super::moving;
+use super::output::{self, bytes};
 use crate::exit::{Failure, Outcome};
 use crate::transfer::receive;
 

@@ -43,8 +43,19 @@ pub fn file_attr(stat: &Stat) -> FileAttr {
 
 pub fn timestamp(time: TimeOrNow) -> Timestamp {
     match time {
-        TimeOrNow::SpecificTime(time) => time.into(),
+        TimeOrNow::SpecificTime(time) => requested(time),
         TimeOrNow::Now => Timestamp::now(),
+    }
+}
+
+/// The time that the kernel has sent. fuser 0.18 takes nanoseconds off times before 1970 that are to be added.
+pub fn requested(time: SystemTime) -> Timestamp {
+    match SystemTime::UNIX_EPOCH.duration_since(time) {
+        Ok(before) => Timestamp {
+            secs: i64::try_from(before.as_secs()).map_or(i64::MIN, |secs| -secs),
+            nanos: before.subsec_nanos(),
+        },
+        Err(_) => time.into(),
     }
 }
 

@@ -24,7 +24,10 @@ pub(crate) fn check_version(place: &str, found: u32) -> Result<()> {
 
 /// Err if a store needs a feature that this program does not have.
 pub(crate) fn check_features(place: &str, features: &[String]) -> Result<()> {
-    match features.iter().find(|name| !FEATURES.contains(&name.as_str())) {
+    match features
+        .iter()
+        .find(|name| !FEATURES.contains(&name.as_str()))
+    {
         Some(feature) => Err(StoreError::UnknownFeature {
             path: place.to_owned(),
             feature: feature.clone(),

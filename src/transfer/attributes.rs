@@ -73,7 +73,10 @@ mod tests {
             (set, difference.remove)
         };
         let gone: Vec<&[u8]> = vec![b"system.posix_acl_access"];
-        assert_eq!(names(true), (vec![&b"user.b"[..], b"trusted.c"], gone.clone()));
+        assert_eq!(
+            names(true),
+            (vec![&b"user.b"[..], b"trusted.c"], gone.clone())
+        );
         assert_eq!(names(false), (vec![&b"user.b"[..]], gone));
         assert!(Difference::of(&original, &original, true).is_empty());
     }

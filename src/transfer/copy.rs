@@ -283,9 +283,7 @@ impl<S: Tree, T: Target> Copier<'_, S, T> {
                 (self.last)();
             }
             let attributes = self.source.attributes(&dir.source, SELF);
-            if let Some(attributes) =
-                self.note(&dir.path, attributes.map_err(CopyError::Source))?
-            {
+            if let Some(attributes) = self.note(&dir.path, attributes.map_err(CopyError::Source))? {
                 let dressed = self.dress(&dir.path, &dir.target, SELF, &dir.meta, &attributes);
                 self.note(&dir.path, dressed)?;
             }
@@ -323,7 +321,10 @@ impl<S: Tree, T: Target> Copier<'_, S, T> {
             let before = written.len();
             let copied = self.entry(dir, name, &path, written);
             self.note(&path, copied)?;
-            bytes += written[before..].iter().map(|file| file.meta.size).sum::<u64>();
+            bytes += written[before..]
+                .iter()
+                .map(|file| file.meta.size)
+                .sum::<u64>();
             if bytes >= BATCH_BYTES {
                 self.commit(dir, written)?;
                 bytes = 0;
@@ -352,7 +353,10 @@ impl<S: Tree, T: Target> Copier<'_, S, T> {
             return self.directory(dir, name, path, meta);
         }
         if meta.nlink > 1 {
-            match self.links.claim(meta.id, meta.nlink, (dir.clone(), name.to_vec())) {
+            match self
+                .links
+                .claim(meta.id, meta.nlink, (dir.clone(), name.to_vec()))
+            {
                 Claim::First => {}
                 Claim::Waits => return Ok(()),
                 Claim::Link(existing) => return self.link(dir, name, &existing),
@@ -377,13 +381,7 @@ impl<S: Tree, T: Target> Copier<'_, S, T> {
         }
     }
 
-    fn directory(
-        &self,
-        dir: &Arc<Dir<S, T>>,
-        name: &[u8],
-        path: &[u8],
-        meta: Meta,
-    ) -> Result<()> {
+    fn directory(&self, dir: &Arc<Dir<S, T>>, name: &[u8], path: &[u8], meta: Meta) -> Result<()> {
         let wanted = self.options.wanted(&meta);
         let is_new = match self.existing(dir, name)? {
             None => {
@@ -495,8 +493,7 @@ impl<S: Tree, T: Target> Copier<'_, S, T> {
         if !found.is_regular() || (found.size, found.mtime) != (meta.size, meta.mtime) {
             return Ok(false);
         }
-        // A copy of several names by several files is no copy.
-        if found.nlink > 1 && meta.nlink == 1 {
+        if !self.is_linked_alike(meta, found) {
             return Ok(false);
         }
         if self.options.verify == Verify::Off {
@@ -516,6 +513,11 @@ impl<S: Tree, T: Target> Copier<'_, S, T> {
         let contents = self.source.open(&dir.source, name);
         let contents = contents.map_err(CopyError::Source)?;
         Ok(hash_source(&*contents, meta.size, self.stop, self.progress)? == there)
+    }
+
+    /// Whether what is there can have the same names as the original.
+    fn is_linked_alike(&self, meta: &Meta, found: &Meta) -> bool {
+        found.nlink == 1 || meta.nlink > 1 && self.links.keep(found.id, meta.id)
     }
 
     fn write(&self, dir: &Dir<S, T>, name: &[u8], partial: &[u8], meta: &Meta) -> Result<Hash> {
@@ -575,7 +577,13 @@ impl<S: Tree, T: Target> Copier<'_, S, T> {
                 return Err(CopyError::Different);
             }
         }
-        self.dress(path, &dir.target, &file.partial, &file.meta, &file.attributes)?;
+        self.dress(
+            path,
+            &dir.target,
+            &file.partial,
+            &file.meta,
+            &file.attributes,
+        )?;
         let renamed = self.target.rename(&dir.target, &file.partial, &file.name);
         renamed.map_err(CopyError::Target)?;
         self.count(|report| {
@@ -606,10 +614,9 @@ impl<S: Tree, T: Target> Copier<'_, S, T> {
             return Err(CopyError::InTheWay("a directory"));
         }
         let same = |found: &Meta| {
-            let linked_alike = found.nlink == 1 || meta.nlink > 1;
             let target_there = || self.target.symlink_target(&dir.target, name).ok();
             found.kind == meta.kind
-                && linked_alike
+                && self.is_linked_alike(meta, found)
                 && (!is_device || found.rdev == meta.rdev)
                 && (target.is_none() || target_there() == target)
         };

@@ -32,9 +32,7 @@ fn read_data(
                 return Err(CopyError::Interrupted);
             }
             let want = (end - offset).min(PIECE as u64) as usize;
-            let got = contents
-                .read(offset, &mut buffer[..want])
-                .map_err(wrong)?;
+            let got = contents.read(offset, &mut buffer[..want]).map_err(wrong)?;
             if got < want {
                 return Err(CopyError::Changed);
             }
@@ -56,11 +54,17 @@ pub fn copy_data(
     stop: &AtomicBool,
     progress: &dyn Fn(u64),
 ) -> std::result::Result<Hash, CopyError> {
-    let hash = read_data(source, size, stop, CopyError::Source, &mut |offset, data| {
-        output.write(offset, data).map_err(CopyError::Target)?;
-        progress(data.len() as u64);
-        Ok(())
-    })?;
+    let hash = read_data(
+        source,
+        size,
+        stop,
+        CopyError::Source,
+        &mut |offset, data| {
+            output.write(offset, data).map_err(CopyError::Target)?;
+            progress(data.len() as u64);
+            Ok(())
+        },
+    )?;
     output.finish(size).map_err(CopyError::Target)?;
     Ok(hash)
 }

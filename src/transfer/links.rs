@@ -36,13 +36,22 @@ pub enum Claim {
 /// Files with several names, as long as names of them may come.
 pub struct Links<W> {
     files: Mutex<HashMap<FileId, Known<W>>>,
+    /// Files with several names that are there already, and what they are copies of.
+    kept: Mutex<HashMap<FileId, FileId>>,
 }
 
 impl<W> Links<W> {
     pub fn new() -> Links<W> {
         Links {
             files: Mutex::new(HashMap::new()),
+            kept: Mutex::new(HashMap::new()),
         }
+    }
+
+    /// Whether a file with several names that is there already may stay as the copy of `original`: not if
+    /// another name of it is the copy of another file.
+    pub fn keep(&self, copy: FileId, original: FileId) -> bool {
+        *self.kept.lock().entry(copy).or_insert(original) == original
     }
 
     /// Decides on one name of a file that has `nlink` of them.

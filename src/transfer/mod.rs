@@ -15,7 +15,7 @@ mod queue;
 mod receive;
 mod report;
 mod send;
-mod tree;
+pub mod tree;
 mod volume;
 pub mod wire;
 

@@ -35,7 +35,9 @@ impl Token {
             Token::One | Token::Name => byte != b'/',
             Token::Path | Token::Directories => true,
             Token::Class { negated, ranges } => {
-                let within = ranges.iter().any(|(low, high)| (*low..=*high).contains(&byte));
+                let within = ranges
+                    .iter()
+                    .any(|(low, high)| (*low..=*high).contains(&byte));
                 within != *negated && byte != b'/'
             }
         }

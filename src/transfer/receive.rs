@@ -245,9 +245,7 @@ impl Landing {
         let lock = storage.lock(true).map_err(at("lock", &self.site))?;
         let lock = lock.ok_or_else(|| WireError::Busy(self.site.display().to_string()))?;
         for dir in ["log", "models", "s2sfs.toml", "s2sfs.toml.tmp"] {
-            storage
-                .remove_tree(dir)
-                .map_err(at("remove", &self.site))?;
+            storage.remove_tree(dir).map_err(at("remove", &self.site))?;
         }
         for dir in ["log", "models"] {
             storage.mkdir(dir).map_err(at("mkdir", &self.site))?;

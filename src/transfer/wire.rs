@@ -165,7 +165,8 @@ impl<'a> FrameReader<'a> {
         if read_full(self.input, &mut head)? < FRAME_HEAD {
             return Err(WireError::Truncated(whole));
         }
-        let field = |at: usize| u32::from_le_bytes([head[at], head[at + 1], head[at + 2], head[at + 3]]);
+        let field =
+            |at: usize| u32::from_le_bytes([head[at], head[at + 1], head[at + 2], head[at + 3]]);
         let crc = crc32c::crc32c(&head[..FIELDS]);
         if crc != field(FIELDS) {
             return Err(self.damaged("wrong checksum of a frame's head"));

@@ -81,7 +81,10 @@ fn links(tree: &BTreeMap<PathBuf, Metadata>) -> BTreeSet<BTreeSet<PathBuf>> {
         let names = files.entry((meta.dev(), meta.ino())).or_default();
         names.insert(path.clone());
     }
-    files.into_values().filter(|names| names.len() > 1).collect()
+    files
+        .into_values()
+        .filter(|names| names.len() > 1)
+        .collect()
 }
 
 /// Fails with a list of all differences between two trees.
@@ -217,16 +220,26 @@ pub fn make_oddities(root: &Path) {
     set_mode(&file(b"setgid", b"#!"), 0o2710);
     set_mode(&file(b"unreadable", b"secret"), 0);
     make_sparse(&root.join("sparse"));
-    File::create(root.join("hole")).unwrap().set_len(1 << 30).unwrap();
+    File::create(root.join("hole"))
+        .unwrap()
+        .set_len(40 << 20)
+        .unwrap();
     make_names(root);
     make_attributes(root);
     if rustix::process::geteuid().is_root() {
         make_for_root(root);
     }
-    for (number, name) in ["text", "byte", "deep/er", "deep", "loose"].iter().enumerate() {
+    for (number, name) in ["text", "byte", "deep/er", "deep", "loose"]
+        .iter()
+        .enumerate()
+    {
         let number = number as i64;
         let path = root.join(name);
-        set_times(&path, (1_700_000_000 + number, 5), (86_400 * 365 * number, 123_456_789));
+        set_times(
+            &path,
+            (1_700_000_000 + number, 5),
+            (86_400 * 365 * number, 123_456_789),
+        );
     }
     set_times(&root.join("empty"), (0, 1), (-5, 250_000_000));
     set_times(root, (1_000_000_000, 0), (1_000_000_001, 999_999_999));
@@ -269,7 +282,11 @@ fn make_attributes(root: &Path) {
         skipped("the temporary directory takes no extended attributes");
     }
     fs::create_dir(root.join("lists")).unwrap();
-    fs::write(root.join("lists/without"), "made before its directory had a list").unwrap();
+    fs::write(
+        root.join("lists/without"),
+        "made before its directory had a list",
+    )
+    .unwrap();
     fs::write(root.join("lists/with"), "a list").unwrap();
     let listed = set_attribute(&root.join("lists/with"), "system.posix_acl_access", &list)
         && set_attribute(&root.join("lists"), "system.posix_acl_default", &list);
