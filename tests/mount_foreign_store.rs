@@ -76,7 +76,7 @@ impl Drop for Frozen<'_> {
 
 /// A store that was not even closed, with settled and staged files, copied to `to`.
 fn write_elsewhere(to: &Path) -> Vec<(PathBuf, Vec<u8>)> {
-    let bed = Bed::mounted("segment=1M");
+    let bed = Bed::mounted("segment=1M,policy=fast");
     let mut files = write_tree(&bed.mnt);
     bed.settle();
     let late = sample(99, 150_000);

@@ -57,6 +57,7 @@ fn filled(dir: &Path) -> (PathBuf, PathBuf) {
     let output = s2sfs([
         "import".as_ref(),
         "--settle".as_ref(),
+        "-opolicy=fast".as_ref(),
         original.as_os_str(),
         store.as_os_str(),
     ]);
@@ -121,7 +122,7 @@ fn a_mounted_store_is_sent_as_it_is_while_it_is_written() {
     if !can_mount() {
         return;
     }
-    let bed = Bed::mounted("segment=1M");
+    let bed = Bed::mounted("segment=1M,policy=fast");
     let files = write_tree(&bed.mnt);
     bed.settle();
     let inodes = |root: &Path| -> Vec<(PathBuf, u64)> {
@@ -187,7 +188,7 @@ fn unmounting_does_not_wait_for_a_pipe_and_ends_the_stream_early() {
     let mut stream = Vec::new();
     std::io::Read::read_to_end(child.stdout.as_mut().unwrap(), &mut stream).unwrap();
     let output = child.wait_with_output().unwrap();
-    assert_refused(&output, exit::USAGE, "the store could not be held");
+    assert_refused(&output, exit::FAILED, "the store could not be held");
     fs::write(bed.path("stream"), stream).unwrap();
     let output = receive_from(&bed.path("stream"), &bed.path("new"), &[]);
     assert_refused(&output, exit::DAMAGED, "ends too early");
@@ -357,11 +358,11 @@ proptest! {
         let mut input = &stream[..];
         let mut reader = FrameReader::new(&mut input).unwrap();
         for (kind, payload) in &payloads {
-            let (found, bytes) = reader.next().unwrap();
+            let (found, bytes) = reader.read().unwrap();
             prop_assert_eq!(found, kinds[*kind as usize - 1]);
             prop_assert_eq!(bytes, &payload[..]);
         }
-        prop_assert!(matches!(reader.next(), Err(WireError::Truncated(_))));
+        prop_assert!(matches!(reader.read(), Err(WireError::Truncated(_))));
     }
 
     #[test]

@@ -56,7 +56,10 @@ fn send_held(store: &Path, held: HeldStore, stop: &AtomicBool) -> Outcome<()> {
     let mut held = Some(held);
     write(store, &files, stop, &mut || {
         let released = held.take().map_or(Ok(()), HeldStore::release);
-        released.map_err(|e| WireError::Refused(format!("the store could not be held: {e}")))
+        released.map_err(|e| {
+            let why = format!("the store could not be held as it was: {e}");
+            WireError::Io(io::Error::other(why))
+        })
     })
 }
 

@@ -71,7 +71,7 @@ struct Expected {
 }
 
 fn announced(frames: &mut FrameReader<'_>) -> Result<(Vec<u8>, Expected)> {
-    let (kind, payload) = frames.next()?;
+    let (kind, payload) = frames.read()?;
     let Some((counts, description)) = payload.split_at_checked(16) else {
         return Err(frames.damaged("its first frame is too short"));
     };
@@ -104,7 +104,7 @@ fn take_files(
     let mut all = blake3::Hasher::new();
     let mut done = 0;
     loop {
-        let (kind, payload) = frames.next()?;
+        let (kind, payload) = frames.read()?;
         match kind {
             FrameKind::File => {
                 let file = file_of(payload);
@@ -163,7 +163,7 @@ fn take_file(
         if stop.load(Relaxed) {
             return Err(WireError::Interrupted);
         }
-        let (kind, payload) = frames.next()?;
+        let (kind, payload) = frames.read()?;
         let len = payload.len() as u64;
         match kind {
             FrameKind::Data if len > 0 && len <= file.len - at => {

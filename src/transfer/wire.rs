@@ -158,7 +158,7 @@ impl<'a> FrameReader<'a> {
     }
 
     /// The next frame.
-    pub fn next(&mut self) -> Result<(FrameKind, &[u8])> {
+    pub fn read(&mut self) -> Result<(FrameKind, &[u8])> {
         let whole = self.number;
         self.number += 1;
         let mut head = [0; FRAME_HEAD];
