@@ -204,9 +204,14 @@ fn a_stream_that_is_cut_or_foreign_is_refused_and_leaves_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let path = |name: &str| dir.path().join(name);
     let (stream, new) = (path("stream"), path("new"));
+    let longer = [small_stream(), b"x"].concat();
     for (bytes, code, words) in [
         (&b""[..], exit::NOT_A_STORE, "no stream"),
-        (b"PK\x03\x04 something else", exit::NOT_A_STORE, "no stream"),
+        (
+            &b"PK\x03\x04 something else"[..],
+            exit::NOT_A_STORE,
+            "no stream",
+        ),
         (&small_stream()[..12], exit::DAMAGED, "ends too early"),
         (&small_stream()[..200], exit::DAMAGED, "ends too early"),
         (
@@ -214,11 +219,7 @@ fn a_stream_that_is_cut_or_foreign_is_refused_and_leaves_nothing() {
             exit::DAMAGED,
             "ends too early",
         ),
-        (
-            &[small_stream(), b"x"].concat(),
-            exit::DAMAGED,
-            "follows its end",
-        ),
+        (&longer[..], exit::DAMAGED, "follows its end"),
     ] {
         fs::write(&stream, bytes).unwrap();
         assert_refused(&receive_from(&stream, &new, &[]), code, words);
@@ -239,7 +240,13 @@ fn a_killed_receive_leaves_no_store_and_the_next_one_starts_anew() {
     let stream = small_stream();
     let mut input = child.stdin.take().unwrap();
     input.write_all(&stream[..stream.len() - 1]).unwrap();
-    wait_until("the first files", || !receiving(dir.path()).is_empty());
+    let arrived = |name: &String| {
+        let log = fs::read_dir(dir.path().join(name).join("log"));
+        log.is_ok_and(|mut files| files.next().is_some())
+    };
+    wait_until("the first file", || {
+        receiving(dir.path()).iter().any(arrived)
+    });
     // Somebody else cannot do the same meanwhile.
     let whole = dir.path().join("stream");
     fs::write(&whole, stream).unwrap();

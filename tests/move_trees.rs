@@ -95,7 +95,11 @@ fn a_tree_that_is_imported_and_exported_is_the_same_in_every_attribute() {
 fn an_export_changes_nothing_in_the_store() {
     let place = Place::new();
     let (original, store) = (place.oddities(), place.path("store"));
-    assert_ok(&import(&original, &store, &["--settle", "-o", "policy=fast"]));
+    assert_ok(&import(
+        &original,
+        &store,
+        &["--settle", "-o", "policy=fast"],
+    ));
     let before = compare::fingerprint(&store);
     assert_holds(&place, &store, &original);
     assert_eq!(compare::fingerprint(&store), before);
@@ -113,7 +117,11 @@ fn what_was_imported_is_settled_where_that_is_asked_for() {
         summary(&output)["staged_bytes"].as_u64().unwrap()
     };
     assert!(staged(&store) > 0);
-    assert_ok(&import(&original, &store, &["--settle", "-o", "policy=fast"]));
+    assert_ok(&import(
+        &original,
+        &store,
+        &["--settle", "-o", "policy=fast"],
+    ));
     assert_eq!(staged(&store), 0);
     assert_holds(&place, &store, &original);
 }
