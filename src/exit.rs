@@ -32,7 +32,7 @@ impl Exit {
         ),
         (
             Exit::Failed,
-            "The operation failed: input/output error, full disk, out of memory.",
+            "The operation failed: input/output error, full disk, out of memory; for import and export: something could not be copied.",
         ),
         (Exit::Usage, "The command line or an option is wrong."),
         (

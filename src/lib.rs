@@ -23,4 +23,5 @@ pub mod settle;
 pub mod store;
 mod sync;
 pub mod train;
+pub mod transfer;
 pub mod volume;

@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::codec::{Codecs, Device, Policy, Verify};
-use log::LevelFilter;
 use crate::control::MetricsAddress;
+use log::LevelFilter;
 
 /// One mount option as the user sees it.
 #[derive(Debug, Clone, Copy)]

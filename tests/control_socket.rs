@@ -3,14 +3,16 @@
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use s2sfs::control::client::{Client, ClientError};
 use s2sfs::control::{
-    AgainStatus, FileInfo, ScrubAction, ScrubOptions, ScrubState, ScrubStatus, Server, Service, ServiceError, Status, store_socket, FileUsage, MAX_INODES,
+    AgainStatus, FileInfo, FileUsage, MAX_INODES, ScrubAction, ScrubOptions, ScrubState,
+    ScrubStatus, Server, Service, ServiceError, Status, WhileHeld, store_socket,
 };
+use s2sfs::store::carry::StoreFile;
 
 #[derive(Default)]
 struct Fake {
@@ -19,6 +21,9 @@ struct Fake {
     freezes: AtomicU64,
     /// The freeze that lasts, and its timeout.
     frozen: Mutex<Option<(u64, Duration)>>,
+    /// How often the store was held and let go.
+    let_go: AtomicU64,
+    closing: AtomicBool,
 }
 
 impl Service for Fake {
@@ -88,6 +93,16 @@ impl Service for Fake {
         Ok((10, 3))
     }
 
+    fn hold(&self, held: &mut WhileHeld<'_>) -> Result<(), ServiceError> {
+        let file = StoreFile {
+            path: "log/00000001.j".into(),
+            len: 48,
+        };
+        held(&[file], &|| self.closing.load(Ordering::SeqCst));
+        self.let_go.fetch_add(1, Ordering::SeqCst);
+        Ok(())
+    }
+
     fn file_info(&self, ino: u64) -> Result<FileInfo, ServiceError> {
         match ino {
             7 => Ok(FileInfo {
@@ -114,6 +129,34 @@ impl Service for Fake {
 
 fn serve(store: &Path) -> Server {
     Server::start(&store_socket(store), Arc::new(Fake::default())).unwrap()
+}
+
+#[test]
+fn a_store_is_held_until_the_client_lets_go_is_gone_or_the_store_is_closed() {
+    let dir = tempfile::tempdir().unwrap();
+    let fake = Arc::new(Fake::default());
+    let _server = Server::start(&store_socket(dir.path()), fake.clone()).unwrap();
+    let hold = || Client::of_store(dir.path()).unwrap().hold().unwrap();
+    let wait_for = |count| {
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
+        while fake.let_go.load(Ordering::SeqCst) < count {
+            assert!(std::time::Instant::now() < deadline, "it is still held");
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
+    };
+    let held = hold();
+    assert_eq!(held.files()[0].path, "log/00000001.j");
+    std::thread::sleep(std::time::Duration::from_millis(300));
+    assert_eq!(fake.let_go.load(Ordering::SeqCst), 0);
+    held.release().unwrap();
+    wait_for(1);
+    drop(hold());
+    wait_for(2);
+    let held = hold();
+    fake.closing.store(true, Ordering::SeqCst);
+    wait_for(3);
+    let error = held.release().unwrap_err().to_string();
+    assert!(error.contains("is being unmounted"), "{error}");
 }
 
 #[test]

@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use super::compress::{codecs, encode_options};
 use super::container::{anchor_source, decode, in_parallel, read_batch};
-use super::output::{Patience, megabytes_per_second, self};
+use super::output::{self, Patience, megabytes_per_second};
 use super::scale;
 use crate::codec::{CodecId, Codecs, EncodeOptions, Policy};
 use crate::exit::{Context, Exit, Failure, Outcome};

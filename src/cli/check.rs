@@ -50,7 +50,8 @@ pub fn run(arguments: &CheckArguments) -> Outcome<()> {
     let store = Arc::new(mount::open_damaged(&arguments.store)?);
     let report = volume::check(&store, &codecs, settings.threads, &progress);
     bar.finish_and_clear();
-    tell_check(arguments, &report.context(arguments.store.display())?)
+    let report = report.map_err(|e| mount::volume_failure(&arguments.store, &e))?;
+    tell_check(arguments, &report)
 }
 
 /// Opens the store for writing without the old index; closing it writes the new one.

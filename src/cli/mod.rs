@@ -5,8 +5,10 @@ mod check;
 mod compress;
 mod container;
 mod corpus;
-mod freeze;
 mod du;
+mod export;
+mod freeze;
+mod import;
 mod info;
 mod latents;
 mod man;
@@ -14,16 +16,19 @@ mod measure;
 mod memory;
 mod models;
 mod mount;
+mod moving;
 mod output;
 mod peers;
 mod plot;
 mod plot_bars;
 mod plot_training;
 mod policy;
+mod receive;
 mod reclaim;
-mod scale;
 mod report;
+mod scale;
 mod scrub;
+mod send;
 mod settle;
 mod status;
 mod suite;
@@ -86,6 +91,14 @@ enum Command {
     Du(du::DuArguments),
     /// Verify every checksum and reference of an unmounted store, and decode every block
     Check(check::CheckArguments),
+    /// Copy a directory into a store, new or not, mounted or not
+    Import(import::ImportArguments),
+    /// Copy everything in a store, mounted or not, to a directory
+    Export(export::ExportArguments),
+    /// Write a whole store to a pipe
+    Send(send::SendArguments),
+    /// Make a store of what `send` has written
+    Receive(receive::ReceiveArguments),
     /// Train a model from the files of a directory
     Train(train::TrainArguments),
     /// Compress a plain file
@@ -146,6 +159,10 @@ fn run(arguments: &[OsString]) -> Outcome<()> {
         Command::Info(arguments) => info::run(&arguments),
         Command::Du(arguments) => du::run(&arguments),
         Command::Check(arguments) => check::run(&arguments),
+        Command::Import(arguments) => import::run(&arguments),
+        Command::Export(arguments) => export::run(&arguments),
+        Command::Send(arguments) => send::run(&arguments),
+        Command::Receive(arguments) => receive::run(&arguments),
         Command::Train(arguments) => train::run(&arguments),
         Command::Compress(arguments) => compress::compress(&arguments),
         Command::Decompress(arguments) => compress::decompress(&arguments),

@@ -13,7 +13,10 @@ use thiserror::Error;
 
 use super::mountinfo::Mount;
 use super::protocol::{MAX_REPLY, Reply, Request};
-use super::{AgainStatus, FileInfo, FileUsage, ScrubAction, ScrubOptions, ScrubStatus, Status, socket};
+use super::{
+    AgainStatus, FileInfo, FileUsage, ScrubAction, ScrubOptions, ScrubStatus, Status, socket,
+};
+use crate::store::carry::StoreFile;
 
 /// Why a request got no answer.
 #[derive(Debug, Error)]
@@ -191,6 +194,15 @@ impl Client {
         }
     }
 
+    /// Holds the files of the store as they are now.
+    pub fn hold(self) -> Result<HeldStore> {
+        let mut replies = self.request(&Request::Hold)?;
+        match replies.next()? {
+            Reply::Held { files } => Ok(HeldStore { replies, files }),
+            other => Err(unexpected(other)),
+        }
+    }
+
     /// Prepares to wait for the end of the daemon.
     pub fn wait(self) -> Result<Waiter> {
         let mut replies = self.request(&Request::Wait)?;
@@ -261,6 +273,28 @@ impl Freeze {
         match self.replies.next()? {
             Reply::Thawed { early } => Ok(!early),
             other => Err(unexpected(other)),
+        }
+    }
+}
+
+/// The files of a mounted store, which stay as they are as long as this is there.
+pub struct HeldStore {
+    replies: Replies,
+    files: Vec<StoreFile>,
+}
+
+impl HeldStore {
+    pub fn files(&self) -> &[StoreFile] {
+        &self.files
+    }
+
+    /// Lets go of the files. An error if something came between, so that they may have changed.
+    pub fn release(mut self) -> Result<()> {
+        let said = self.replies.reader.get_mut().write_all(b"done\n");
+        match self.replies.next() {
+            Ok(Reply::Done) => said.map_err(ClientError::Unreachable),
+            Ok(other) => Err(unexpected(other)),
+            Err(error) => Err(error),
         }
     }
 }

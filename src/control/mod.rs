@@ -24,7 +24,7 @@ pub use scrub::{
     FilePart, ReclaimStatus, ScrubAction, ScrubFinding, ScrubOptions, ScrubState, ScrubStatus,
 };
 pub use server::Server;
-pub use service::{Service, ServiceError};
+pub use service::{Service, ServiceError, WhileHeld};
 pub use socket::{prepare_runtime_dir, read_only_socket, store_socket};
 pub use status::{
     AgainStatus, CacheStatus, CodecUsage, ExtentInfo, FileInfo, FrozenStatus, IoStatus, Progress,

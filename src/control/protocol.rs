@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::{AgainStatus, FileInfo, FileUsage, ScrubAction, ScrubOptions, ScrubStatus, Status};
+use crate::store::carry::StoreFile;
 
 /// Longest request line that the daemon reads.
 pub const MAX_REQUEST: u64 = 64 << 10;
@@ -49,6 +50,9 @@ pub enum Request {
     },
     /// Answered with `Progress` now and then, and with `Reclaimed`.
     Reclaim,
+    /// Answered with `Held`. The files stay as they are until the client sends a line, which is answered with
+    /// `Done` if nothing has come between, or closes the connection.
+    Hold,
     /// Answered with `Waiting` at once, and with `Stopped` when the daemon has finished.
     Wait,
 }
@@ -85,6 +89,9 @@ pub enum Reply {
     Reclaimed {
         freed: u64,
         copied: u64,
+    },
+    Held {
+        files: Vec<StoreFile>,
     },
     Waiting {
         pid: u32,

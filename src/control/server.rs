@@ -22,6 +22,9 @@ const CLIENT_INTERVAL: Duration = Duration::from_millis(500);
 /// How often a client that waits for a scrub hears of it.
 const SCRUB_INTERVAL: Duration = Duration::from_millis(200);
 
+/// How soon a client that holds the store loses it when the volume is closed.
+const HOLD_INTERVAL: Duration = Duration::from_millis(100);
+
 /// Where the daemon is in its life.
 enum Phase {
     Running(Arc<dyn Service>),
@@ -165,6 +168,10 @@ fn serve(stream: &UnixStream, shared: &Shared) -> io::Result<()> {
         let timeout = Duration::from_millis(timeout_ms);
         return hold_freeze(stream, shared, service.as_ref(), timeout);
     }
+
+    if request == Request::Hold {
+        return hold(stream, shared, service.as_ref());
+    }
     let reply = answer(stream, &request, service.as_ref()).unwrap_or_else(error);
     match (&request, &reply) {
         (Request::Scrub { wait: true, .. }, Reply::Scrub { scrub }) => {
@@ -211,6 +218,41 @@ fn wait_for_end(mut stream: &UnixStream, shared: &Shared) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// Holds the files of the store for a client, until it says that it is done, is gone, or the volume is closed.
+fn hold(mut stream: &UnixStream, shared: &Shared, service: &dyn Service) -> io::Result<()> {
+    let mut outcome = Ok(());
+    let held = service.hold(&mut |files, ends| {
+        let held = Reply::Held {
+            files: files.to_vec(),
+        };
+        outcome = send(stream, &held).and_then(|()| {
+            stream.set_read_timeout(Some(HOLD_INTERVAL))?;
+            loop {
+                let running = matches!(&*shared.phase.lock(), Phase::Running(_));
+                if !running || ends() {
+                    let why = "the file system is being unmounted";
+                    return send(stream, &error(ServiceError::new(why)));
+                }
+                match stream.read(&mut [0; 64]) {
+                    Ok(0) => return Ok(()),
+                    Ok(_) => return send(stream, &Reply::Done),
+                    Err(e) if is_timeout(&e) => {}
+                    Err(e) => return Err(e),
+                }
+            }
+        });
+    });
+    match held {
+        Ok(()) => outcome,
+        Err(e) => send(stream, &error(e)),
+    }
+}
+
+fn is_timeout(error: &io::Error) -> bool {
+    use io::ErrorKind::{Interrupted, TimedOut, WouldBlock};
+    matches!(error.kind(), WouldBlock | TimedOut | Interrupted)
 }
 
 /// Tells how a scrub goes until none is under way, the client is gone, or the volume is closed.
@@ -296,7 +338,7 @@ fn answer(
             let (freed, copied) = service.reclaim(&progress_sender(stream))?;
             Reply::Reclaimed { freed, copied }
         }
-        Request::Wait => Reply::Done,
+        Request::Wait | Request::Hold => Reply::Done,
     })
 }
 

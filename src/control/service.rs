@@ -2,8 +2,9 @@
 
 use thiserror::Error;
 
-use std::time::Duration;
 use super::{AgainStatus, FileInfo, FileUsage, ScrubAction, ScrubOptions, ScrubStatus, Status};
+use crate::store::carry::StoreFile;
+use std::time::Duration;
 
 /// A request that the daemon could not fulfil.
 #[derive(Debug, Clone, Error)]
@@ -21,6 +22,9 @@ impl ServiceError {
         }
     }
 }
+
+/// What happens while the files of a store are held.
+pub type WhileHeld<'a> = dyn FnMut(&[StoreFile], &dyn Fn() -> bool) + 'a;
 
 /// The daemon's side of the control socket.
 pub trait Service: Send + Sync {
@@ -55,6 +59,10 @@ pub trait Service: Send + Sync {
     /// Gives back the space of dead data; returns bytes given back and live bytes copied for it.
     /// `progress` gets bytes given back and those that are dead.
     fn reclaim(&self, progress: &dyn Fn(u64, u64)) -> Result<(u64, u64), ServiceError>;
+
+    /// Hands the files of the store to `held`, and holds them as they are until it returns. It gets a
+    /// question besides: once the answer is true, it is to return soon.
+    fn hold(&self, held: &mut WhileHeld<'_>) -> Result<(), ServiceError>;
 
     fn file_info(&self, ino: u64) -> Result<FileInfo, ServiceError>;
 

@@ -44,7 +44,7 @@ pub fn file_attr(stat: &Stat) -> FileAttr {
 
 pub fn timestamp(time: TimeOrNow) -> Timestamp {
     match time {
-        TimeOrNow::SpecificTime(time) => time.into(),
+        TimeOrNow::SpecificTime(time) => requested(time),
         TimeOrNow::Now => Timestamp::now(),
     }
 }
@@ -56,6 +56,17 @@ static NO_SPACE: AtomicU64 = AtomicU64::new(0);
 /// How many requests have failed because the store did, and how many because the disk was full.
 pub fn failures() -> (u64, u64) {
     (FAULTS.load(Relaxed), NO_SPACE.load(Relaxed))
+}
+
+/// The time that the kernel has sent. fuser 0.18 takes nanoseconds off times before 1970 that are to be added.
+pub fn requested(time: SystemTime) -> Timestamp {
+    match SystemTime::UNIX_EPOCH.duration_since(time) {
+        Ok(before) => Timestamp {
+            secs: i64::try_from(before.as_secs()).map_or(i64::MIN, |secs| -secs),
+            nanos: before.subsec_nanos(),
+        },
+        Err(_) => time.into(),
+    }
 }
 
 /// The errno of a failed request. Failures of the store are logged here, once per request.

@@ -1,6 +1,6 @@
 //! One method per request.
 
-use super::convert::{BLOCK_SIZE, errno, file_attr, timestamp};
+use super::convert::{BLOCK_SIZE, errno, file_attr, requested, timestamp};
 use super::dirs::Dirs;
 use super::groups::is_member;
 use super::held::Held;
@@ -193,7 +193,7 @@ impl Filesystem for Requests {
             size,
             atime: atime.map(timestamp),
             mtime: mtime.map(timestamp),
-            ctime: ctime.map(Into::into),
+            ctime: ctime.map(requested),
             clear_privileges: loses_privileges(req),
             drop_setgid: (uid.is_some() || gid.is_some()) && self.loses_setgid(req, ino),
         };

@@ -110,8 +110,13 @@ impl Work for Mixing {
             let p = self.logistic.squash(x);
             if self.learns {
                 let seen = (p, u32::from(at % 3 == 0));
-                self.weights
-                    .update::<SIMD, false, false>(&inputs, &mix, seen, rates, self.logistic);
+                self.weights.update::<SIMD, false, false>(
+                    &inputs,
+                    &mix,
+                    seen,
+                    rates,
+                    self.logistic,
+                );
             }
             sum = sum.wrapping_add(u64::from(p));
         }

@@ -25,7 +25,8 @@ pub use models::{codecs, codecs_of_store, unreadable};
 pub use remount::{is_remount, remount};
 pub use unmount::{detach, is_dead, unmount};
 pub use volume::{
-    open_damaged, open_store, open_volume, repair_store, survey_unmounted, unmounted_status,
+    Opened, open_damaged, open_store, open_volume, repair_store, store_failure, survey_unmounted,
+    unmounted_status, volume_failure,
 };
 
 /// Hidden flag by which the daemon knows itself.

@@ -8,7 +8,8 @@ use super::Request;
 use super::models::{codecs_of_store, keep_model};
 use crate::codec::Codecs;
 use crate::control::{
-    AgainStatus, FileInfo, ScrubAction, ScrubOptions, ScrubStatus, Service, ServiceError, Status, FileUsage,
+    AgainStatus, FileInfo, FileUsage, ScrubAction, ScrubOptions, ScrubStatus, Service,
+    ServiceError, Status, WhileHeld,
 };
 use crate::exit::{Context, Exit, Failure, Outcome};
 use crate::fuse;
@@ -139,9 +140,11 @@ pub fn store_failure(error: &StoreError) -> Failure {
     Failure::new(exit, error)
 }
 
-fn volume_failure(path: &Path, error: &VolumeError) -> Failure {
+/// What a failure of the volume in the store at `path` means to a command.
+pub fn volume_failure(path: &Path, error: &VolumeError) -> Failure {
     let exit = match error {
         VolumeError::Damaged { .. } | VolumeError::Unreadable { .. } => Exit::Damaged,
+        VolumeError::NewerFormat { .. } => Exit::NotAStore,
         _ => Exit::Failed,
     };
     Failure::new(exit, format!("{}: {error}", path.display()))
@@ -214,6 +217,12 @@ impl Service for VolumeService {
     fn reclaim(&self, progress: &dyn Fn(u64, u64)) -> Result<(u64, u64), ServiceError> {
         let report = self.volume.reclaim(progress).map_err(service_error)?;
         Ok((report.bytes_freed, report.bytes_copied))
+    }
+
+    fn hold(&self, held: &mut WhileHeld<'_>) -> Result<(), ServiceError> {
+        let files = self.volume.hold().map_err(service_error)?;
+        held(files.files(), &|| self.volume.is_stopping());
+        Ok(())
     }
 
     fn file_info(&self, ino: u64) -> Result<FileInfo, ServiceError> {

@@ -5,7 +5,7 @@ use uuid::Uuid;
 
 use super::segment::LOG_DIR;
 use super::storage::Storage;
-use super::{FORMAT_VERSION, Result, StoreError};
+use super::{Result, StoreError, format};
 
 pub(crate) const DESCRIPTION: &str = "s2sfs.toml";
 const DESCRIPTION_TEMPORARY: &str = "s2sfs.toml.tmp";
@@ -14,6 +14,8 @@ pub const MODEL_DIR: &str = "models";
 /// No description, and no model, is longer.
 const MAX_DESCRIPTION: u64 = 64 << 10;
 const MAX_MODEL: u64 = 4 << 30;
+/// A name with the suffix of a temporary file behind it is still a name.
+const MAX_MODEL_NAME: usize = 250;
 pub(crate) const INDEX_DIR: &str = "index";
 /// Space that only unlink, settling and reclaim may use; exists only while the store is open for writing.
 pub(crate) const RESERVE: &str = "log/reserve";
@@ -53,9 +55,21 @@ pub(crate) fn read_description(storage: &dyn Storage) -> Result<Option<Descripti
         check_unused(storage)?;
         return Ok(None);
     }
-    let bytes = read_file(storage, DESCRIPTION, MAX_DESCRIPTION)?;
-    let damaged = |why: String| StoreError::damaged("store description", place.clone(), why);
-    let text = String::from_utf8(bytes).map_err(|e| damaged(e.to_string()))?;
+    parse_description(&storage.describe(), &description_bytes(storage)?).map(Some)
+}
+
+/// The bytes of the description.
+pub(crate) fn description_bytes(storage: &dyn Storage) -> Result<Vec<u8>> {
+    read_file(storage, DESCRIPTION, MAX_DESCRIPTION)
+}
+
+/// What the description of the store at `place` says. Formats and features that this program does not know
+/// are refused here, for every command.
+pub(crate) fn parse_description(place: &str, bytes: &[u8]) -> Result<Description> {
+    let damaged = |why: String| {
+        StoreError::damaged("store description", format!("{place}/{DESCRIPTION}"), why)
+    };
+    let text = std::str::from_utf8(bytes).map_err(|e| damaged(e.to_string()))?;
     let table: toml::Table = text
         .parse()
         .map_err(|e: toml::de::Error| damaged(e.message().to_owned()))?;
@@ -64,32 +78,20 @@ pub(crate) fn read_description(storage: &dyn Storage) -> Result<Option<Descripti
         .get("format")
         .and_then(toml::Value::as_integer)
         .unwrap_or(0);
-    let found = u32::try_from(found).unwrap_or(u32::MAX);
-    if found > FORMAT_VERSION {
-        return Err(StoreError::NewerFormat {
-            path: storage.describe(),
-            found,
-            known: FORMAT_VERSION,
-        });
-    }
+    format::check_version(place, u32::try_from(found).unwrap_or(u32::MAX))?;
     let text: DescriptionText = table
         .try_into()
         .map_err(|e: toml::de::Error| damaged(e.message().to_owned()))?;
     if text.format == 0 {
         return Err(damaged("format version 0".into()));
     }
-    if let Some(feature) = text.features.first() {
-        return Err(StoreError::UnknownFeature {
-            path: storage.describe(),
-            feature: feature.clone(),
-        });
-    }
+    format::check_features(place, &text.features)?;
     let uuid = Uuid::parse_str(&text.uuid).map_err(|e| damaged(e.to_string()))?;
-    Ok(Some(Description {
+    Ok(Description {
         uuid,
         format: text.format,
         features: text.features,
-    }))
+    })
 }
 
 /// Err unless the directory is missing, empty, or a store whose creation was interrupted: that one has
@@ -197,9 +199,17 @@ pub(crate) fn replace_file(
     storage.sync_dir(dir).map_err(StoreError::io("fsync", dir))
 }
 
-fn model_path(name: &str) -> Result<String> {
+/// Whether a file in the directory of the models can be a model.
+pub(crate) fn is_model_name(name: &str) -> bool {
     let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
-    if name.is_empty() || name.starts_with('.') || !name.chars().all(plain) {
+    (1..=MAX_MODEL_NAME).contains(&name.len())
+        && !name.starts_with('.')
+        && !name.ends_with(".tmp")
+        && name.chars().all(plain)
+}
+
+fn model_path(name: &str) -> Result<String> {
+    if !is_model_name(name) {
         return Err(StoreError::Invalid(format!("'{name}' cannot name a model")));
     }
     Ok(format!("{MODEL_DIR}/{name}"))

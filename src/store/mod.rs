@@ -6,12 +6,14 @@
 
 mod adaptive_index;
 pub(crate) mod bench;
+pub mod carry;
 mod check;
 mod checkpoint;
 mod close;
 mod engine;
 mod entry;
 mod error;
+mod format;
 pub(crate) mod fuzz;
 mod index;
 mod layout;
@@ -37,6 +39,7 @@ mod watched;
 pub use check::{BlockVisitor, CheckReport, ExtentRef, Problem};
 pub use engine::Store;
 pub use error::StoreError;
+pub use format::FORMAT_VERSION;
 pub use index::Pair;
 pub use layout::MODEL_DIR;
 pub use mend::{Counted, RepairNotes};
@@ -49,9 +52,6 @@ pub use watched::WatchedStorage;
 
 /// Result of every operation of this layer.
 pub type Result<T> = std::result::Result<T, StoreError>;
-
-/// Version of everything on disk. Stores of a newer version are refused.
-pub const FORMAT_VERSION: u32 = 1;
 
 /// How a store is opened.
 #[derive(Debug, Clone)]

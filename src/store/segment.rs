@@ -6,7 +6,7 @@ use uuid::Uuid;
 
 use super::record::{self, HEADER_LEN, MAX_BODY, Place, RecordHeader};
 use super::storage::{Storage, StorageFile};
-use super::{FORMAT_VERSION, Result, StoreError};
+use super::{FORMAT_VERSION, Result, StoreError, format};
 use crate::fault;
 
 /// Directory of the segments.
@@ -269,13 +269,7 @@ impl SegmentReader {
             return Err(damaged("wrong checksum"));
         }
         let found = u32::from(u16::from_le_bytes([bytes[8], bytes[9]]));
-        if found > FORMAT_VERSION {
-            return Err(StoreError::NewerFormat {
-                path: place,
-                found,
-                known: FORMAT_VERSION,
-            });
-        }
+        format::check_version(&place, found)?;
         let lsn = u64::from_le_bytes(bytes[36..44].try_into().map_err(|_| damaged("too short"))?);
         if bytes != encode_header(name, store, lsn) {
             return Err(match SegmentHead::parse(&bytes) {

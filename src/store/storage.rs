@@ -100,6 +100,8 @@ impl RealStorage {
 struct FileLock {
     /// The lock is released when the descriptor is closed.
     _file: File,
+    /// Of a writer: the directory, which readers lock where there is no lock file.
+    _root: Option<File>,
 }
 
 impl LockGuard for FileLock {}
@@ -223,10 +225,24 @@ impl Storage for RealStorage {
             FlockOperation::NonBlockingLockShared
         };
         match rustix::fs::flock(&file, operation) {
-            Ok(()) => Ok(Some(Box::new(FileLock { _file: file }))),
-            Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
-            Err(e) => Err(e.into()),
+            Ok(()) => {}
+            Err(rustix::io::Errno::WOULDBLOCK) => return Ok(None),
+            Err(e) => return Err(e.into()),
         }
+        let root = match exclusive {
+            true => Some(File::open(&self.root)?),
+            false => None,
+        };
+        match root.as_ref().map(|root| rustix::fs::flock(root, operation)) {
+            Some(Err(rustix::io::Errno::WOULDBLOCK)) => return Ok(None),
+            // Not every file system locks directories; then readers cannot have done so, either.
+            Some(Err(e)) => log::debug!("flock {}: {e}", self.root.display()),
+            Some(Ok(())) | None => {}
+        }
+        Ok(Some(Box::new(FileLock {
+            _file: file,
+            _root: root,
+        })))
     }
 
     fn local_path(&self, path: &str) -> Option<PathBuf> {

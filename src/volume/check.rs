@@ -50,6 +50,7 @@ pub(super) fn examine(
     decode: bool,
     progress: &(dyn Fn(u64, u64) + Sync),
 ) -> Result<Findings> {
+    keys::refuse_newer(store)?;
     let mut checker = Checker {
         store,
         report: CheckReport::default(),

@@ -50,6 +50,8 @@ pub enum VolumeError {
     /// Metadata that this layer wrote does not parse.
     #[error("damaged {what}: {why}")]
     Damaged { what: String, why: String },
+    #[error("its volume has format version {found}, this program reads up to {known}")]
+    NewerFormat { found: u64, known: u64 },
     /// The store failed; `errno` is what applications see.
     #[error("{message}")]
     Store { errno: i32, message: String },
@@ -82,7 +84,9 @@ impl VolumeError {
             VolumeError::Closed => libc::EIO,
             VolumeError::Frozen => libc::EBUSY,
             VolumeError::NotFrozen => libc::EINVAL,
-            VolumeError::Damaged { .. } | VolumeError::Unreadable { .. } => libc::EIO,
+            VolumeError::Damaged { .. }
+            | VolumeError::Unreadable { .. }
+            | VolumeError::NewerFormat { .. } => libc::EIO,
             VolumeError::Store { errno, .. } => *errno,
         }
     }

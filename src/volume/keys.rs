@@ -5,6 +5,7 @@
 
 use super::VolumeError;
 use crate::settle::Extent;
+use crate::store::Store;
 
 /// Format version of the volume's keys and values, in `Mformat`.
 pub const FORMAT: u64 = 1;
@@ -18,6 +19,28 @@ pub const META_NEXT_INO: &[u8] = b"Mnext";
 pub const META_MAX_EXTENT: &[u8] = b"Mextent";
 /// Counters of a cleanly unmounted volume; absent while it is mounted for writing.
 pub const META_COUNTERS: &[u8] = b"Mcounters";
+
+/// Err if the volume was written in another version than this program reads.
+pub fn check_format(found: u64) -> Result<(), VolumeError> {
+    match found {
+        FORMAT => Ok(()),
+        0 => Err(damaged("volume", "format version 0")),
+        _ => Err(VolumeError::NewerFormat {
+            found,
+            known: FORMAT,
+        }),
+    }
+}
+
+/// Err if a store says that its volume is of a newer version, however damaged it is otherwise.
+pub fn refuse_newer(store: &Store) -> Result<(), VolumeError> {
+    let value = store.get(META_FORMAT).ok().flatten();
+    let found = value.and_then(|value| Fields::new("volume", &value).varint().ok());
+    match found.map(check_format) {
+        Some(Err(error @ VolumeError::NewerFormat { .. })) => Err(error),
+        _ => Ok(()),
+    }
+}
 
 fn key(tag: u8, ino: u64, rest: &[u8]) -> Vec<u8> {
     let mut key = Vec::with_capacity(9 + rest.len());

@@ -36,6 +36,7 @@ mod error;
 mod file;
 mod freeze;
 pub(crate) mod fuzz;
+mod hold;
 mod inode;
 pub(crate) mod keys;
 mod known;
@@ -305,13 +306,7 @@ impl Volume {
     fn load(&self) -> Result<()> {
         match self.meta(keys::META_FORMAT)? {
             None => return self.format(),
-            Some(keys::FORMAT) => {}
-            Some(other) => {
-                return Err(keys::damaged(
-                    "volume",
-                    &format!("format {other}, this program reads {}", keys::FORMAT),
-                ));
-            }
+            Some(found) => keys::check_format(found)?,
         }
         let next = self.meta(keys::META_NEXT_INO)?.unwrap_or(ROOT + 1);
         *self.namespace.lock() = Namespace {
@@ -408,7 +403,8 @@ impl Volume {
         Ok(())
     }
 
-    fn is_stopping(&self) -> bool {
+    /// True once the volume is being shut down.
+    pub fn is_stopping(&self) -> bool {
         self.stager.is_stopping()
     }
 

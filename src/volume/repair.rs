@@ -214,11 +214,7 @@ fn mend_facts(bench: &mut Bench) -> Result<()> {
     let store = bench.store;
     match store.get(keys::META_FORMAT)? {
         Some(value) => {
-            let format = keys::Fields::new("volume", &value).varint()?;
-            if format != keys::FORMAT {
-                let why = format!("format {format}, this program knows {}", keys::FORMAT);
-                return Err(keys::damaged("volume", &why));
-            }
+            keys::check_format(keys::Fields::new("volume", &value).varint()?)?;
         }
         None => bench.put(keys::META_FORMAT.to_vec(), super::varint(keys::FORMAT))?,
     }

@@ -6,8 +6,8 @@ use super::keys;
 use super::{Result, Volume, VolumeError};
 use crate::codec::CodecId;
 use crate::control::{
-    AgainStatus, CacheStatus, CodecUsage, ExtentInfo, FileInfo, FrozenStatus, IoStatus, ErrorStatus, LatencyStatus,
-    SettleStatus, Status, ratio,
+    AgainStatus, CacheStatus, CodecUsage, ErrorStatus, ExtentInfo, FileInfo, FrozenStatus,
+    IoStatus, LatencyStatus, SettleStatus, Status, ratio,
 };
 use crate::settle::{Extent, LOST, Recoded};
 use crate::store::Store;
@@ -221,6 +221,7 @@ fn lost_info(extent: &Extent) -> ExtentInfo {
 
 /// Figures of a store that is not mounted.
 pub fn file_totals(store: &Store) -> Result<Status> {
+    keys::refuse_newer(store)?;
     let totals = match store.get(keys::META_COUNTERS)? {
         Some(value) => Totals::decode(&value)?,
         None => count(store)?,

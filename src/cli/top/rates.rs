@@ -103,7 +103,7 @@ mod tests {
     fn rates_are_differences_and_begin_afresh_with_another_daemon() {
         let start = Instant::now();
         let mut history = History::default();
-        let mut add = |history: &mut History, seconds, status| {
+        let add = |history: &mut History, seconds, status| {
             let at = start + Duration::from_secs(seconds);
             history.add(Sample { at, status });
         };
