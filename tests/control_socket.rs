@@ -26,6 +26,13 @@ impl Service for Fake {
         })
     }
 
+    fn reload(&self, options: Option<Vec<String>>) -> Result<ReloadReport, ServiceError> {
+        Ok(ReloadReport {
+            changed: options.unwrap_or_default(),
+            kept: Vec::new(),
+        })
+    }
+
     fn settle(&self, progress: &dyn Fn(u64, u64)) -> Result<(), ServiceError> {
         progress(1, 2);
         progress(2, 2);

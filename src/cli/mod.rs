@@ -2,6 +2,7 @@
 
 mod bench;
 mod check;
+mod completions;
 mod compress;
 mod container;
 mod corpus;
@@ -17,6 +18,7 @@ mod peers;
 mod plot;
 mod plot_training;
 mod reclaim;
+mod reload;
 mod scrub;
 mod settle;
 mod status;
@@ -61,6 +63,8 @@ enum Command {
     Scrub(scrub::ScrubArguments),
     /// Give back the space of data that no file needs any more
     Reclaim(reclaim::ReclaimArguments),
+    /// Read the options of a mounted store again, and apply those that can be changed while it is mounted
+    Reload(reload::ReloadArguments),
     /// Show the figures of a mounted or unmounted store
     Status(status::StatusArguments),
     /// Show codec, ratio and extents of a file on a mount
@@ -86,6 +90,8 @@ enum Command {
     BenchLatents(latents::LatentsArguments),
     /// Draw logs of training with latents as SVG
     PlotTraining(plot_training::PlotArguments),
+    /// Print a script that completes commands and mount options in a shell
+    Completions(completions::CompletionsArguments),
     /// Print a manual page
     #[command(hide = true)]
     Man(man::ManArguments),
@@ -100,7 +106,9 @@ pub fn main() -> ExitCode {
         .and_then(|name| Path::new(name).file_name())
         .is_some_and(|name| name == MOUNT_HELPER || name == REMOUNT_HELPER);
     if called_as_helper {
-        return ExitCode::from(finish(MOUNT_HELPER, run_helper(&arguments)).for_mount_helper());
+        return finish(MOUNT_HELPER, run_helper(&arguments))
+            .for_mount_helper()
+            .into();
     }
     finish("s2sfs", run(&arguments)).into()
 }
@@ -117,6 +125,7 @@ fn run(arguments: &[OsString]) -> Outcome<()> {
         Command::Settle(arguments) => settle::run(&arguments),
         Command::Scrub(arguments) => scrub::run(&arguments),
         Command::Reclaim(arguments) => reclaim::run(&arguments),
+        Command::Reload(arguments) => reload::run(&arguments),
         Command::Status(arguments) => status::run(&arguments),
         Command::Info(arguments) => info::run(&arguments),
         Command::Check(arguments) => check::run(&arguments),
@@ -129,6 +138,7 @@ fn run(arguments: &[OsString]) -> Outcome<()> {
         Command::BenchModels(arguments) => models::run(&arguments),
         Command::BenchLatents(arguments) => latents::run(&arguments),
         Command::PlotTraining(arguments) => plot_training::run(&arguments),
+        Command::Completions(arguments) => completions::run(&arguments),
         Command::Man(arguments) => man::run(&arguments),
     }
 }

@@ -12,7 +12,7 @@ use thiserror::Error;
 
 use super::mountinfo::Mount;
 use super::protocol::{MAX_REPLY, Reply, Request};
-use super::{FileInfo, ScrubAction, ScrubOptions, ScrubStatus, Status, socket};
+use super::{FileInfo, ReloadReport, ScrubAction, ScrubOptions, ScrubStatus, Status, socket};
 
 /// Why a request got no answer.
 #[derive(Debug, Error)]
@@ -123,6 +123,15 @@ impl Client {
                 Reply::Reclaimed { freed, copied } => return Ok((freed, copied)),
                 other => return Err(unexpected(other)),
             }
+        }
+    }
+
+    /// Has the daemon read the options of the mount again, under other ones of the command line if any
+    /// are given.
+    pub fn reload(self, options: Option<Vec<String>>) -> Result<ReloadReport> {
+        match self.request(&Request::Reload { options })?.next()? {
+            Reply::Reloaded { report } => Ok(report),
+            other => Err(unexpected(other)),
         }
     }
 

@@ -3,12 +3,14 @@
 pub mod client;
 pub mod mountinfo;
 pub(crate) mod protocol;
+mod reload;
 mod scrub;
 mod server;
 mod service;
 mod socket;
 mod status;
 
+pub use reload::ReloadReport;
 pub use scrub::{
     FilePart, ReclaimStatus, ScrubAction, ScrubFinding, ScrubOptions, ScrubState, ScrubStatus,
 };

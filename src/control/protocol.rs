@@ -2,10 +2,10 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{FileInfo, ScrubAction, ScrubOptions, ScrubStatus, Status};
+use super::{FileInfo, ReloadReport, ScrubAction, ScrubOptions, ScrubStatus, Status};
 
 /// Longest request line that the daemon reads.
-pub const MAX_REQUEST: u64 = 4096;
+pub const MAX_REQUEST: u64 = 64 << 10;
 /// Longest reply line that a client reads; a file of many extents makes a long one.
 pub const MAX_REPLY: u64 = 256 << 20;
 
@@ -28,6 +28,11 @@ pub enum Request {
     },
     /// Answered with `Progress` now and then, and with `Reclaimed`.
     Reclaim,
+    /// Answered with `Reloaded`. Without options, those of the mount count.
+    Reload {
+        #[serde(default)]
+        options: Option<Vec<String>>,
+    },
     /// Answered with `Waiting` at once, and with `Stopped` when the daemon has finished.
     Wait,
 }
@@ -53,6 +58,9 @@ pub enum Reply {
     Reclaimed {
         freed: u64,
         copied: u64,
+    },
+    Reloaded {
+        report: ReloadReport,
     },
     Waiting {
         pid: u32,

@@ -2,7 +2,7 @@
 
 use thiserror::Error;
 
-use super::{FileInfo, ScrubAction, ScrubOptions, ScrubStatus, Status};
+use super::{FileInfo, ReloadReport, ScrubAction, ScrubOptions, ScrubStatus, Status};
 
 /// A request that the daemon could not fulfil.
 #[derive(Debug, Clone, Error)]
@@ -39,6 +39,10 @@ pub trait Service: Send + Sync {
     /// Gives back the space of dead data; returns bytes given back and live bytes copied for it.
     /// `progress` gets bytes given back and those that are dead.
     fn reclaim(&self, progress: &dyn Fn(u64, u64)) -> Result<(u64, u64), ServiceError>;
+
+    /// Reads the options of the mount again, under those given or those it has, and applies what can be
+    /// changed while it is there.
+    fn reload(&self, options: Option<Vec<String>>) -> Result<ReloadReport, ServiceError>;
 
     fn file_info(&self, ino: u64) -> Result<FileInfo, ServiceError>;
 }

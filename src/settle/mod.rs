@@ -15,7 +15,7 @@ pub use extent::{Extent, LOST};
 pub(crate) use pipeline::lower_priority;
 
 use crate::codec::Policy;
-use crate::codec::{Codecs, Encoded};
+use crate::codec::{Codecs, EncodeOptions, Encoded};
 use crate::store::BlockId;
 use log::error;
 use parking_lot::{Condvar, Mutex};
@@ -119,6 +119,8 @@ pub struct SettleStats {
 /// The background pipeline. See the module.
 pub struct Settler {
     options: SettlerOptions,
+    /// What the options said first; [`Settler::tune`] changes it.
+    encoding: Mutex<EncodeOptions>,
     recent: Mutex<Recent>,
     /// Callers of [`Settler::settle_all`]: while there are any, nothing waits to become quiet.
     forced: AtomicUsize,
@@ -140,6 +142,10 @@ impl Settler {
     pub fn new(options: SettlerOptions) -> Arc<Settler> {
         Arc::new(Settler {
             recent: Mutex::new(Recent::new(options.settle_after)),
+            encoding: Mutex::new(EncodeOptions {
+                policy: options.policy,
+                group: options.group,
+            }),
             options,
             forced: AtomicUsize::new(0),
             forced_passes: AtomicU64::new(0),
@@ -154,6 +160,13 @@ impl Settler {
             wake: Condvar::new(),
             thread: Mutex::new(None),
         })
+    }
+
+    /// Settles differently from now on.
+    pub fn tune(&self, encoding: EncodeOptions, settle_after: Duration) {
+        *self.encoding.lock() = encoding;
+        self.recent.lock().set_settle_after(settle_after);
+        self.wake_up();
     }
 
     /// Starts settling in the background.

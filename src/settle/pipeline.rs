@@ -2,7 +2,7 @@
 
 use super::plan::{Class, Job, plan};
 use super::{Candidate, Host, Settler, Window};
-use crate::codec::{ANCHOR_BYTES, AnchorSource, EncodeOptions};
+use crate::codec::{ANCHOR_BYTES, AnchorSource};
 use crate::store::BlockId;
 use lru::LruCache;
 use parking_lot::Mutex;
@@ -263,10 +263,7 @@ impl Settler {
         if raw.is_empty() {
             return Ok(None);
         }
-        let options = EncodeOptions {
-            policy: self.options.policy,
-            group: self.options.group,
-        };
+        let options = *self.encoding.lock();
         let anchor = self.anchor_for(host, job);
         let encoded = host
             .codecs()

@@ -66,7 +66,7 @@ pub use repair::{RepairReport, printable, repair};
 pub use status::{SpaceInfo, file_totals};
 
 use crate::cache::Cache;
-use crate::codec::{Codecs, Policy};
+use crate::codec::{Codecs, EncodeOptions, Policy};
 use crate::settle::{Settler, SettlerOptions};
 use crate::store::Store;
 use change::Change;
@@ -131,6 +131,17 @@ impl Default for VolumeOptions {
     }
 }
 
+/// What can be changed while a volume is open; see [`VolumeOptions`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Tuning {
+    pub cache_bytes: u64,
+    pub dirty_bytes: u64,
+    pub policy: Policy,
+    pub group: Option<u32>,
+    pub settle_after: Duration,
+    pub relatime: bool,
+}
+
 /// Who asks.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Caller {
@@ -170,6 +181,8 @@ pub struct Volume {
     max_extent: AtomicU64,
     /// The last commit at which no block was worth repacking.
     packed_at: AtomicU64,
+    /// Reading moves access times.
+    relatime: AtomicBool,
     /// Something was committed since the last sync.
     changed: AtomicBool,
     closed: AtomicBool,
@@ -221,6 +234,7 @@ impl Volume {
             io: Io::default(),
             max_extent: AtomicU64::new(u64::from(options.extent)),
             packed_at: AtomicU64::new(0),
+            relatime: AtomicBool::new(options.relatime),
             changed: AtomicBool::new(false),
             closed: AtomicBool::new(false),
             threads: Mutex::new(Vec::new()),
@@ -384,7 +398,24 @@ impl Volume {
         self.changed.store(true, Relaxed);
     }
 
-    /// How the volume works.
+    /// Changes how the volume works from now on.
+    pub fn tune(&self, tuning: &Tuning) {
+        self.cache.set_limit(tuning.cache_bytes);
+        self.budget.set_limit(tuning.dirty_bytes);
+        let encoding = EncodeOptions {
+            policy: tuning.policy,
+            group: tuning.group,
+        };
+        self.settler.tune(encoding, tuning.settle_after);
+        self.relatime.store(tuning.relatime, Relaxed);
+    }
+
+    /// Bytes that were written and are not in the log yet.
+    pub fn dirty_bytes(&self) -> u64 {
+        self.budget.used()
+    }
+
+    /// How the volume worked when it was opened.
     pub fn options(&self) -> &VolumeOptions {
         &self.options
     }
