@@ -617,7 +617,10 @@ pub fn man_keys() -> String {
             None => "true or false".into(),
         };
         let help = roff(spec.help).replace('`', "\"");
-        text.push_str(&format!(".TP\n\\fB{}\\fR = {value}\n{help}\n", roff(spec.name)));
+        text.push_str(&format!(
+            ".TP\n\\fB{}\\fR = {value}\n{help}\n",
+            roff(spec.name)
+        ));
     }
     text
 }
@@ -747,7 +750,10 @@ mod tests {
             ("model=", "file name"),
             ("compress=zstd", "unknown option compress=zstd"),
             ("cache=99999999999999999999G", "not a number"),
-            ("cahce=1G,ro,foo", "unknown options cahce=1G (did you mean cache?), foo"),
+            (
+                "cahce=1G,ro,foo",
+                "unknown options cahce=1G (did you mean cache?), foo",
+            ),
             ("foo,threads=0", "between"),
             ("foo,threads=0", "unknown option foo"),
             ("log=\"a", "not closed"),

@@ -8,8 +8,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use s2sfs::control::client::{Client, ClientError};
 use s2sfs::control::{
-    FileInfo, ScrubAction, ScrubOptions, ScrubState, ScrubStatus, Server, Service, ServiceError,
-    Status, store_socket,
+    FileInfo, ReloadReport, ScrubAction, ScrubOptions, ScrubState, ScrubStatus, Server, Service,
+    ServiceError, Status, store_socket,
 };
 
 #[derive(Default)]

@@ -93,7 +93,12 @@ impl HelperArguments {
     fn option_lists(&self) -> Outcome<Vec<String>> {
         let mut lists = self.options.clone();
         let flags = [(self.read_only, "ro"), (self.writable, "rw")];
-        lists.extend(flags.iter().filter(|(on, _)| *on).map(|(_, o)| o.to_string()));
+        lists.extend(
+            flags
+                .iter()
+                .filter(|(on, _)| *on)
+                .map(|(_, o)| o.to_string()),
+        );
         match self.sloppy {
             true => options::known_only(&lists).map_err(Failure::usage),
             false => Ok(lists),

@@ -12,7 +12,7 @@ use signal_hook::iterator::Signals;
 
 use super::notify::notify;
 use super::reload::Reloader;
-use super::service::{Supervision, probe};
+use super::service::{Answer, Supervision, probe};
 use super::volume::{Opened, VolumeService, open_volume};
 use super::{READY, Request};
 use crate::control::client::Client;
@@ -122,7 +122,10 @@ fn serve(
     watch_session(mount.clone(), events.clone())?;
     watch_signals(signals, watched.clone(), events)?;
     let answers = probe(mount.mountpoint()).context("the mount does not answer");
-    let announced = answers.and_then(|()| {
+    let announced = answers.and_then(|answer| {
+        if answer != Answer::Fuse {
+            return Err(Failure::failed("the mount is gone already"));
+        }
         announce(log).context("nobody waits for this mount any more")?;
         watched.supervision.start().context("thread")
     });
@@ -159,11 +162,7 @@ fn prepare_process(readiness: Readiness) -> Outcome<()> {
 }
 
 /// Opens the store, after waiting for a daemon that is just finishing with it.
-fn open_when_free(
-    store: &Path,
-    settings: &Settings,
-    signals: &mut Signals,
-) -> Outcome<Opened> {
+fn open_when_free(store: &Path, settings: &Settings, signals: &mut Signals) -> Outcome<Opened> {
     let deadline = Instant::now() + LOCK_PATIENCE;
     loop {
         if signals.pending().any(|signal| signal != SIGHUP) {
@@ -196,11 +195,7 @@ fn holder(store: &Path) -> Option<Failure> {
     })
 }
 
-fn start_control(
-    request: &Request,
-    opened: &Opened,
-    reloader: Arc<Reloader>,
-) -> Option<Server> {
+fn start_control(request: &Request, opened: &Opened, reloader: Arc<Reloader>) -> Option<Server> {
     let path = if request.settings.read_only {
         control::read_only_socket(&request.mountpoint)
     } else {

@@ -24,9 +24,8 @@ impl Request {
     }
 
     fn start_daemon(&self) -> Outcome<()> {
-        let no_means = |e: io::Error| {
-            Failure::new(Exit::System, format!("cannot start the daemon: {e}"))
-        };
+        let no_means =
+            |e: io::Error| Failure::new(Exit::System, format!("cannot start the daemon: {e}"));
         let mut signals = Signals::new([SIGINT, SIGTERM]).map_err(no_means)?;
         let mut child = Command::new("/proc/self/exe")
             .arg0("s2sfs")

@@ -119,16 +119,33 @@ mod tests {
         let old = Settings::from_options(&["rw"]).unwrap();
         for spec in OPTIONS.iter().filter(|spec| spec.name != "remount") {
             let values = [
-                "1M", "3", "fast", "8K", "512", "/some/file", "cpu", "own", "1h",
+                "1M",
+                "3",
+                "fast",
+                "8K",
+                "512",
+                "/some/file",
+                "cpu",
+                "own",
+                "1h",
             ];
             let options: Vec<String> = match (spec.name, spec.value) {
-                (_, Some(_)) => values.iter().map(|v| format!("{}={v}", spec.name)).collect(),
+                (_, Some(_)) => values
+                    .iter()
+                    .map(|v| format!("{}={v}", spec.name))
+                    .collect(),
                 ("nosuid" | "nodev" | "allow_other" | "no_allow_other", None) => {
-                    vec![spec.name.into(), spec.name.trim_start_matches("no").into(), "no_allow_other".into()]
+                    vec![
+                        spec.name.into(),
+                        spec.name.trim_start_matches("no").into(),
+                        "no_allow_other".into(),
+                    ]
                 }
                 (_, None) => vec![spec.name.into()],
             };
-            let mut tried = options.iter().filter_map(|o| Settings::from_options(&[o]).ok());
+            let mut tried = options
+                .iter()
+                .filter_map(|o| Settings::from_options(&[o]).ok());
             let new = tried.find(|new| *new != old).expect(spec.name);
             let report = compare(&old, &new);
             assert_eq!(report.changed.len() + report.kept.len(), 1, "{}", spec.name);

@@ -8,7 +8,6 @@ use std::time::{Duration, Instant};
 
 use indicatif::HumanBytes;
 use parking_lot::{Condvar, Mutex};
-use rustix::io::Errno;
 
 use super::notify::{is_supervised, notify, watchdog};
 use crate::volume::Volume;
@@ -22,18 +21,26 @@ const STOP_PATIENCE: Duration = Duration::from_secs(30);
 /// The time that is asked for while a stop goes on.
 const EXTENSION: Duration = Duration::from_secs(60);
 
-/// Asks the mount through the kernel for something that the kernel never knows by itself. Fails if what
-/// is at `mountpoint` is no FUSE mount, or does not answer.
-pub fn probe(mountpoint: &Path) -> io::Result<()> {
-    let answer = rustix::fs::statfs(mountpoint)?;
-    match answer.f_type as u64 & 0xffff_ffff {
-        FUSE_MAGIC => Ok(()),
-        _ => Err(io::Error::from(Errno::NOTCONN)),
-    }
-}
-
 /// `f_type` of FUSE file systems.
 const FUSE_MAGIC: u64 = 0x6573_5546;
+
+/// Who answered for a mount point.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Answer {
+    Fuse,
+    /// Another file system: the mount is hidden under it, or was taken out of the tree by a lazy unmount.
+    Other,
+}
+
+/// Asks the mount through the kernel for something that the kernel never knows by itself. Hangs if the
+/// mount does, and fails if its daemon does not serve any more.
+pub fn probe(mountpoint: &Path) -> io::Result<Answer> {
+    let answer = rustix::fs::statfs(mountpoint)?;
+    Ok(match answer.f_type as u64 & 0xffff_ffff {
+        FUSE_MAGIC => Answer::Fuse,
+        _ => Answer::Other,
+    })
+}
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Phase {
@@ -116,8 +123,9 @@ impl Shared {
         let (mut said, mut said_at) = (String::new(), None::<Instant>);
         loop {
             match probe(&self.mountpoint) {
-                Ok(()) if watchdog.is_some() => notify("WATCHDOG=1"),
-                Ok(()) => {}
+                // Nothing is known against a mount that cannot be reached, and files may be open in it.
+                Ok(Answer::Fuse | Answer::Other) if watchdog.is_some() => notify("WATCHDOG=1"),
+                Ok(_) => {}
                 Err(e) => log::warn!("{} does not answer: {e}", self.mountpoint.display()),
             }
             if said_at.is_none_or(|at| at.elapsed() >= STATUS_INTERVAL) {
