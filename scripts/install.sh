@@ -32,6 +32,9 @@ END
     for file in README.md LICENSE-MIT LICENSE-APACHE docs/*.md; do
         echo "644 $file $doc/${file##*/}"
     done
+    for file in docs/plots/*; do
+        echo "644 $file $doc/plots/${file##*/}"
+    done
     for file in systemd/examples/*; do
         echo "644 $file $doc/examples/${file##*/}"
     done
@@ -68,7 +71,7 @@ install)
     ;;
 uninstall)
     while read -r _ _ target; do rm -f "$DESTDIR$target"; done < <(entries)
-    rmdir "$DESTDIR$doc/examples" "$DESTDIR$doc" 2>/dev/null || true
+    rmdir "$DESTDIR$doc/plots" "$DESTDIR$doc/examples" "$DESTDIR$doc" 2>/dev/null || true
     reload_units
     ;;
 list)

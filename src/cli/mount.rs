@@ -15,7 +15,7 @@ pub struct MountArguments {
     store: PathBuf,
     /// Where to mount it
     mountpoint: PathBuf,
-    /// Mount options, comma-separated; a comma in a value is written \\,
+    /// Mount options, comma-separated; a comma in a value is written \,
     #[arg(short = 'o', value_name = "OPTIONS", allow_hyphen_values = true)]
     options: Vec<String>,
     /// Do not go to the background; log to standard error
@@ -59,7 +59,7 @@ pub struct HelperArguments {
     store: PathBuf,
     /// Where to mount it
     mountpoint: PathBuf,
-    /// Mount options, comma-separated; a comma in a value is written \\,
+    /// Mount options, comma-separated; a comma in a value is written \,
     #[arg(short = 'o', value_name = "OPTIONS", allow_hyphen_values = true)]
     options: Vec<String>,
     /// Mount read-only, as -o ro

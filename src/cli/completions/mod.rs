@@ -11,7 +11,7 @@ use super::output;
 use crate::exit::Outcome;
 
 /// Commands whose `-o` takes mount options.
-const WITH_MOUNT_OPTIONS: [&str; 2] = ["mount", "reload"];
+const WITH_MOUNT_OPTIONS: [&str; 5] = ["mount", "reload", "compress", "decompress", "bench"];
 
 const BASH: &str = include_str!("bash.in");
 const ZSH: &str = include_str!("zsh.in");
@@ -87,6 +87,7 @@ fn zsh(generated: &str, words: &[Word]) -> String {
         let value = match (word.takes_value(), word.files) {
             (false, _) => String::new(),
             (true, true) => format!(":{}:_files", word.name()),
+            (true, false) if word.values.is_empty() => format!(":{}: ", word.name()),
             (true, false) => {
                 let values: Vec<String> =
                     word.values.iter().map(|v| v.replace(':', "\\:")).collect();
