@@ -91,6 +91,13 @@ fn wrong_files_are_refused_with_all_that_is_wrong_and_the_store_stays_as_it_is()
         "only root or the user",
     );
     fs::remove_file(&path).unwrap();
+    std::os::unix::fs::symlink("/etc/passwd", &path).unwrap();
+    assert_refused(
+        &mount(&bed, "defaults"),
+        exit::HELPER_USAGE,
+        "symbolic link",
+    );
+    fs::remove_file(&path).unwrap();
     assert_eq!(fs::read_dir(&bed.store).unwrap().count(), 0);
 }
 

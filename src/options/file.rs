@@ -1,8 +1,8 @@
 //! Mount options that a store brings along: `STORE/options.toml`, see s2sfs.toml(5).
 
-use std::fs::File;
+use std::fs::OpenOptions;
 use std::io::{self, Read};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use toml::Value;
@@ -41,7 +41,11 @@ pub fn read_options(store: &Path) -> Result<Vec<String>, String> {
 }
 
 fn read(path: &Path) -> io::Result<String> {
-    let file = File::open(path)?;
+    // No link to what only root may read, and no pipe to wait at.
+    let file = OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
+        .open(path)?;
     let meta = file.metadata()?;
     let owners = [0, rustix::process::geteuid().as_raw()];
     if !meta.is_file() || !owners.contains(&meta.uid()) || meta.mode() & 0o022 != 0 {

@@ -107,8 +107,8 @@ fn zsh(generated: &str, words: &[Word]) -> String {
 
 fn fish(words: &[Word]) -> String {
     let entries = words.iter().flat_map(|word| {
-        let help = quoted(&word.help, "\\'");
-        let line = move |text: &str| format!("        {} '{help}' \\\n", quote_word(text));
+        let help = fish_quoted(&word.help);
+        let line = move |text: &str| format!("        {} {help} \\\n", fish_quoted(text));
         let whole: Vec<String> = word
             .values
             .iter()
@@ -126,12 +126,8 @@ fn fish(words: &[Word]) -> String {
     FISH.replace("@ENTRIES@\n", &entries) + &uses.concat()
 }
 
-fn quote_word(text: &str) -> String {
-    format!("'{}'", quoted(text, "\\'"))
-}
-
-fn quoted(text: &str, quote: &str) -> String {
-    text.replace('\\', "\\\\").replace('\'', quote)
+fn fish_quoted(text: &str) -> String {
+    format!("'{}'", text.replace('\\', "\\\\").replace('\'', "\\'"))
 }
 
 fn elvish(words: &[Word]) -> String {
