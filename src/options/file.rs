@@ -1,7 +1,7 @@
 //! Mount options that a store brings along: `STORE/options.toml`, see s2sfs.toml(5).
 
 use std::fs::OpenOptions;
-use std::io::{self, Read};
+use std::io::{self, ErrorKind, Read};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -31,7 +31,10 @@ pub fn read_options(store: &Path) -> Result<Vec<String>, String> {
     let path = store.join(OPTIONS_FILE);
     let complain = |why: String| format!("{}: {why}", path.display());
     let text = match read(&path) {
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        // What is no store is refused by whoever opens it.
+        Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
+            return Ok(Vec::new());
+        }
         other => other.map_err(|e| complain(e.to_string()))?,
     };
     let options = parse(&text, store).map_err(complain)?;
