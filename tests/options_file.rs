@@ -111,7 +111,7 @@ fn a_reload_applies_what_can_be_changed_and_names_the_rest() {
     fs::write(bed.mnt.join("f"), &data).unwrap();
     write_options(
         &bed,
-        "dirty = \"8M\"\npolicy = \"ratio\"\nextent = \"64K\"\n",
+        "dirty = \"8M\"\npolicy = \"fast\"\nextent = \"64K\"\n",
     );
     let output = reload(&bed, &["--json"]);
     assert!(output.status.success(), "{}", text(&output));

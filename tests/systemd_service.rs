@@ -129,7 +129,7 @@ impl Service {
     /// What systemd does to stop a unit.
     fn stop(mut self, bed: &Bed, unit: &Unit) -> (ExitStatus, Vec<String>) {
         kill_process(self.pid(), Signal::TERM).unwrap();
-        let deadline = Instant::now() + Duration::from_secs(30);
+        let deadline = Instant::now() + Duration::from_secs(60);
         let status = loop {
             self.hear(Duration::from_millis(20));
             match self.child.try_wait().unwrap() {
@@ -165,7 +165,7 @@ fn the_service_is_ready_only_when_the_mount_answers() {
     let bed = Bed::mounted("");
     fs::write(bed.mnt.join("f"), "hello").unwrap();
     bed.umount();
-    let unit = Unit::of(&bed, "threads=2");
+    let unit = Unit::of(&bed, "threads=2,policy=fast");
     let lock = File::open(bed.store.join("lock")).unwrap();
     rustix::fs::flock(&lock, FlockOperation::LockExclusive).unwrap();
     let mut service = Service::start(&bed, &unit);
@@ -208,7 +208,7 @@ fn the_watchdog_hears_of_a_mount_that_answers_and_not_of_a_daemon_that_is_stoppe
         return;
     }
     let bed = Bed::new();
-    let unit = Unit::of(&bed, "settle_after=never");
+    let unit = Unit::of(&bed, "settle_after=never,policy=fast");
     let mut service = Service::ready(&bed, &unit);
     let mut last = Instant::now();
     for _ in 0..6 {
@@ -231,7 +231,7 @@ fn the_status_tells_how_settling_stands() {
         return;
     }
     let bed = Bed::new();
-    let unit = Unit::of(&bed, "settle_after=never");
+    let unit = Unit::of(&bed, "settle_after=never,policy=fast");
     let mut service = Service::ready(&bed, &unit);
     fs::write(bed.mnt.join("f"), sample(1, 400_000)).unwrap();
     loop {
@@ -285,7 +285,7 @@ fn what_was_written_is_there_after_a_restart_of_the_service() {
         return;
     }
     let bed = Bed::new();
-    let unit = Unit::of(&bed, "threads=2");
+    let unit = Unit::of(&bed, "threads=2,policy=fast");
     let service = Service::ready(&bed, &unit);
     let files = write_tree(&bed.mnt);
     assert!(service.stop(&bed, &unit).0.success());
@@ -322,12 +322,14 @@ fn write_until_refused(dir: &File, writer: u64, closed: &AtomicU64) -> Vec<u64> 
         }
         kept.push(number);
         closed.fetch_add(1, Ordering::SeqCst);
+        // The stop takes seconds while the directory is open; all that is written then is read again.
+        std::thread::sleep(Duration::from_millis(5));
     }
     kept
 }
 
 fn contents(number: u64) -> Vec<u8> {
-    sample(number, 1000 + (number % 7) as usize * 30_000)
+    sample(number, 500 + (number % 7) as usize * 4_000)
 }
 
 #[test]
@@ -336,16 +338,16 @@ fn a_stop_under_load_loses_nothing_that_was_written_and_closed() {
         return;
     }
     let bed = Bed::new();
-    let unit = Unit::of(&bed, "settle_after=10ms,threads=2,dirty=4M");
+    let unit = Unit::of(&bed, "settle_after=10ms,policy=fast,threads=2,dirty=4M");
     let service = Service::ready(&bed, &unit);
     let dir = File::open(&bed.mnt).unwrap();
     let closed = AtomicU64::new(0);
     let (kept, status, said) = std::thread::scope(|scope| {
         let (dir, closed) = (&dir, &closed);
-        let writers: Vec<_> = (0..4)
+        let writers: Vec<_> = (0..3)
             .map(|writer| scope.spawn(move || write_until_refused(dir, writer, closed)))
             .collect();
-        wait_until("some load", || closed.load(Ordering::SeqCst) >= 200);
+        wait_until("some load", || closed.load(Ordering::SeqCst) >= 150);
         let (status, said) = service.stop(&bed, &unit);
         let kept = writers.into_iter().flat_map(|w| w.join().unwrap());
         (kept.collect::<Vec<u64>>(), status, said)
