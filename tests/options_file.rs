@@ -107,7 +107,7 @@ fn a_reload_applies_what_can_be_changed_and_names_the_rest() {
         return;
     }
     let bed = Bed::mounted("");
-    let data = sample(1, 2_000_000);
+    let data = sample(1, 100_000);
     fs::write(bed.mnt.join("f"), &data).unwrap();
     write_options(
         &bed,

@@ -338,7 +338,7 @@ fn a_stop_under_load_loses_nothing_that_was_written_and_closed() {
         return;
     }
     let bed = Bed::new();
-    let unit = Unit::of(&bed, "settle_after=10ms,policy=fast,threads=2,dirty=4M");
+    let unit = Unit::of(&bed, "settle_after=never,threads=2,dirty=4M");
     let service = Service::ready(&bed, &unit);
     let dir = File::open(&bed.mnt).unwrap();
     let closed = AtomicU64::new(0);
