@@ -64,7 +64,8 @@ struct Service {
     child: Child,
     socket: UnixDatagram,
     said: Vec<String>,
-    _place: PathBuf,
+    /// What would be in the journal.
+    log: PathBuf,
 }
 
 const WATCHDOG: Duration = Duration::from_millis(600);
@@ -82,14 +83,14 @@ impl Service {
             .env("NOTIFY_SOCKET", &place)
             .env("WATCHDOG_USEC", WATCHDOG.as_micros().to_string())
             .stdin(Stdio::null())
-            .stderr(Stdio::null())
+            .stderr(File::create(place.with_extension("log")).unwrap())
             .spawn()
             .unwrap();
         Service {
             child,
             socket,
             said: Vec::new(),
-            _place: place,
+            log: place.with_extension("log"),
         }
     }
 
@@ -141,7 +142,13 @@ impl Service {
         let after = unit.command("ExecStopPost");
         finish(Command::new(&after[0]).args(&after[1..]));
         assert!(!bed.is_mounted());
+        self.said.push(fs::read_to_string(&self.log).unwrap());
         (status, std::mem::take(&mut self.said))
+    }
+
+    fn stop_well(self, bed: &Bed, unit: &Unit) {
+        let (status, said) = self.stop(bed, unit);
+        assert!(status.success(), "{status}: {said:?}");
     }
 }
 
@@ -222,7 +229,7 @@ fn the_watchdog_hears_of_a_mount_that_answers_and_not_of_a_daemon_that_is_stoppe
     assert_eq!(service.hear(2 * WATCHDOG), None);
     kill_process(service.pid(), Signal::CONT).unwrap();
     service.wait_for("WATCHDOG=1");
-    assert!(service.stop(&bed, &unit).0.success());
+    service.stop_well(&bed, &unit);
 }
 
 #[test]
@@ -244,7 +251,7 @@ fn the_status_tells_how_settling_stands() {
     }
     bed.settle();
     while !service.wait_for("STATUS=").contains(", settled") {}
-    assert!(service.stop(&bed, &unit).0.success());
+    service.stop_well(&bed, &unit);
 }
 
 #[test]
@@ -276,7 +283,7 @@ fn a_reload_by_the_units_command_changes_options_and_tells_when_it_is_done() {
     assert_refused(&output, exit::USAGE, "did you mean cache?");
     service.wait_for("READY=1");
     assert_eq!(limit(), 48 << 20);
-    assert!(service.stop(&bed, &unit).0.success());
+    service.stop_well(&bed, &unit);
 }
 
 #[test]
@@ -288,7 +295,7 @@ fn what_was_written_is_there_after_a_restart_of_the_service() {
     let unit = Unit::of(&bed, "threads=2,policy=fast");
     let service = Service::ready(&bed, &unit);
     let files = write_tree(&bed.mnt);
-    assert!(service.stop(&bed, &unit).0.success());
+    service.stop_well(&bed, &unit);
     let service = Service::ready(&bed, &unit);
     assert_tree(&bed.mnt, &files);
     // A crash: systemd starts the unit again after ExecStopPost=.
@@ -296,7 +303,7 @@ fn what_was_written_is_there_after_a_restart_of_the_service() {
     assert!(!service.stop(&bed, &unit).0.success());
     let service = Service::ready(&bed, &unit);
     assert_tree(&bed.mnt, &files);
-    assert!(service.stop(&bed, &unit).0.success());
+    service.stop_well(&bed, &unit);
     assert_eq!(bed.check().status.code(), Some(exit::OK));
 }
 
@@ -364,7 +371,7 @@ fn a_stop_under_load_loses_nothing_that_was_written_and_closed() {
             "file {number} has other contents"
         );
     }
-    assert!(service.stop(&bed, &unit).0.success());
+    service.stop_well(&bed, &unit);
     assert_eq!(
         bed.check().status.code(),
         Some(exit::OK),

@@ -186,6 +186,8 @@ pub struct Volume {
     /// Something was committed since the last sync.
     changed: AtomicBool,
     closed: AtomicBool,
+    /// Held while the volume is shut down: taken before any other lock.
+    closing: Mutex<()>,
     threads: Mutex<Vec<JoinHandle<()>>>,
     started: Instant,
 }
@@ -237,6 +239,7 @@ impl Volume {
             relatime: AtomicBool::new(options.relatime),
             changed: AtomicBool::new(false),
             closed: AtomicBool::new(false),
+            closing: Mutex::new(()),
             threads: Mutex::new(Vec::new()),
             started: Instant::now(),
             store,
@@ -423,6 +426,8 @@ impl Volume {
     /// Stages everything, stops all threads and closes the store. Does not wait for settling. Safe to
     /// call more than once; the first failure is returned, but the store is closed in any case.
     pub fn shutdown(&self) -> Result<()> {
+        // The session and whoever ends the daemon may both come here: the second waits for the first.
+        let _closing = self.closing.lock();
         if self.closed.load(Relaxed) {
             return Ok(());
         }
