@@ -3,11 +3,9 @@
 SHELL := /bin/bash
 CARGO ?= cargo
 PREFIX ?= /usr/local
-BINDIR = $(DESTDIR)$(PREFIX)/bin
-MANDIR = $(DESTDIR)$(PREFIX)/share/man
 # mount(8) looks for its helpers here only.
-SBINDIR = $(DESTDIR)/sbin
-UNITDIR = $(DESTDIR)/etc/systemd/system
+SBINDIR ?= /sbin
+UNITDIR ?= /etc/systemd/system
 
 OPTIONS ?=
 RESULTS ?= target/bench
@@ -18,7 +16,7 @@ BUILT = target/release/s2sfs
 HELPER = target/release/mount.s2sfs
 MOUNT_ARGS = $(if $(OPTIONS),-o $(OPTIONS))
 
-.PHONY: help packages test-packages bench-packages torture-packages build mount umount test exactness neon gpu-test bench-network bench-training bench-kernels bench-instructions bench-scale posix damage torture mutants fuzz shuttle tsan fmt man demo bench install uninstall clean
+.PHONY: help packages test-packages bench-packages torture-packages build mount umount test exactness neon gpu-test bench-network bench-training bench-kernels bench-instructions bench-scale posix damage torture mutants fuzz shuttle tsan fmt man demo bench install uninstall deb deb-test clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -29,6 +27,8 @@ packages: ## Install the Debian packages that building and mounting need, if any
 test-packages: packages
 	@scripts/packages.sh mkfs.ext4:e2fsprogs losetup:mount xfs_io:xfsprogs mksquashfs:squashfs-tools || \
 		echo "tests with images of other file systems will be skipped" >&2
+	@scripts/packages.sh systemd-analyze:systemd zsh:zsh fish:fish elvish:elvish || \
+		echo "tests of units and of completions will be skipped" >&2
 
 torture-packages: test-packages
 	@scripts/packages.sh stress-ng:stress-ng
@@ -126,6 +126,7 @@ man: build ## Make the manual pages anew from the program's own tables
 	$(BUILT) man s2sfs.1 > target/s2sfs.1 && mv target/s2sfs.1 docs/man/s2sfs.1
 	$(BUILT) man mount.s2sfs.8 > target/mount.s2sfs.8 && mv target/mount.s2sfs.8 docs/man/mount.s2sfs.8
 	$(BUILT) man metrics.md > target/metrics.md && mv target/metrics.md docs/metrics.md
+	$(BUILT) man s2sfs.toml.5 > target/s2sfs.toml.5 && mv target/s2sfs.toml.5 docs/man/s2sfs.toml.5
 
 demo: build ## Copy this tree into a temporary store, settle, show the ratios, read back, compare
 	@scripts/demo.sh $(BUILT) $(HELPER)
@@ -135,23 +136,22 @@ bench: build bench-packages ## Measure everything in docs/benchmarks.md: make be
 	$(BUILT) bench-store --results $(RESULTS) $(if $(CORPUS),--corpus $(CORPUS)) $(MOUNT_ARGS) \
 		$(if $(SPLICE),--splice docs/benchmarks.md --splice README.md)
 
-install: build ## Install program, mount helper, manual pages and systemd unit (PREFIX, DESTDIR)
-	install -D -m 755 $(BUILT) $(BINDIR)/s2sfs
-	install -d $(SBINDIR)
-	ln -sfn $(PREFIX)/bin/s2sfs $(SBINDIR)/mount.s2sfs
-	ln -sfn $(PREFIX)/bin/s2sfs $(SBINDIR)/mount.fuse.s2sfs
-	install -D -m 644 docs/man/s2sfs.1 $(MANDIR)/man1/s2sfs.1
-	install -D -m 644 docs/man/mount.s2sfs.8 $(MANDIR)/man8/mount.s2sfs.8
-	install -d $(UNITDIR)
-	sed 's|@BINDIR@|$(PREFIX)/bin|' systemd/s2sfs@.service > $(UNITDIR)/s2sfs@.service
-	sed 's|@BINDIR@|$(PREFIX)/bin|' systemd/s2sfs-scrub@.service > $(UNITDIR)/s2sfs-scrub@.service
-	install -m 644 systemd/s2sfs-scrub@.timer $(UNITDIR)/s2sfs-scrub@.timer
-	chmod 644 $(UNITDIR)/s2sfs@.service $(UNITDIR)/s2sfs-scrub@.service
+# A program that BUILT= names on the command line is taken as it is.
+WITH_BUILT = $(if $(filter command line,$(origin BUILT)),,build)
+INSTALL = BUILT="$(BUILT)" PREFIX="$(PREFIX)" SBINDIR="$(SBINDIR)" UNITDIR="$(UNITDIR)" DESTDIR="$(DESTDIR)" \
+	scripts/install.sh
 
-uninstall: ## Remove what install installed
-	rm -f $(BINDIR)/s2sfs $(SBINDIR)/mount.s2sfs $(SBINDIR)/mount.fuse.s2sfs $(UNITDIR)/s2sfs@.service
-	rm -f $(UNITDIR)/s2sfs-scrub@.service $(UNITDIR)/s2sfs-scrub@.timer
-	rm -f $(MANDIR)/man1/s2sfs.1 $(MANDIR)/man8/mount.s2sfs.8
+install: $(WITH_BUILT) ## Install program, mount helper, manual pages, completions, units, docs (PREFIX, DESTDIR)
+	@$(INSTALL) install
+
+uninstall: ## Remove what install installed (same PREFIX and DESTDIR)
+	@$(INSTALL) uninstall
+
+deb: $(WITH_BUILT) ## Make a Debian package with cargo-deb: target/debian/s2sfs_*.deb
+	@CARGO="$(CARGO)" scripts/deb.sh "$(BUILT)"
+
+deb-test: deb ## Install the package on this machine, mount with it and remove it, as root
+	@scripts/deb-test.sh "$$(ls -t target/debian/s2sfs_*.deb | head -n 1)"
 
 clean: ## Remove everything that was built
 	$(CARGO) clean

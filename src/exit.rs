@@ -21,11 +21,19 @@ pub enum Exit {
     NotAStore = 5,
     /// `check --repair` has mended the store.
     Repaired = 6,
+    /// A process died that should not have: a fault of the program.
+    Internal = 70,
+    /// The system has no memory, processes or files left for it.
+    System = 71,
+    /// The user may not do this.
+    Denied = 77,
+    /// SIGINT or SIGTERM came before it was done.
+    Interrupted = 130,
 }
 
 impl Exit {
     /// Every code with its meaning, for the man page.
-    pub const ALL: [(Exit, &'static str); 7] = [
+    pub const ALL: [(Exit, &'static str); 11] = [
         (
             Exit::Ok,
             "Success; for check and scrub: no damage found, or none but what an earlier repair has marked as lost.",
@@ -51,14 +59,30 @@ impl Exit {
             Exit::Repaired,
             "check --repair has mended the store; what is lost was listed.",
         ),
+        (
+            Exit::Internal,
+            "mount: the daemon died before it was ready, which is a fault of the program.",
+        ),
+        (
+            Exit::System,
+            "mount: the system has no memory, processes or open files left for the daemon.",
+        ),
+        (Exit::Denied, "mount: this user may not mount here."),
+        (
+            Exit::Interrupted,
+            "mount: interrupted by a signal; nothing is mounted.",
+        ),
     ];
 
     /// The code under the conventions of mount(8), which `mount.s2sfs` follows.
-    pub fn for_mount_helper(self) -> u8 {
+    pub fn for_mount_helper(self) -> MountExit {
         match self {
-            Exit::Ok => 0,
-            Exit::Usage => 1,
-            _ => 32,
+            Exit::Ok => MountExit::Success,
+            Exit::Usage | Exit::Denied => MountExit::Usage,
+            Exit::System => MountExit::System,
+            Exit::Internal => MountExit::Internal,
+            Exit::Interrupted => MountExit::Interrupted,
+            _ => MountExit::Failed,
         }
     }
 
@@ -69,6 +93,52 @@ impl Exit {
             .map(|&(exit, _)| exit)
             .find(|&exit| exit as i32 == code)
             .unwrap_or(Exit::Failed)
+    }
+}
+
+/// Exit codes of mount(8). 16 (trouble with /etc/mtab) does not occur, as there is none to write, and
+/// neither does 64 (some mounts succeeded), as the helper makes one mount.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum MountExit {
+    Success = 0,
+    Usage = 1,
+    System = 2,
+    Internal = 4,
+    Interrupted = 8,
+    Failed = 32,
+}
+
+impl MountExit {
+    /// Every code with its meaning, for the man page.
+    pub const ALL: [(MountExit, &'static str); 6] = [
+        (MountExit::Success, "Success."),
+        (
+            MountExit::Usage,
+            "Wrong arguments or options, or this user may not mount here.",
+        ),
+        (
+            MountExit::System,
+            "The system has no memory, processes or open files left for the daemon.",
+        ),
+        (
+            MountExit::Internal,
+            "The daemon died before it was ready, which is a fault of the program.",
+        ),
+        (
+            MountExit::Interrupted,
+            "Interrupted by a signal; nothing is mounted.",
+        ),
+        (
+            MountExit::Failed,
+            "The mount failed: wrong or damaged store, busy, not a directory and the like.",
+        ),
+    ];
+}
+
+impl From<MountExit> for ExitCode {
+    fn from(exit: MountExit) -> ExitCode {
+        ExitCode::from(exit as u8)
     }
 }
 

@@ -1,12 +1,20 @@
 //! Mount options: one table that the parser, `--help` and the man page share.
 
+mod complaints;
+mod file;
+mod list;
+
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::codec::{Codecs, Device, Policy, Verify};
 use crate::control::MetricsAddress;
+use complaints::Complaints;
 use log::LevelFilter;
+
+pub use file::{OPTIONS_FILE, file_options, read_options};
+pub use list::{join, split, split_all};
 
 /// One mount option as the user sees it.
 #[derive(Debug, Clone, Copy)]
@@ -134,7 +142,7 @@ pub const OPTIONS: &[OptionSpec] = &[
         "ro",
         None,
         "off",
-        "Mount read-only. The store is not changed at all.",
+        "Mount read-only (also read_only). The store is not changed at all.",
     ),
     spec(
         "log",
@@ -208,6 +216,17 @@ pub const OPTIONS: &[OptionSpec] = &[
     ),
 ];
 
+/// Flags, and the options that take them back.
+pub const OPPOSITES: &[(&str, &str)] = &[
+    ("ro", "rw"),
+    ("allow_other", "no_allow_other"),
+    ("noatime", "relatime"),
+    ("noexec", "exec"),
+    ("nosuid", "suid"),
+    ("nodev", "dev"),
+    ("sync", "async"),
+];
+
 /// Options of mount(8) and fstab(5) that need nothing from us.
 const SWALLOWED: &[&str] = &[
     // Taken care of before options are parsed.
@@ -247,6 +266,7 @@ const SWALLOWED: &[&str] = &[
     "loud",
     "default_permissions",
     "symfollow",
+    "seclabel",
 ];
 
 /// Swallowed options that carry a value or a suffix of the user's own.
@@ -260,6 +280,17 @@ const SWALLOWED_PREFIXES: &[&str] = &[
     "rootcontext=",
     "fsname=",
     "subtype=",
+    // What mount(8) and its callers note for umount(8).
+    "user=",
+    "helper=",
+    "uhelper=",
+    // Shown by the kernel for every FUSE mount, and handed back by a remount.
+    "fd=",
+    "rootmode=",
+    "user_id=",
+    "group_id=",
+    "max_read=",
+    "blksize=",
 ];
 
 /// Flags that the kernel enforces.
@@ -363,15 +394,31 @@ impl Default for Settings {
 }
 
 impl Settings {
-    /// Parses the values of any number of `-o` arguments; later ones win.
+    /// Parses the values of any number of `-o` arguments; later ones win. The error names everything
+    /// that is wrong.
     pub fn parse<S: AsRef<str>>(lists: &[S]) -> Result<Settings, String> {
+        Settings::from_options(&split_all(lists)?)
+    }
+
+    /// As [`Settings::parse`], over the options that `store` brings along, if it is there and does.
+    pub fn of_store<S: AsRef<str>>(store: &Path, lists: &[S]) -> Result<Settings, String> {
+        let mut options = read_options(store)?;
+        options.extend(split_all(lists)?);
+        Settings::from_options(&options)
+    }
+
+    /// Settings from single options, without escapes.
+    pub fn from_options<S: AsRef<str>>(options: &[S]) -> Result<Settings, String> {
         let mut settings = Settings::default();
-        for option in lists.iter().flat_map(|list| list.as_ref().split(',')) {
-            let option = option.trim();
-            if !option.is_empty() {
-                settings.apply(option)?;
+        let mut complaints = Complaints::default();
+        for option in options.iter().map(S::as_ref).filter(|o| !o.is_empty()) {
+            match settings.apply(option) {
+                Ok(()) => {}
+                Err(Reject::Unknown) => complaints.unknown(option),
+                Err(Reject::Value(why)) => complaints.wrong(format!("option {option}: {why}")),
             }
         }
+        complaints.into_result()?;
         if let Some(group) = settings.group
             && group > settings.extent
         {
@@ -383,15 +430,11 @@ impl Settings {
         Ok(settings)
     }
 
-    fn apply(&mut self, option: &str) -> Result<(), String> {
+    fn apply(&mut self, option: &str) -> Result<(), Reject> {
         match option.split_once('=') {
             Some((name, value)) => self.apply_value(name, value),
             None => self.apply_flag(option),
         }
-        .map_err(|e| match e {
-            Reject::Unknown => unknown(option),
-            Reject::Value(why) => format!("option {option}: {why}"),
-        })
     }
 
     fn apply_value(&mut self, name: &str, value: &str) -> Result<(), Reject> {
@@ -423,12 +466,12 @@ impl Settings {
     fn apply_flag(&mut self, name: &str) -> Result<(), Reject> {
         let kernel = &mut self.kernel;
         match name {
-            "ro" => self.read_only = true,
+            "ro" | "read_only" => self.read_only = true,
             "rw" => self.read_only = false,
             "allow_other" => kernel.allow_other = true,
             "no_allow_other" => kernel.allow_other = false,
             "noatime" => kernel.noatime = true,
-            "atime" => kernel.noatime = false,
+            "atime" | "relatime" | "strictatime" => kernel.noatime = false,
             "noexec" => kernel.noexec = true,
             "exec" => kernel.noexec = false,
             "nosuid" => kernel.nosuid = true,
@@ -456,15 +499,14 @@ impl Settings {
 }
 
 /// The options that are known, for mount(8)'s `-s`. Wrong values of known options stay in.
-pub fn known_only(lists: &[String]) -> Vec<String> {
-    let known = |option: &&str| {
+pub fn known_only(lists: &[String]) -> Result<Vec<String>, String> {
+    let known = |option: &String| {
         let name = option.split('=').next().unwrap_or(option);
-        OPTIONS.iter().any(|spec| spec.name == name) || Settings::parse(&[option]).is_ok()
+        OPTIONS.iter().any(|spec| spec.name == name) || Settings::from_options(&[option]).is_ok()
     };
-    lists
-        .iter()
-        .map(|list| list.split(',').filter(known).collect::<Vec<_>>().join(","))
-        .collect()
+    let mut options = split_all(lists)?;
+    options.retain(known);
+    Ok(vec![join(&options)])
 }
 
 /// Why an option was not taken.
@@ -475,22 +517,6 @@ enum Reject {
 
 fn reject<T>(why: impl Into<String>) -> Result<T, Reject> {
     Err(Reject::Value(why.into()))
-}
-
-fn unknown(option: &str) -> String {
-    let name = option.split('=').next().unwrap_or(option);
-    match OPTIONS.iter().find(|spec| spec.name == name) {
-        Some(OptionSpec {
-            value: Some(value), ..
-        }) => {
-            format!("option {option} needs a value: {name}={value}")
-        }
-        Some(_) => format!("option {name} takes no value"),
-        None => {
-            let known: Vec<&str> = OPTIONS.iter().map(|spec| spec.name).collect();
-            format!("unknown option {option}; known are {}", known.join(", "))
-        }
-    }
 }
 
 fn swallowed_prefix(name: &str, value: &str) -> bool {
@@ -666,6 +692,26 @@ pub fn man_text() -> String {
     text
 }
 
+/// The options that a store's file may set, as the body of a man page section.
+pub fn man_keys() -> String {
+    let mut text = String::new();
+    for spec in file_options() {
+        let value = match spec.value {
+            Some(value) if value.contains("SIZE") || value == "N" => {
+                format!("\\fI\"{value}\"\\fR or a number")
+            }
+            Some(value) => format!("\\fI\"{value}\"\\fR"),
+            None => "true or false".into(),
+        };
+        let help = roff(spec.help).replace('`', "\"");
+        text.push_str(&format!(
+            ".TP\n\\fB{}\\fR = {value}\n{help}\n",
+            roff(spec.name)
+        ));
+    }
+    text
+}
+
 /// Escapes text for roff.
 pub fn roff(text: &str) -> String {
     text.replace('\\', "\\e").replace('-', "\\-")
@@ -751,10 +797,31 @@ mod tests {
     }
 
     #[test]
+    fn every_flag_and_its_opposite_take_each_other_back() {
+        for (on, off) in OPPOSITES {
+            let of = |list: String| parse(&list).unwrap();
+            assert_eq!(of(format!("{on},{off}")), of((*off).into()), "{on}");
+            assert_eq!(of(format!("{off},{on}")), of((*on).into()), "{off}");
+            assert_ne!(of((*on).into()), of((*off).into()));
+        }
+    }
+
+    #[test]
+    fn what_mount_and_its_callers_pass_along_changes_nothing() {
+        let list = "defaults,noauto,auto,nouser,nofail,_netdev,x-systemd.automount,X-mount.mkdir=0755,\
+                    comment=a\\,b,user=alice,uhelper=udisks2,default_permissions,async,lazytime,\
+                    user_id=0,group_id=0,max_read=131072,fsname=a,subtype=s2sfs";
+        assert_eq!(parse(list).unwrap(), Settings::default());
+    }
+
+    #[test]
     fn sloppy_mounts_drop_unknown_options_only() {
-        let lists = known_only(&["cache=1M,compress=zstd,nofail,foo,ro".to_string()]);
-        assert_eq!(lists, ["cache=1M,nofail,ro"]);
-        assert!(Settings::parse(&known_only(&["cache=lots".to_string()])).is_err());
+        let known = |list: &str| known_only(&[list.to_string()]).unwrap();
+        assert_eq!(
+            known("cache=1M,compress=zstd,nofail,foo,ro,log=/a\\,b"),
+            ["cache=1M,nofail,ro,log=/a\\,b"]
+        );
+        assert!(Settings::parse(&known("cache=lots")).is_err());
     }
 
     #[test]
@@ -780,6 +847,13 @@ mod tests {
             ("metrics=9464", "unix:PATH"),
             ("compress=zstd", "unknown option compress=zstd"),
             ("cache=99999999999999999999G", "not a number"),
+            (
+                "cahce=1G,ro,foo",
+                "unknown options cahce=1G (did you mean cache?), foo",
+            ),
+            ("foo,threads=0", "between"),
+            ("foo,threads=0", "unknown option foo"),
+            ("log=\"a", "not closed"),
         ] {
             let error = parse(list).unwrap_err();
             assert!(error.contains(reason), "{list}: {error}");

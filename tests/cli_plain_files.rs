@@ -96,7 +96,7 @@ fn bench_reports_every_way_to_encode() {
 
 #[test]
 fn manual_pages_in_the_tree_match_the_program() {
-    for page in ["s2sfs.1", "mount.s2sfs.8"] {
+    for page in ["s2sfs.1", "mount.s2sfs.8", "s2sfs.toml.5"] {
         let output = s2sfs(["man", page]);
         let path = format!("{}/docs/man/{page}", env!("CARGO_MANIFEST_DIR"));
         let in_tree = std::fs::read(path).unwrap();

@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 
 use s2sfs::control::client::{Client, ClientError};
 use s2sfs::control::{
-    AgainStatus, FileInfo, FileUsage, MAX_INODES, ScrubAction, ScrubOptions, ScrubState,
-    ScrubStatus, Server, Service, ServiceError, Status, WhileHeld, store_socket,
+    AgainStatus, FileInfo, FileUsage, MAX_INODES, ReloadReport, ScrubAction, ScrubOptions,
+    ScrubState, ScrubStatus, Server, Service, ServiceError, Status, WhileHeld, store_socket,
 };
 use s2sfs::store::carry::StoreFile;
 
@@ -31,6 +31,13 @@ impl Service for Fake {
         Ok(Status {
             uuid: "fake".into(),
             ..Status::default()
+        })
+    }
+
+    fn reload(&self, options: Option<Vec<String>>) -> Result<ReloadReport, ServiceError> {
+        Ok(ReloadReport {
+            changed: options.unwrap_or_default(),
+            kept: Vec::new(),
         })
     }
 

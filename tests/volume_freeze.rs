@@ -48,6 +48,10 @@ fn errno<T: std::fmt::Debug>(result: s2sfs::volume::Result<T>) -> i32 {
     result.unwrap_err().errno()
 }
 
+fn in_root(name: &[u8]) -> Place<'_> {
+    Place { parent: ROOT, name }
+}
+
 #[test]
 fn nothing_changes_the_store_while_it_is_frozen_and_everything_after() {
     let storage = SimStorage::new();
@@ -74,7 +78,6 @@ fn nothing_changes_the_store_while_it_is_frozen_and_everything_after() {
     let before = image(&storage);
     let finished = AtomicUsize::new(0);
     std::thread::scope(|scope| {
-        let place = |name| Place { parent: ROOT, name };
         let operations: Vec<Box<dyn Fn() + Send + Sync>> = vec![
             Box::new(|| write(&volume, file, b"NEW")),
             Box::new(|| {
@@ -86,7 +89,7 @@ fn nothing_changes_the_store_while_it_is_frozen_and_everything_after() {
             }),
             Box::new(|| {
                 volume
-                    .rename(place(b"spare"), place(b"renamed"), RenameMode::Replace)
+                    .rename(in_root(b"spare"), in_root(b"renamed"), RenameMode::Replace)
                     .unwrap();
             }),
             Box::new(|| {

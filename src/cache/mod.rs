@@ -88,6 +88,18 @@ struct Inner {
     stopping: bool,
 }
 
+impl Inner {
+    /// Forgets what was used longest ago until at most `limit` bytes are left.
+    fn shrink(&mut self, limit: u64) {
+        while self.bytes > limit {
+            match self.entries.pop_lru() {
+                Some((_, old)) => self.bytes -= old.cost(),
+                None => break,
+            }
+        }
+    }
+}
+
 /// Figures since the cache was made.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct CacheStats {
@@ -128,7 +140,7 @@ pub struct Cache {
     me: Weak<Cache>,
     store: Arc<Store>,
     codecs: Arc<Codecs>,
-    limit: u64,
+    limit: AtomicU64,
     inner: Mutex<Inner>,
     work: Condvar,
     /// One lock per anchor state that is being made.
@@ -144,7 +156,7 @@ impl Cache {
             me: me.clone(),
             store,
             codecs,
-            limit,
+            limit: AtomicU64::new(limit),
             inner: Mutex::new(Inner {
                 entries: LruCache::unbounded(),
                 bytes: 0,
@@ -245,10 +257,16 @@ impl Cache {
         self.work.notify_one();
     }
 
+    /// Bounds the bytes that are kept. Takes effect at once.
+    pub fn set_limit(&self, limit: u64) {
+        self.limit.store(limit, Relaxed);
+        self.inner.lock().shrink(limit);
+    }
+
     pub fn stats(&self) -> CacheStats {
         CacheStats {
             bytes: self.inner.lock().bytes,
-            limit: self.limit,
+            limit: self.limit.load(Relaxed),
             hits: self.meter.hits.load(Relaxed),
             misses: self.meter.misses.load(Relaxed),
             decoded_bytes: self.meter.decoded_bytes.load(Relaxed),
@@ -380,12 +398,7 @@ impl Cache {
         if let Some(old) = inner.entries.put(key, value) {
             inner.bytes -= old.cost();
         }
-        while inner.bytes > self.limit {
-            match inner.entries.pop_lru() {
-                Some((_, old)) => inner.bytes -= old.cost(),
-                None => break,
-            }
-        }
+        inner.shrink(self.limit.load(Relaxed));
     }
 }
 

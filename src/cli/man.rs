@@ -4,24 +4,26 @@ use clap::Args;
 
 use super::output;
 use crate::control::metrics;
-use crate::exit::{Exit, Failure, Outcome};
+use crate::exit::{Exit, Failure, MountExit, Outcome};
 use crate::options::{self, roff};
 
 #[derive(Debug, Args)]
 pub struct ManArguments {
-    /// s2sfs.1, mount.s2sfs.8 or metrics.md
+    /// s2sfs.1, mount.s2sfs.8, s2sfs.toml.5 or metrics.md
     page: String,
 }
 
 const COMMANDS_TEMPLATE: &str = include_str!("../../docs/man/s2sfs.1.in");
 const METRICS_TEMPLATE: &str = include_str!("../../docs/metrics.md.in");
 const HELPER_TEMPLATE: &str = include_str!("../../docs/man/mount.s2sfs.8.in");
+const FILES_TEMPLATE: &str = include_str!("../../docs/man/s2sfs.toml.5.in");
 
 pub fn run(arguments: &ManArguments) -> Outcome<()> {
     match arguments.page.as_str() {
         "s2sfs.1" => output::print(&commands_page()),
         "mount.s2sfs.8" => output::print(&helper_page()),
         "metrics.md" => output::print(&METRICS_TEMPLATE.replace("@METRICS@\n", &metrics::table())),
+        "s2sfs.toml.5" => output::print(&fill(FILES_TEMPLATE)),
         page => Err(Failure::usage(format!("no such page: {page}"))),
     }
 }
@@ -39,6 +41,8 @@ fn fill(template: &str) -> String {
         .replace("@VERSION@", env!("CARGO_PKG_VERSION"))
         .replace("@COMMANDS@\n", &commands())
         .replace("@OPTIONS@\n", &options::man_text())
+        .replace("@KEYS@\n", &options::man_keys())
+        .replace("@MOUNTEXIT@\n", &mount_exit_codes())
         .replace("@EXIT@\n", &exit_codes())
 }
 
@@ -104,6 +108,13 @@ fn argument_name(argument: &clap::Arg) -> String {
     } else {
         flag
     }
+}
+
+fn mount_exit_codes() -> String {
+    MountExit::ALL
+        .iter()
+        .map(|(exit, meaning)| format!(".TP\n\\fB{}\\fR\n{}\n", *exit as u8, roff(meaning)))
+        .collect()
 }
 
 fn exit_codes() -> String {

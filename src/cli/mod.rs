@@ -2,6 +2,7 @@
 
 mod bench;
 mod check;
+mod completions;
 mod compress;
 mod container;
 mod corpus;
@@ -25,6 +26,7 @@ mod plot_training;
 mod policy;
 mod receive;
 mod reclaim;
+mod reload;
 mod report;
 mod scale;
 mod scrub;
@@ -81,6 +83,8 @@ enum Command {
     Scrub(scrub::ScrubArguments),
     /// Give back the space of data that no file needs any more
     Reclaim(reclaim::ReclaimArguments),
+    /// Read the options of a mounted store again, and apply those that can be changed while it is mounted
+    Reload(reload::ReloadArguments),
     /// Show the figures of a mounted or unmounted store
     Status(status::StatusArguments),
     /// Watch throughput, queue, cache and latencies of a mounted store, live
@@ -120,6 +124,8 @@ enum Command {
     Plot(report::ReportArguments),
     /// Draw logs of training with latents as SVG
     PlotTraining(plot_training::PlotArguments),
+    /// Print a script that completes commands and mount options in a shell
+    Completions(completions::CompletionsArguments),
     /// Print a manual page
     #[command(hide = true)]
     Man(man::ManArguments),
@@ -134,7 +140,9 @@ pub fn main() -> ExitCode {
         .and_then(|name| Path::new(name).file_name())
         .is_some_and(|name| name == MOUNT_HELPER || name == REMOUNT_HELPER);
     if called_as_helper {
-        return ExitCode::from(finish(MOUNT_HELPER, run_helper(&arguments)).for_mount_helper());
+        return finish(MOUNT_HELPER, run_helper(&arguments))
+            .for_mount_helper()
+            .into();
     }
     finish("s2sfs", run(&arguments)).into()
 }
@@ -154,6 +162,7 @@ fn run(arguments: &[OsString]) -> Outcome<()> {
         Command::Thaw(arguments) => freeze::thaw(&arguments),
         Command::Scrub(arguments) => scrub::run(&arguments),
         Command::Reclaim(arguments) => reclaim::run(&arguments),
+        Command::Reload(arguments) => reload::run(&arguments),
         Command::Status(arguments) => status::run(&arguments),
         Command::Top(arguments) => top::run(&arguments),
         Command::Info(arguments) => info::run(&arguments),
@@ -173,6 +182,7 @@ fn run(arguments: &[OsString]) -> Outcome<()> {
         Command::BenchLatents(arguments) => latents::run(&arguments),
         Command::Plot(arguments) => report::run(&arguments),
         Command::PlotTraining(arguments) => plot_training::run(&arguments),
+        Command::Completions(arguments) => completions::run(&arguments),
         Command::Man(arguments) => man::run(&arguments),
     }
 }

@@ -1,11 +1,11 @@
 //! `s2sfs mount` and `mount.s2sfs`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{Args, Parser};
 
 use super::output::Patience;
-use crate::exit::Outcome;
+use crate::exit::{Failure, Outcome};
 use crate::mount::{self, Readiness, Request};
 use crate::options;
 
@@ -16,7 +16,7 @@ pub struct MountArguments {
     store: PathBuf,
     /// Where to mount it
     mountpoint: PathBuf,
-    /// Mount options, comma-separated
+    /// Mount options, comma-separated; a comma in a value is written \,
     #[arg(short = 'o', value_name = "OPTIONS", allow_hyphen_values = true)]
     options: Vec<String>,
     /// Do not go to the background; log to standard error
@@ -61,9 +61,15 @@ pub struct HelperArguments {
     store: PathBuf,
     /// Where to mount it
     mountpoint: PathBuf,
-    /// Mount options, comma-separated
+    /// Mount options, comma-separated; a comma in a value is written \,
     #[arg(short = 'o', value_name = "OPTIONS", allow_hyphen_values = true)]
     options: Vec<String>,
+    /// Mount read-only, as -o ro
+    #[arg(short)]
+    read_only: bool,
+    /// Mount for reading and writing, as -o rw
+    #[arg(short = 'w', overrides_with = "read_only")]
+    writable: bool,
     /// Accept and ignore unknown mount options
     #[arg(short)]
     sloppy: bool,
@@ -76,40 +82,61 @@ pub struct HelperArguments {
     /// Say what is done
     #[arg(short)]
     verbose: bool,
-    /// Accepted for mount(8)
-    #[arg(short = 't', value_name = "TYPE")]
+    /// Type of the file system: s2sfs or fuse.s2sfs
+    #[arg(short = 't', value_name = "TYPE", value_parser = ["s2sfs", "fuse.s2sfs"])]
     fs_type: Option<String>,
-    /// Accepted for mount(8): mount(8) enters the name space itself
+    /// Mount in the mount name space of this process, or in the one that this file stands for
     #[arg(short = 'N', value_name = "NAMESPACE")]
-    namespace: Option<String>,
+    namespace: Option<PathBuf>,
+}
+
+impl HelperArguments {
+    /// The values of all `-o`, with what the other flags mean.
+    fn option_lists(&self) -> Outcome<Vec<String>> {
+        let mut lists = self.options.clone();
+        let flags = [(self.read_only, "ro"), (self.writable, "rw")];
+        lists.extend(
+            flags
+                .iter()
+                .filter(|(on, _)| *on)
+                .map(|(_, o)| o.to_string()),
+        );
+        match self.sloppy {
+            true => options::known_only(&lists).map_err(Failure::usage),
+            false => Ok(lists),
+        }
+    }
 }
 
 pub fn run_helper(arguments: &HelperArguments) -> Outcome<()> {
-    let remount = mount::is_remount(&arguments.options);
-    let options = if arguments.sloppy && !remount {
-        options::known_only(&arguments.options)
-    } else {
-        arguments.options.clone()
+    if let Some(namespace) = &arguments.namespace {
+        // Before there are threads, with which it cannot be done.
+        mount::enter_namespace(namespace)?;
+    }
+    let (store, mountpoint) = (&arguments.store, &arguments.mountpoint);
+    let options = arguments.option_lists()?;
+    let say = |what: &str, store: &Path, mountpoint: &Path| {
+        if arguments.verbose {
+            println!("{} {what} at {}", store.display(), mountpoint.display());
+        }
     };
-    if remount {
-        return match arguments.fake {
-            true => Ok(()),
-            false => mount::remount(&arguments.store, &arguments.mountpoint, &options),
-        };
-    }
-    if arguments.fake {
-        return Request::check(&arguments.store, &arguments.mountpoint, &options);
-    }
-    let request = Request::new(&arguments.store, &arguments.mountpoint, &options)?;
-    let waiting = Patience::waiting("mounting");
-    request.launch()?;
-    drop(waiting);
-    if arguments.verbose {
-        println!(
-            "{} mounted at {}",
-            request.store.display(),
-            request.mountpoint.display()
-        );
+    match (mount::is_remount(&options), arguments.fake) {
+        (true, true) => mount::check_remount(store, mountpoint, &options)?,
+        (true, false) => {
+            mount::remount(store, mountpoint, &options)?;
+            say("remounted", store, mountpoint);
+        }
+        (false, true) => {
+            Request::check(store, mountpoint, &options)?;
+            say("would be mounted", store, mountpoint);
+        }
+        (false, false) => {
+            let request = Request::new(store, mountpoint, &options)?;
+            let waiting = Patience::waiting("mounting");
+            request.launch()?;
+            drop(waiting);
+            say("mounted", &request.store, &request.mountpoint);
+        }
     }
     Ok(())
 }

@@ -8,7 +8,7 @@ use clap::Args;
 use super::output::{self, bytes};
 use super::target;
 use crate::control::mountinfo::{self, Mount};
-use crate::control::{AgainStatus, MOST_INODES};
+use crate::control::{AgainStatus, MAX_INODES};
 use crate::exit::{Context, Exit, Failure, Outcome};
 
 #[derive(Debug, Args)]
@@ -48,7 +48,7 @@ fn settle(path: &PathBuf) -> Outcome<()> {
 fn again(arguments: &SettleArguments) -> Outcome<()> {
     let mut sum = AgainStatus::default();
     for (mount, inos) in by_mount(&arguments.paths)? {
-        for inos in inos.chunks(MOST_INODES) {
+        for inos in inos.chunks(MAX_INODES) {
             let client = target::client(&mount)?;
             let bar = output::progress_bar("settling again");
             let mut progress = |done, total| {

@@ -14,7 +14,8 @@ use thiserror::Error;
 use super::mountinfo::Mount;
 use super::protocol::{MAX_REPLY, Reply, Request};
 use super::{
-    AgainStatus, FileInfo, FileUsage, ScrubAction, ScrubOptions, ScrubStatus, Status, socket,
+    AgainStatus, FileInfo, FileUsage, ReloadReport, ScrubAction, ScrubOptions, ScrubStatus, Status,
+    socket,
 };
 use crate::store::carry::StoreFile;
 
@@ -199,6 +200,15 @@ impl Client {
         let mut replies = self.request(&Request::Hold)?;
         match replies.next()? {
             Reply::Held { files } => Ok(HeldStore { replies, files }),
+            other => Err(unexpected(other)),
+        }
+    }
+
+    /// Has the daemon read the options of the mount again, under other ones of the command line if any
+    /// are given.
+    pub fn reload(self, options: Option<Vec<String>>) -> Result<ReloadReport> {
+        match self.request(&Request::Reload { options })?.next()? {
+            Reply::Reloaded { report } => Ok(report),
             other => Err(unexpected(other)),
         }
     }

@@ -6,6 +6,7 @@ mod http;
 pub mod metrics;
 pub mod mountinfo;
 pub(crate) mod protocol;
+mod reload;
 mod scrub;
 mod server;
 mod service;
@@ -13,13 +14,13 @@ mod socket;
 mod status;
 mod usage;
 
-pub(crate) use protocol::MOST_INODES;
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
 pub use activity::{ErrorStatus, Latency, LatencyStatus};
 pub use http::MetricsServer;
+pub use reload::ReloadReport;
 pub use scrub::{
     FilePart, ReclaimStatus, ScrubAction, ScrubFinding, ScrubOptions, ScrubState, ScrubStatus,
 };

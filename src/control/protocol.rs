@@ -2,13 +2,13 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{AgainStatus, FileInfo, FileUsage, ScrubAction, ScrubOptions, ScrubStatus, Status};
+use super::{
+    AgainStatus, FileInfo, FileUsage, ReloadReport, ScrubAction, ScrubOptions, ScrubStatus, Status,
+};
 use crate::store::carry::StoreFile;
 
 /// Longest request line that the daemon reads.
 pub const MAX_REQUEST: u64 = 64 << 10;
-/// Inodes that one request names at most; so many fit into it.
-pub const MOST_INODES: usize = 2048;
 /// Longest reply line that a client reads; a file of many extents makes a long one.
 pub const MAX_REPLY: u64 = 256 << 20;
 
@@ -53,6 +53,11 @@ pub enum Request {
     /// Answered with `Held`. The files stay as they are until the client sends a line, which is answered with
     /// `Done` if nothing has come between, or closes the connection.
     Hold,
+    /// Answered with `Reloaded`. Without options, those of the mount count.
+    Reload {
+        #[serde(default)]
+        options: Option<Vec<String>>,
+    },
     /// Answered with `Waiting` at once, and with `Stopped` when the daemon has finished.
     Wait,
 }
@@ -92,6 +97,9 @@ pub enum Reply {
     },
     Held {
         files: Vec<StoreFile>,
+    },
+    Reloaded {
+        report: ReloadReport,
     },
     Waiting {
         pid: u32,

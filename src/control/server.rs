@@ -338,6 +338,9 @@ fn answer(
             let (freed, copied) = service.reclaim(&progress_sender(stream))?;
             Reply::Reclaimed { freed, copied }
         }
+        Request::Reload { ref options } => Reply::Reloaded {
+            report: service.reload(options.clone())?,
+        },
         Request::Wait | Request::Hold => Reply::Done,
     })
 }

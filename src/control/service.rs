@@ -2,7 +2,9 @@
 
 use thiserror::Error;
 
-use super::{AgainStatus, FileInfo, FileUsage, ScrubAction, ScrubOptions, ScrubStatus, Status};
+use super::{
+    AgainStatus, FileInfo, FileUsage, ReloadReport, ScrubAction, ScrubOptions, ScrubStatus, Status,
+};
 use crate::store::carry::StoreFile;
 use std::time::Duration;
 
@@ -63,6 +65,9 @@ pub trait Service: Send + Sync {
     /// Hands the files of the store to `held`, and holds them as they are until it returns. It gets a
     /// question besides: once the answer is true, it is to return soon.
     fn hold(&self, held: &mut WhileHeld<'_>) -> Result<(), ServiceError>;
+    /// Reads the options of the mount again, under those given or those it has, and applies what can be
+    /// changed while it is there.
+    fn reload(&self, options: Option<Vec<String>>) -> Result<ReloadReport, ServiceError>;
 
     fn file_info(&self, ino: u64) -> Result<FileInfo, ServiceError>;
 

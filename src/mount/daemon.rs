@@ -1,6 +1,6 @@
 //! The daemon: opens the store, serves the mount, and closes the store when it is unmounted.
 
-use std::io::{self, Write};
+use std::io::{self, IsTerminal, Write};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::{Sender, channel};
@@ -12,13 +12,15 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
 use super::notify::notify;
+use super::reload::Reloader;
+use super::service::{Answer, Supervision, probe};
 use super::volume::{Opened, VolumeService, open_volume};
 use super::{READY, Request};
 use crate::control::client::Client;
 use crate::control::mountinfo;
 use crate::control::{self, MetricsServer, Server, Service};
 use crate::exit::{Context, Exit, Failure, Outcome};
-use crate::fuse::{self, MountHandle, MountOptions};
+use crate::fuse::{self, MountError, MountHandle, MountOptions};
 use crate::logging::{self, Sink};
 use crate::options::Settings;
 use crate::volume::Volume;
@@ -46,8 +48,8 @@ pub fn run(request: &Request, readiness: Readiness) -> Outcome<()> {
         logging::set_level(request.settings.log_level);
     }
     prepare_process(readiness)?;
-    let signals = Signals::new([SIGTERM, SIGINT, SIGHUP]).context("cannot handle signals")?;
-    let opened = open_when_free(&request.store, &request.settings)?;
+    let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP]).context("cannot handle signals")?;
+    let opened = open_when_free(&request.store, &request.settings, &mut signals)?;
     let volume = &opened.volume;
     let mount = match fuse::mount(volume.clone(), &request.mountpoint, &fuse_options(request)) {
         Ok(mount) => Arc::new(mount),
@@ -55,14 +57,24 @@ pub fn run(request: &Request, readiness: Readiness) -> Outcome<()> {
             if let Err(failure) = close(volume, request) {
                 log::error!("{failure}");
             }
-            return Err(Failure::failed(error));
+            return Err(mount_failure(&error));
         }
     };
-    let service: Arc<dyn Service> = Arc::new(VolumeService::new(&opened, request));
+    let supervision = Arc::new(Supervision::new(volume.clone(), mount.mountpoint()));
+    let reloader = Arc::new(Reloader::new(volume.clone(), request));
+    let service: Arc<dyn Service> =
+        Arc::new(VolumeService::new(&opened, request, reloader.clone()));
     let server = start_control(request, &service);
     let metrics = start_metrics(request, &service);
-    let served = serve(request, &mount, signals, log);
-    notify("STOPPING=1");
+    let watched = Watched {
+        mount,
+        reloader,
+        supervision: supervision.clone(),
+        // Who closes a terminal wants to end what runs there.
+        hangup_ends: io::stdin().is_terminal(),
+    };
+    let served = serve(request, Arc::new(watched), signals, log);
+    supervision.stopping();
     // The volume still holds the store's lock, so this is our own socket.
     if let Some(server) = &server {
         server.stopping();
@@ -82,7 +94,23 @@ pub fn run(request: &Request, readiness: Readiness) -> Outcome<()> {
                 .map(|failure| failure.message.clone()),
         );
     }
+    supervision.stopped();
     outcome
+}
+
+/// What the threads that watch signals and session need.
+struct Watched {
+    mount: Arc<MountHandle>,
+    reloader: Arc<Reloader>,
+    supervision: Arc<Supervision>,
+    hangup_ends: bool,
+}
+
+fn mount_failure(error: &MountError) -> Failure {
+    let denied = matches!(error, MountError::Mount { source, .. }
+        if source.kind() == io::ErrorKind::PermissionDenied);
+    let exit = if denied { Exit::Denied } else { Exit::Failed };
+    Failure::new(exit, error)
 }
 
 /// Closes the volume if its session has not done so.
@@ -95,16 +123,26 @@ fn close(volume: &Volume, request: &Request) -> Outcome<()> {
 /// Says that the mount is there, and returns when it has gone.
 fn serve(
     request: &Request,
-    mount: &Arc<MountHandle>,
+    watched: Arc<Watched>,
     signals: Signals,
     log: Option<Sink>,
 ) -> Outcome<()> {
     let (events, ended) = channel();
+    let mount = &watched.mount;
     watch_session(mount.clone(), events.clone())?;
-    watch_signals(signals, mount.clone(), events)?;
-    if let Err(e) = announce(log, request.settings.log_level) {
-        log::error!("nobody waits for this mount any more ({e}): unmounting");
-        return mount.terminate().map_err(Failure::failed);
+    watch_signals(signals, watched.clone(), events)?;
+    let answers = probe(mount.mountpoint()).context("the mount does not answer");
+    let announced = answers.and_then(|answer| {
+        if answer != Answer::Fuse {
+            return Err(Failure::failed("the mount is gone already"));
+        }
+        announce(log, request.settings.log_level)
+            .context("nobody waits for this mount any more")?;
+        watched.supervision.start().context("thread")
+    });
+    if let Err(failure) = announced {
+        log::error!("{failure}: unmounting");
+        return mount.terminate().map_err(Failure::failed).and(Err(failure));
     }
     log::info!(
         "{} is mounted at {}",
@@ -135,9 +173,12 @@ fn prepare_process(readiness: Readiness) -> Outcome<()> {
 }
 
 /// Opens the store, after waiting for a daemon that is just finishing with it.
-fn open_when_free(store: &Path, settings: &Settings) -> Outcome<Opened> {
+fn open_when_free(store: &Path, settings: &Settings, signals: &mut Signals) -> Outcome<Opened> {
     let deadline = Instant::now() + LOCK_PATIENCE;
     loop {
+        if signals.pending().any(|signal| signal != SIGHUP) {
+            return Err(Failure::new(Exit::Interrupted, "interrupted"));
+        }
         match open_volume(store, settings) {
             Err(failure) if failure.exit == Exit::Busy && Instant::now() < deadline => {
                 if let Some(holder) = holder(store) {
@@ -255,18 +296,26 @@ fn watch_session(mount: Arc<MountHandle>, events: Sender<Outcome<()>>) -> Outcom
     Ok(())
 }
 
-/// Turns SIGTERM, SIGINT and SIGHUP into an unmount, by force of detaching if files are open.
+/// Turns SIGTERM and SIGINT into an unmount, by force of detaching if files are open, and SIGHUP into
+/// a reload of the options.
 fn watch_signals(
     mut signals: Signals,
-    mount: Arc<MountHandle>,
+    watched: Arc<Watched>,
     events: Sender<Outcome<()>>,
 ) -> Outcome<()> {
     let watch = move || {
         for signal in signals.forever() {
+            if signal == SIGHUP && !watched.hangup_ends {
+                // What is wrong with them is in the log.
+                let _ = watched.reloader.reload(None);
+                continue;
+            }
+            let mount = &watched.mount;
             log::info!(
                 "signal {signal}: unmounting {}",
                 mount.mountpoint().display()
             );
+            watched.supervision.stopping();
             let _ = events.send(mount.terminate().map_err(Failure::failed));
         }
     };

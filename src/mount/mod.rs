@@ -4,17 +4,18 @@
 //! standard error until it is ready goes to whoever asked for the mount.
 
 mod daemon;
+mod launch;
 mod models;
+mod namespace;
 mod notify;
+mod reload;
 mod remount;
+mod service;
 mod unmount;
 mod volume;
 
-use std::ffi::OsString;
-use std::io::{self, BufRead, BufReader};
-use std::os::unix::process::CommandExt;
+use std::io;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
 
 use crate::control::mountinfo;
 use crate::exit::{Context, Exit, Failure, Outcome};
@@ -22,7 +23,8 @@ use crate::options::{ModelChoice, Settings};
 
 pub use daemon::{Readiness, run};
 pub use models::{codecs, codecs_of_store, unreadable};
-pub use remount::{is_remount, remount};
+pub use namespace::enter_namespace;
+pub use remount::{check_remount, is_remount, remount};
 pub use unmount::{detach, is_dead, unmount};
 pub use volume::{
     Opened, open_damaged, open_store, open_volume, repair_store, store_failure, survey_unmounted,
@@ -41,13 +43,15 @@ pub struct Request {
     pub mountpoint: PathBuf,
     pub settings: Settings,
     option_lists: Vec<String>,
+    /// Where relative paths in options begin.
+    directory: PathBuf,
     created_store: bool,
 }
 
 impl Request {
     /// Checks options and mount point and changes nothing, for mount(8)'s `-f`.
     pub fn check(store: &Path, mountpoint: &Path, option_lists: &[String]) -> Outcome<()> {
-        Settings::parse(option_lists).map_err(Failure::usage)?;
+        Settings::of_store(store, option_lists).map_err(Failure::usage)?;
         check_mountpoint(mountpoint)?;
         match std::fs::metadata(store) {
             Ok(meta) if !meta.is_dir() => Err(not_a_directory(store)),
@@ -58,15 +62,8 @@ impl Request {
 
     /// Checks everything that can be checked without opening the store; creates a missing STORE.
     pub fn new(store: &Path, mountpoint: &Path, option_lists: &[String]) -> Outcome<Request> {
-        let mut settings = Settings::parse(option_lists).map_err(Failure::usage)?;
-        let model = match &mut settings.model {
-            ModelChoice::File(path) => Some(path),
-            ModelChoice::Embedded(_) => None,
-        };
-        let others = settings.log.iter_mut().chain(&mut settings.compressor);
-        for path in model.into_iter().chain(others) {
-            *path = std::path::absolute(&*path).context(path.display())?;
-        }
+        let directory = std::env::current_dir().context("working directory")?;
+        let settings = settings(store, option_lists, &directory).map_err(Failure::usage)?;
         let mountpoint = check_mountpoint(mountpoint)?;
         let created_store = !settings.read_only && create_store_directory(store)?;
         let store = store.canonicalize().map_err(|e| {
@@ -85,6 +82,7 @@ impl Request {
             mountpoint,
             settings,
             option_lists: option_lists.to_vec(),
+            directory,
             created_store,
         };
         request.check_apart().inspect_err(|_| request.undo())?;
@@ -110,55 +108,20 @@ impl Request {
             let _ = std::fs::remove_dir(&self.store);
         }
     }
-
-    /// Mounts with the daemon in the background; returns when the mount answers.
-    pub fn launch(&self) -> Outcome<()> {
-        self.start_daemon().inspect_err(|_| self.undo())
-    }
-
-    fn start_daemon(&self) -> Outcome<()> {
-        let mut child = Command::new("/proc/self/exe")
-            .arg0("s2sfs")
-            .args(self.daemon_arguments())
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .spawn()
-            .context("cannot start the daemon")?;
-        if wait_until_ready(&mut child) {
-            // The first request through the kernel: proves that the daemon serves.
-            std::fs::metadata(&self.mountpoint).context(format!(
-                "{} is mounted but does not answer",
-                self.mountpoint.display()
-            ))?;
-            return Ok(());
-        }
-        let status = child.wait().context("cannot wait for the daemon")?;
-        match status.code() {
-            // It has said why.
-            Some(code) if code != 0 => Err(Failure::new(Exit::from_code(code), "")),
-            _ => Err(Failure::failed(format!(
-                "the daemon ended before it was ready: {status}"
-            ))),
-        }
-    }
-
-    fn daemon_arguments(&self) -> Vec<OsString> {
-        let mut arguments: Vec<OsString> = vec!["mount".into(), DAEMON_FLAG.into()];
-        for list in &self.option_lists {
-            arguments.extend(["-o".into(), list.into()]);
-        }
-        arguments.push("--".into());
-        arguments.extend([self.store.clone().into(), self.mountpoint.clone().into()]);
-        arguments
-    }
 }
 
-fn wait_until_ready(child: &mut Child) -> bool {
-    let Some(output) = child.stdout.take() else {
-        return false;
+/// The settings for `store`, with absolute paths.
+fn settings(store: &Path, lists: &[String], directory: &Path) -> Result<Settings, String> {
+    let mut settings = Settings::of_store(store, lists)?;
+    let model = match &mut settings.model {
+        ModelChoice::File(path) => Some(path),
+        ModelChoice::Embedded(_) => None,
     };
-    let mut line = String::new();
-    BufReader::new(output).read_line(&mut line).is_ok() && line.trim_end() == READY
+    let others = settings.log.iter_mut().chain(&mut settings.compressor);
+    for path in model.into_iter().chain(others) {
+        *path = directory.join(&*path);
+    }
+    Ok(settings)
 }
 
 fn check_mountpoint(mountpoint: &Path) -> Outcome<PathBuf> {

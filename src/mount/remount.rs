@@ -9,6 +9,7 @@ use rustix::mount::{MountFlags, mount_remount};
 use crate::control::client::Client;
 use crate::control::mountinfo::{self, Mount};
 use crate::exit::{Context, Exit, Failure, Outcome};
+use crate::options::{Settings, split_all};
 
 /// The option that asks for a remount.
 const REMOUNT: &str = "remount";
@@ -25,19 +26,21 @@ const KEPT: [(StatVfsMountFlags, MountFlags); 8] = [
     (StatVfsMountFlags::RELATIME, MountFlags::RELATIME),
 ];
 
-fn options(lists: &[String]) -> impl Iterator<Item = &str> {
-    lists.iter().flat_map(|list| list.split(','))
-}
-
 /// Whether the values of some `-o` arguments ask for a remount.
 pub fn is_remount(lists: &[String]) -> bool {
-    options(lists).any(|option| option == REMOUNT)
+    // Lists that make no sense are refused by whoever parses them.
+    split_all(lists).is_ok_and(|options| options.iter().any(|option| option == REMOUNT))
 }
 
-/// Remounts `store` at `mountpoint`. Flags that the options do not name stay as they are, and so does
-/// everything that only counts when a store is opened, such as the size of the cache. When the mount has
-/// become read-only, everything that was written is on the disk.
-pub fn remount(store: &Path, mountpoint: &Path, lists: &[String]) -> Outcome<()> {
+/// Finds out whether a remount would be tried, and changes nothing.
+pub fn check_remount(store: &Path, mountpoint: &Path, lists: &[String]) -> Outcome<()> {
+    find(store, mountpoint, lists).map(drop)
+}
+
+/// The mount of `store` at `mountpoint`, and the single options.
+fn find(store: &Path, mountpoint: &Path, lists: &[String]) -> Outcome<(Mount, Vec<String>)> {
+    let options = split_all(lists).map_err(Failure::usage)?;
+    Settings::from_options(&options).map_err(Failure::usage)?;
     let name = &mountpoint.display().to_string();
     let mount = mountinfo::mount_at(mountpoint)
         .context(name)?
@@ -50,12 +53,21 @@ pub fn remount(store: &Path, mountpoint: &Path, lists: &[String]) -> Outcome<()>
             at.display()
         )));
     }
+    Ok((mount, options))
+}
+
+/// Remounts `store` at `mountpoint`. Flags that the options do not name stay as they are, and so does
+/// everything that only counts when a store is opened, such as the size of the cache. When the mount has
+/// become read-only, everything that was written is on the disk.
+pub fn remount(store: &Path, mountpoint: &Path, lists: &[String]) -> Outcome<()> {
+    let (mount, options) = find(store, mountpoint, lists)?;
+    let name = &mountpoint.display().to_string();
     let shown = rustix::fs::statvfs(&mount.point).context(name)?.f_flag;
     let now = KEPT
         .iter()
         .filter(|(shown_as, _)| shown.contains(*shown_as))
         .fold(MountFlags::empty(), |flags, (_, flag)| flags | *flag);
-    let flags = changed(now, lists);
+    let flags = changed(now, &options);
     if now.contains(MountFlags::RDONLY) && !flags.contains(MountFlags::RDONLY) {
         check_writable(&mount)?;
     }
@@ -84,10 +96,10 @@ fn check_writable(mount: &Mount) -> Outcome<()> {
 }
 
 /// `flags` after the options.
-fn changed(mut flags: MountFlags, lists: &[String]) -> MountFlags {
-    for option in options(lists) {
-        let (flag, on) = match option {
-            "ro" => (MountFlags::RDONLY, true),
+fn changed(mut flags: MountFlags, options: &[String]) -> MountFlags {
+    for option in options {
+        let (flag, on) = match option.as_str() {
+            "ro" | "read_only" => (MountFlags::RDONLY, true),
             "rw" => (MountFlags::RDONLY, false),
             "nosuid" => (MountFlags::NOSUID, true),
             "suid" => (MountFlags::NOSUID, false),
@@ -114,7 +126,7 @@ mod tests {
         let lists = ["remount,ro,rw,nodev".to_string(), "ro,cache=1G".to_string()];
         assert!(is_remount(&lists));
         assert_eq!(
-            changed(now, &lists),
+            changed(now, &split_all(&lists).unwrap()),
             now | MountFlags::RDONLY | MountFlags::NODEV
         );
         assert!(!is_remount(&["ro,x-remount".to_string()]));

@@ -6,16 +6,17 @@ use std::time::{Duration, Instant};
 
 use super::Request;
 use super::models::{codecs_of_store, keep_model};
+use super::reload::Reloader;
 use crate::codec::Codecs;
 use crate::control::{
-    AgainStatus, FileInfo, FileUsage, ScrubAction, ScrubOptions, ScrubStatus, Service,
-    ServiceError, Status, WhileHeld,
+    AgainStatus, FileInfo, FileUsage, ReloadReport, ScrubAction, ScrubOptions, ScrubStatus,
+    Service, ServiceError, Status, WhileHeld,
 };
 use crate::exit::{Context, Exit, Failure, Outcome};
 use crate::fuse;
 use crate::options::Settings;
 use crate::store::{OpenOptions, RealStorage, Store, StoreError};
-use crate::volume::{self, RepairReport, SurveyedFile, Volume, VolumeError, VolumeOptions};
+use crate::volume::{self, RepairReport, SurveyedFile, Tuning, Volume, VolumeError, VolumeOptions};
 
 /// Longer than any mount lasts, and short enough for clock arithmetic.
 const NEVER: Duration = Duration::from_secs(100 * 365 * 86_400);
@@ -69,17 +70,18 @@ pub fn open_volume(path: &Path, settings: &Settings) -> Outcome<Opened> {
     let store = open_store(path, &options)?;
     keep_model(settings, &store, &codecs)?;
     let model = codecs.encoding_model_name().unwrap_or_default();
+    let tuning = tuning(settings);
     let options = VolumeOptions {
-        cache_bytes: settings.cache_bytes,
-        dirty_bytes: settings.dirty_bytes,
+        cache_bytes: tuning.cache_bytes,
+        dirty_bytes: tuning.dirty_bytes,
         threads: settings.threads,
-        policy: settings.policy,
+        policy: tuning.policy,
         extent: settings.extent,
-        group: settings.group,
-        settle_after: settings.settle_after.unwrap_or(NEVER),
+        group: tuning.group,
+        settle_after: tuning.settle_after,
         idle: settings.idle,
         verify: settings.verify,
-        relatime: !settings.kernel.noatime,
+        relatime: tuning.relatime,
         read_only: settings.read_only,
     };
     let codecs = Arc::new(codecs);
@@ -91,6 +93,18 @@ pub fn open_volume(path: &Path, settings: &Settings) -> Outcome<Opened> {
     });
     let volume = volume.map_err(|e| volume_failure(path, &e))?;
     Ok(Opened { volume, model })
+}
+
+/// What of the settings can be changed while the store is open.
+pub fn tuning(settings: &Settings) -> Tuning {
+    Tuning {
+        cache_bytes: settings.cache_bytes,
+        dirty_bytes: settings.dirty_bytes,
+        policy: settings.policy,
+        group: settings.group,
+        settle_after: settings.settle_after.unwrap_or(NEVER),
+        relatime: !settings.kernel.noatime,
+    }
 }
 
 /// The status of a store that nobody has mounted.
@@ -157,11 +171,13 @@ pub struct VolumeService {
     store: PathBuf,
     mountpoint: PathBuf,
     started: Instant,
+    reloader: Arc<Reloader>,
 }
 
 impl VolumeService {
-    pub fn new(opened: &Opened, request: &Request) -> VolumeService {
+    pub fn new(opened: &Opened, request: &Request, reloader: Arc<Reloader>) -> VolumeService {
         VolumeService {
+            reloader,
             volume: opened.volume.clone(),
             model: opened.model.clone(),
             store: request.store.clone(),
@@ -223,6 +239,10 @@ impl Service for VolumeService {
         let files = self.volume.hold().map_err(service_error)?;
         held(files.files(), &|| self.volume.is_stopping());
         Ok(())
+    }
+
+    fn reload(&self, options: Option<Vec<String>>) -> Result<ReloadReport, ServiceError> {
+        self.reloader.reload(options).map_err(ServiceError::new)
     }
 
     fn file_info(&self, ino: u64) -> Result<FileInfo, ServiceError> {

@@ -161,6 +161,8 @@ pub struct SettleStats {
 /// The background pipeline. See the module.
 pub struct Settler {
     options: SettlerOptions,
+    /// What the options said first; [`Settler::tune`] changes it.
+    group: Mutex<Option<u32>>,
     recent: Mutex<Recent>,
     /// Callers of [`Settler::settle_all`]: while there are any, nothing waits to become quiet.
     forced: AtomicUsize,
@@ -190,6 +192,7 @@ impl Settler {
     pub fn new(options: SettlerOptions) -> Arc<Settler> {
         Arc::new(Settler {
             recent: Mutex::new(Recent::new(options.settle_after)),
+            group: Mutex::new(options.group),
             options,
             forced: AtomicUsize::new(0),
             forced_passes: AtomicU64::new(0),
@@ -208,6 +211,13 @@ impl Settler {
             wake: Condvar::new(),
             thread: Mutex::new(None),
         })
+    }
+
+    /// Settles differently from now on.
+    pub fn tune(&self, group: Option<u32>, settle_after: Duration) {
+        *self.group.lock() = group;
+        self.recent.lock().set_settle_after(settle_after);
+        self.wake_up();
     }
 
     /// Starts settling in the background.

@@ -354,7 +354,7 @@ impl Settler {
         }
         let options = EncodeOptions {
             policy: job.class.policy,
-            group: self.options.group,
+            group: *self.group.lock(),
             verify: self.verify_next(),
         };
         let anchor = self.anchor_for(host, job);

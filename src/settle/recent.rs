@@ -37,6 +37,10 @@ impl Recent {
         }
     }
 
+    pub fn set_settle_after(&mut self, settle_after: Duration) {
+        self.settle_after = settle_after;
+    }
+
     pub fn touched(&mut self, window: Window) {
         self.touched_at(window, Instant::now());
     }

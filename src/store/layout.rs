@@ -20,11 +20,13 @@ pub(crate) const INDEX_DIR: &str = "index";
 /// Space that only unlink, settling and reclaim may use; exists only while the store is open for writing.
 pub(crate) const RESERVE: &str = "log/reserve";
 /// Names that a half-created store, or an empty file system under it, may contain.
-const NOT_CONTENT: [&str; 6] = [
+const NOT_CONTENT: [&str; 7] = [
     LOG_DIR,
     MODEL_DIR,
     INDEX_DIR,
     DESCRIPTION_TEMPORARY,
+    // Mount options, which may be there before the store is.
+    "options.toml",
     "lock",
     "lost+found",
 ];

@@ -9,6 +9,7 @@ use super::change::Change;
 use super::inode::{Inode, Locked, State};
 use super::{Result, Volume};
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 
 /// Seconds after which an access time is moved in any case.
 const DAY: i64 = 86_400;
@@ -23,7 +24,7 @@ fn is_due(attr: &Attr, now: Timestamp) -> bool {
 
 impl Volume {
     fn keeps_access_times(&self) -> bool {
-        self.options.relatime && !self.options.read_only
+        self.relatime.load(Relaxed) && !self.options.read_only
     }
 
     /// Whether reading would move the access time, so that the kernel must not answer reads from its

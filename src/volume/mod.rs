@@ -151,6 +151,17 @@ impl Default for VolumeOptions {
     }
 }
 
+/// What can be changed while a volume is open; see [`VolumeOptions`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Tuning {
+    pub cache_bytes: u64,
+    pub dirty_bytes: u64,
+    pub policy: Policy,
+    pub group: Option<u32>,
+    pub settle_after: Duration,
+    pub relatime: bool,
+}
+
 /// Who asks.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Caller {
@@ -212,6 +223,8 @@ pub struct Volume {
     table: InodeTable,
     known: Known,
     policies: Policies,
+    /// What counts where nothing else is said; [`Volume::tune`] changes it.
+    policy: Mutex<Policy>,
     /// What keeps changes out while the volume is frozen.
     gate: Arc<Gate>,
     past_caches: PastCaches,
@@ -230,9 +243,13 @@ pub struct Volume {
     max_extent: AtomicU64,
     /// The last commit at which no block was worth repacking.
     packed_at: AtomicU64,
+    /// Reading moves access times.
+    relatime: AtomicBool,
     /// Something was committed since the last sync.
     changed: AtomicBool,
     closed: AtomicBool,
+    /// Held while the volume is shut down: taken before any other lock.
+    closing: Mutex<()>,
     threads: Mutex<Vec<JoinHandle<()>>>,
     started: Instant,
 }
@@ -269,6 +286,7 @@ impl Volume {
             table: InodeTable::new(INODES_IN_MEMORY),
             known: Known::default(),
             policies: Policies::default(),
+            policy: Mutex::new(options.policy),
             gate: Arc::default(),
             past_caches: PastCaches::default(),
             accesses: Mutex::default(),
@@ -285,8 +303,10 @@ impl Volume {
             io: Io::default(),
             max_extent: AtomicU64::new(u64::from(options.extent)),
             packed_at: AtomicU64::new(0),
+            relatime: AtomicBool::new(options.relatime),
             changed: AtomicBool::new(false),
             closed: AtomicBool::new(false),
+            closing: Mutex::new(()),
             threads: Mutex::new(Vec::new()),
             started: Instant::now(),
             store,
@@ -443,7 +463,21 @@ impl Volume {
         self.changed.store(true, Relaxed);
     }
 
-    /// How the volume works.
+    /// Changes how the volume works from now on.
+    pub fn tune(&self, tuning: &Tuning) {
+        self.cache.set_limit(tuning.cache_bytes);
+        self.budget.set_limit(tuning.dirty_bytes);
+        *self.policy.lock() = tuning.policy;
+        self.settler.tune(tuning.group, tuning.settle_after);
+        self.relatime.store(tuning.relatime, Relaxed);
+    }
+
+    /// Bytes that were written and are not in the log yet.
+    pub fn dirty_bytes(&self) -> u64 {
+        self.budget.used()
+    }
+
+    /// How the volume worked when it was opened.
     pub fn options(&self) -> &VolumeOptions {
         &self.options
     }
@@ -451,6 +485,8 @@ impl Volume {
     /// Stages everything, stops all threads and closes the store. Does not wait for settling. Safe to
     /// call more than once; the first failure is returned, but the store is closed in any case.
     pub fn shutdown(&self) -> Result<()> {
+        // The session and whoever ends the daemon may both come here: the second waits for the first.
+        let _closing = self.closing.lock();
         if self.closed.load(Relaxed) {
             return Ok(());
         }

@@ -97,7 +97,7 @@ impl Volume {
     pub fn effective_policy(&self, ino: u64) -> Result<Policy> {
         let attr = self.getattr(ino)?.attr;
         match attr.is_dir() {
-            true => Ok(self.policy_of_dir(ino)?.unwrap_or(self.options.policy)),
+            true => Ok(self.policy_of_dir(ino)?.unwrap_or(*self.policy.lock())),
             false => self.policy_of_file(ino, attr.parent),
         }
     }
@@ -107,7 +107,7 @@ impl Volume {
             Some(own) => Some(own),
             None => self.policy_of_dir(parent)?,
         };
-        Ok(policy.unwrap_or(self.options.policy))
+        Ok(policy.unwrap_or(*self.policy.lock()))
     }
 
     /// What a directory has or inherits; `None` if only the mount has a policy. Takes no lock of an inode:

@@ -240,7 +240,8 @@ impl Volume {
                 policies.insert(ino, self.policy_of_file(ino, parent)?);
             }
         }
-        let policy_of = |ino: &u64| policies.get(ino).copied().unwrap_or(self.options.policy);
+        let mount = *self.policy.lock();
+        let policy_of = |ino: &u64| policies.get(ino).copied().unwrap_or(mount);
         Ok(runs
             .into_iter()
             .map(|(parent, run)| Candidate {

@@ -8,7 +8,7 @@ use super::{Result, Volume, VolumeError};
 use crate::fault;
 use crate::settle::Extent;
 use crate::store::NewBlock;
-use crate::sync::atomic::{AtomicBool, Ordering::Relaxed, Ordering::SeqCst};
+use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
 use crate::sync::{Condvar, Mutex};
 use log::{error, warn};
 use parking_lot::MutexGuard;
@@ -37,10 +37,13 @@ pub enum StageMode {
     Complete,
 }
 
+/// No budget is smaller.
+const LEAST_BUDGET: u64 = 1 << 20;
+
 /// Bounds the bytes that wait for staging.
 #[derive(Debug)]
 pub struct Budget {
-    limit: u64,
+    limit: AtomicU64,
     used: Mutex<u64>,
     room: Condvar,
 }
@@ -48,10 +51,21 @@ pub struct Budget {
 impl Budget {
     pub fn new(limit: u64) -> Budget {
         Budget {
-            limit: limit.max(1 << 20),
+            limit: AtomicU64::new(limit.max(LEAST_BUDGET)),
             used: Mutex::new(0),
             room: Condvar::new(),
         }
+    }
+
+    /// Writers above a lower limit wait until enough is staged.
+    pub fn set_limit(&self, limit: u64) {
+        let _used = self.used.lock();
+        self.limit.store(limit.max(LEAST_BUDGET), SeqCst);
+        self.room.notify_all();
+    }
+
+    fn limit(&self) -> u64 {
+        self.limit.load(SeqCst)
     }
 
     pub fn used(&self) -> u64 {
@@ -60,7 +74,7 @@ impl Budget {
 
     /// Past this much, staging begins without being asked for.
     pub fn is_tight(&self) -> bool {
-        self.used() > self.limit / 2
+        self.used() > self.limit() / 2
     }
 
     pub fn release(&self, bytes: u64) {
@@ -75,10 +89,10 @@ impl Budget {
     /// budget is let through once nothing else is in it.
     fn try_reserve(&self, bytes: u64) -> bool {
         let mut used = self.used.lock();
-        if *used > 0 && *used + bytes > self.limit {
+        if *used > 0 && *used + bytes > self.limit() {
             self.room.wait_for(&mut used, Duration::from_millis(50));
         }
-        let fits = *used == 0 || *used + bytes <= self.limit;
+        let fits = *used == 0 || *used + bytes <= self.limit();
         if fits {
             *used += bytes;
         }
