@@ -564,7 +564,7 @@ impl<S: Tree, T: Target> Copier<'_, S, T> {
     }
 
     fn give_name(&self, dir: &Dir<S, T>, path: &[u8], file: &Written) -> Result<()> {
-        let sampled = file.hash[0] % SAMPLE == 0;
+        let sampled = file.hash[0].is_multiple_of(SAMPLE);
         let verify = match self.options.verify {
             Verify::Full => true,
             Verify::Sample => sampled,

@@ -59,6 +59,8 @@ fn meta_of(stat: &Stat) -> io::Result<Meta> {
         uid: stat.st_uid,
         gid: stat.st_gid,
         size: stat.st_size as u64,
+        // of 32 bits on other machines
+        #[allow(clippy::unnecessary_cast)]
         nlink: stat.st_nlink as u64,
         id: (stat.st_dev, stat.st_ino),
         rdev: (

@@ -324,7 +324,7 @@ mod tests {
                 ratio: 3.0,
                 ..Status::default()
             };
-            status.io.read_bytes = second * second << 20;
+            status.io.read_bytes = (second * second) << 20;
             status.errors.io = 3;
             status.latency.fsync.count = second;
             status.latency.fsync.p99_micros = 4200;
