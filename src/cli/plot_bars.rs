@@ -170,6 +170,7 @@ mod tests {
         let document = roxmltree::Document::parse(&svg).unwrap();
         let texts: Vec<&str> = document
             .descendants()
+            .filter(|node| node.is_text())
             .filter_map(|node| node.text().map(str::trim))
             .filter(|text| !text.is_empty())
             .collect();

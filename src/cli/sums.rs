@@ -99,7 +99,8 @@ mod tests {
         }
         counts.add("", &FileUsage::default());
         counts.add("t0", &FileUsage::default());
-        assert_eq!(counts.types.len(), TYPES_MAX + 1);
+        // those without a type and the others besides
+        assert_eq!(counts.types.len(), TYPES_MAX + 2);
         assert_eq!(counts.types["t0"].files, 2);
         let all: u64 = counts.types.values().map(|sums| sums.files).sum();
         assert_eq!((all, counts.total.files), (2 * TYPES_MAX as u64 + 2, all));

@@ -90,8 +90,12 @@ fn compare(old: &Settings, new: &Settings) -> ReloadReport {
         ("compressor", old.compressor != new.compressor),
         ("latents", old.own_latents != new.own_latents),
         ("segment", old.segment_bytes != new.segment_bytes),
+        ("idle", old.idle != new.idle),
+        ("verify", old.verify != new.verify),
+        ("metrics", old.metrics != new.metrics),
         ("ro", old.read_only != new.read_only),
         ("log", old.log != new.log),
+        ("log_level", old.log_level != new.log_level),
         ("allow_other", was.allow_other != is.allow_other),
         ("noexec", was.noexec != is.noexec),
         ("nosuid", was.nosuid != is.nosuid),
@@ -128,6 +132,9 @@ mod tests {
                 "cpu",
                 "own",
                 "1h",
+                "sample",
+                "debug",
+                "unix:/run/metrics",
             ];
             let options: Vec<String> = match (spec.name, spec.value) {
                 (_, Some(_)) => values

@@ -187,7 +187,7 @@ impl Volume {
             let parent = self.load_attr(at).ok().map(|attr| attr.parent);
             let mut names = HashMap::new();
             if let Some(parent) = parent {
-                self.names_in(parent, &HashSet::from([at]), &mut names)?;
+                self.names_in(parent, &HashSet::from([at]), usize::MAX, &mut names)?;
             }
             let (Some(parent), Some(name)) = (parent, names.remove(&at)) else {
                 return Ok(format!("inode {ino}"));

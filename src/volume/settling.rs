@@ -15,6 +15,9 @@ use std::time::Duration;
 
 /// Extents and blocks that one scan reads.
 const PAGE: usize = 1024;
+/// Entries of a directory that are looked at for the names of one batch. What is settled together is ordered by names, which is
+/// not worth a scan of a huge directory for every batch of its files.
+const NAMES_LOOKED_AT: usize = 1 << 16;
 /// Sparse blocks that are looked for at a time.
 const MAX_SPARSE: usize = 1 << 16;
 /// Repacking is not worth a scan of all extents for less than this, in stored bytes, nor for less than
@@ -235,7 +238,7 @@ impl Volume {
         }
         let (mut names, mut policies) = (HashMap::new(), HashMap::new());
         for (parent, inos) in by_parent {
-            self.names_in(parent, &inos, &mut names)?;
+            self.names_in(parent, &inos, NAMES_LOOKED_AT, &mut names)?;
             for ino in inos {
                 policies.insert(ino, self.policy_of_file(ino, parent)?);
             }
@@ -327,17 +330,19 @@ impl Volume {
         Ok((!runs.is_empty()).then_some((state.attr.parent, runs)))
     }
 
-    /// Adds the names that some inodes have in a directory.
+    /// Adds the names that some inodes have in a directory, as far as they are among about its first `most`.
     pub(super) fn names_in(
         &self,
         parent: u64,
         inos: &HashSet<u64>,
+        most: usize,
         names: &mut HashMap<u64, Vec<u8>>,
     ) -> Result<()> {
         let (mut from, to) = keys::range_of(b'D', parent);
-        let mut left = inos.len();
-        while left > 0 {
+        let (mut left, mut looked_at) = (inos.len(), 0);
+        while left > 0 && looked_at < most {
             let page = self.store()?.scan(&from, &to, PAGE)?;
+            looked_at += page.len();
             for (key, value) in &page {
                 let entry = super::namespace::Dirent::decode(value)?;
                 let name = key.get(9..).unwrap_or_default().to_vec();

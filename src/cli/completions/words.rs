@@ -73,7 +73,7 @@ mod tests {
     fn values_come_from_the_placeholders_of_the_table() {
         let words = all();
         let of = |name: &str| words.iter().find(|w| w.name() == name).unwrap();
-        assert_eq!(of("policy").values, ["ratio", "balanced", "fast"]);
+        assert_eq!(of("policy").values, ["ratio", "balanced", "fast", "off"]);
         assert_eq!(of("device").values, ["auto", "cpu", "cuda:"]);
         assert!(of("model").files && of("model").values.contains(&"default".to_string()));
         assert!(of("cache").values.is_empty() && of("cache").takes_value());
