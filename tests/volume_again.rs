@@ -66,6 +66,7 @@ fn another_policy_is_applied_to_old_data_only_when_asked_for() {
     assert_eq!(codecs_of(&volume, ino), ["zstd"]);
     assert!(contents(&volume, ino) == data);
     volume.shutdown().unwrap();
+    drop(volume);
     check(&storage);
 }
 
@@ -126,6 +127,7 @@ fn a_better_model_makes_old_data_smaller_and_packed_files_too() {
     );
     read(&volume);
     volume.shutdown().unwrap();
+    drop(volume);
     check(&storage);
     let volume = Volume::open(open_store(&storage), model_codecs(), options()).unwrap();
     read(&volume);
@@ -210,6 +212,7 @@ fn writers_and_coding_again_race_without_losing_anything() {
     let volume = remount(&storage, volume);
     assert!(contents(&volume, ino) == data);
     volume.shutdown().unwrap();
+    drop(volume);
     check(&storage);
 }
 
@@ -266,6 +269,7 @@ fn an_unmount_in_the_middle_ends_it_and_loses_nothing() {
         assert!(contents(&volume, *ino) == text(i as u64, 300 * KIB));
     }
     volume.shutdown().unwrap();
+    drop(volume);
     check(&storage);
 }
 
@@ -319,6 +323,7 @@ fn a_power_cut_at_any_operation_of_coding_again_loses_nothing() {
                 assert_ne!(codecs_of(&volume, ino), ["zstd"]);
             }
             volume.shutdown().unwrap();
+            drop(volume);
             check(&storage);
         }
         if complete {
