@@ -37,13 +37,16 @@ fn more_writers_than_the_daemon_has_threads_are_held_up_and_readers_are_not() {
     }
     let bed = Bed::mounted("");
     let files = write_tree(&bed.mnt);
+    // The kernel keeps a directory locked in which somebody waits to make a name.
+    let busy = bed.mnt.join("busy");
+    std::fs::create_dir(&busy).unwrap();
     ok([word("freeze"), bed.mnt.as_os_str()]);
     let finished = AtomicUsize::new(0);
     std::thread::scope(|scope| {
         for i in 0..24 {
-            let (bed, finished) = (&bed, &finished);
+            let (busy, finished) = (&busy, &finished);
             scope.spawn(move || {
-                let path = bed.mnt.join(format!("new {i}"));
+                let path = busy.join(format!("new {i}"));
                 match i % 3 {
                     0 => std::fs::create_dir(&path).unwrap(),
                     _ => std::fs::write(&path, sample(i, 50_000)).unwrap(),
@@ -76,7 +79,7 @@ fn more_writers_than_the_daemon_has_threads_are_held_up_and_readers_are_not() {
     assert_eq!(finished.load(SeqCst), 24);
     let thaw = run([word("thaw"), bed.mnt.as_os_str()]);
     assert_refused(&thaw, exit::FAILED, "not frozen");
-    assert!(std::fs::read(bed.mnt.join("new 1")).unwrap() == sample(1, 50_000));
+    assert!(std::fs::read(busy.join("new 1")).unwrap() == sample(1, 50_000));
     bed.umount();
     assert_eq!(bed.check().status.code(), Some(exit::OK));
 }

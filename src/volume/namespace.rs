@@ -332,6 +332,9 @@ impl Volume {
         states.get(parent)?.attr = dir_attr;
         states.get(entry.ino)?.attr = dropped;
         drop(states);
+        if directory {
+            self.policies.forget_one(entry.ino);
+        }
         drop(names);
         self.reap_if_unused(&child);
         Ok(())

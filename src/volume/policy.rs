@@ -54,6 +54,13 @@ impl Policies {
         known.directories.clear();
     }
 
+    /// A directory is removed, which was empty.
+    pub fn forget_one(&self, dir: u64) {
+        let mut known = self.known.lock();
+        known.generation += 1;
+        known.directories.pop(&dir);
+    }
+
     fn generation(&self) -> u64 {
         self.known.lock().generation
     }
