@@ -73,6 +73,9 @@ fn uuid_of(store: &Path) -> String {
     status["uuid"].as_str().unwrap().to_owned()
 }
 
+/// Kind and body.
+type Frame = (FrameKind, Vec<u8>);
+
 #[test]
 fn a_store_that_was_sent_is_received_with_every_byte() {
     let dir = tempfile::tempdir().unwrap();
@@ -492,7 +495,7 @@ fn paths_that_lead_elsewhere_are_refused() {
 fn frames_that_contradict_each_other_are_refused() {
     let (name, other) = ("log/00000001.j", "log/00000002.j");
     let start = |files, bytes| announce(files, bytes, DESCRIPTION);
-    let cases: Vec<(&str, Vec<(FrameKind, Vec<u8>)>)> = vec![
+    let cases: Vec<(&str, Vec<Frame>)> = vec![
         ("begin with a store", vec![file(name, 4)]),
         ("too short", vec![(FrameKind::Store, vec![1; 15])]),
         ("brings more", vec![start(1, 3), file(name, 4)]),

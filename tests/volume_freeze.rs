@@ -77,7 +77,6 @@ fn nothing_changes_the_store_while_it_is_frozen_and_everything_after() {
     })));
     let before = image(&storage);
     let finished = AtomicUsize::new(0);
-    let place = |name| Place { parent: ROOT, name };
     std::thread::scope(|scope| {
         let operations: Vec<Box<dyn Fn() + Send + Sync>> = vec![
             Box::new(|| write(&volume, file, b"NEW")),
