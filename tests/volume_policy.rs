@@ -210,8 +210,8 @@ fn small_files_of_different_policies_never_share_a_block() {
         blocks[0].len() < files[0].len(),
         "they share blocks among themselves"
     );
-    for i in 0..29 {
-        assert!(contents(&volume, files[0][i]) == text(i as u64, 700));
+    for (i, ino) in files[0].iter().take(29).enumerate() {
+        assert!(contents(&volume, *ino) == text(i as u64, 700));
     }
 }
 

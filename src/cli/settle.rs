@@ -1,7 +1,7 @@
 //! `s2sfs settle`.
 
 use std::os::unix::fs::MetadataExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 
@@ -30,11 +30,11 @@ pub struct SettleArguments {
 pub fn run(arguments: &SettleArguments) -> Outcome<()> {
     match arguments.again {
         true => again(arguments),
-        false => arguments.paths.iter().try_for_each(settle),
+        false => arguments.paths.iter().try_for_each(|path| settle(path)),
     }
 }
 
-fn settle(path: &PathBuf) -> Outcome<()> {
+fn settle(path: &Path) -> Outcome<()> {
     let mount = target::mount(path)?;
     let bar = output::progress_bar("settling");
     let settled = target::client(&mount)?.settle(|done, total| {
