@@ -215,15 +215,25 @@ fn what_is_not_settled_or_not_written_yet_is_said() {
         number(&total, "stored_bytes")
     );
     assert_eq!(number(&total, "logical_bytes"), 50_000);
-    // Not closed and not synced: in memory, unless the sync of every five seconds comes in between.
+    // Not closed and not synced: in memory, unless the sync of every five seconds comes in between. Another process
+    // has it open, because whoever starts a program closes its files there, and closing stages.
     wait_until("dirty data", || {
         let path = bed.mnt.join("dirty");
         let _ = std::fs::remove_file(&path);
-        let mut open = std::fs::File::create(&path).unwrap();
-        std::io::Write::write_all(&mut open, &[b'x'; 7000]).unwrap();
+        let mut writer = std::process::Command::new("sh")
+            .args(["-c", "exec >\"$0\"; printf %07000d 0; read end"])
+            .arg(&path)
+            .stdin(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        wait_until("the writing", || {
+            std::fs::metadata(&path).is_ok_and(|meta| meta.len() == 7000)
+        });
         let total = report(&[bed.mnt.as_os_str()])["total"].clone();
         let shown = String::from_utf8(du(&[bed.mnt.as_os_str()]).stdout).unwrap();
         assert!(shown.contains("will be settled"), "{shown}");
+        writer.kill().unwrap();
+        writer.wait().unwrap();
         number(&total, "dirty_bytes") == 7000
             && number(&total, "logical_bytes") == 50_000
             && shown.contains("not in the store yet")

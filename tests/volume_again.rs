@@ -37,14 +37,14 @@ fn check(storage: &SimStorage) {
         ..OpenOptions::default()
     };
     let store = Arc::new(Store::open(Arc::new(storage.clone()), &options).unwrap());
-    let report = s2sfs::volume::check(&store, &model_codecs(), 1, &|_, _| {}).unwrap();
+    let report = s2sfs::volume::check(&store, &codecs(), 1, &|_, _| {}).unwrap();
     assert!(report.damage.is_empty(), "{}", report.damage[0].what);
 }
 
 #[test]
 fn another_policy_is_applied_to_old_data_only_when_asked_for() {
     let (storage, volume) = fresh();
-    let data = text(1, 500 * KIB);
+    let data = text(1, 260 * KIB);
     let ino = put(&volume, "f.txt", &data).ino;
     settle(&volume);
     let small = volume.file_info(ino).unwrap().stored_bytes;
@@ -244,8 +244,8 @@ fn damaged_blocks_are_named_and_the_rest_is_coded() {
 #[test]
 fn an_unmount_in_the_middle_ends_it_and_loses_nothing() {
     let (storage, volume) = fresh();
-    let files: Vec<u64> = (0..60)
-        .map(|i| put(&volume, &format!("{i}.bin"), &text(i, 300 * KIB)).ino)
+    let files: Vec<u64> = (0..12)
+        .map(|i| put(&volume, &format!("{i}.bin"), &text(i, 200 * KIB)).ino)
         .collect();
     settle(&volume);
     set(&volume, ROOT, "off");
@@ -266,7 +266,7 @@ fn an_unmount_in_the_middle_ends_it_and_loses_nothing() {
     drop(volume);
     let volume = open(&storage);
     for (i, ino) in files.iter().enumerate() {
-        assert!(contents(&volume, *ino) == text(i as u64, 300 * KIB));
+        assert!(contents(&volume, *ino) == text(i as u64, 200 * KIB));
     }
     volume.shutdown().unwrap();
     drop(volume);
@@ -290,7 +290,7 @@ fn a_power_cut_at_any_operation_of_coding_again_loses_nothing() {
         let store = Store::open(Arc::new(storage.clone()), &tiny).unwrap();
         Volume::open(store, codecs(), options()).unwrap()
     };
-    let files: Vec<(String, Vec<u8>)> = (0..5)
+    let files: Vec<(String, Vec<u8>)> = (0..4)
         .map(|i| (format!("{i}.txt"), text(i, 300 + 2900 * i as usize)))
         .collect();
     for at in 0.. {
@@ -324,7 +324,7 @@ fn a_power_cut_at_any_operation_of_coding_again_loses_nothing() {
         drop(volume);
         check(&storage);
         if complete {
-            assert!(at > 10, "only {at} operations");
+            assert!(at > 6, "only {at} operations");
             return;
         }
     }
