@@ -52,7 +52,10 @@ const NOT_RUN: [(&str, &str); 8] = [
         "s2sfs top /mnt",
         "needs a terminal; tests/cli_top.rs gives it one",
     ),
-    ("s2sfs train ", "takes minutes; tests/train_model.rs trains, and another model stands for its result"),
+    (
+        "s2sfs train ",
+        "takes minutes; tests/train_model.rs trains, and another model stands for its result",
+    ),
     ("s2sfs freeze /mnt -- lvcreate", "needs a volume group"),
 ];
 
@@ -432,4 +435,34 @@ fn the_messages_in_troubleshooting_are_those_of_the_program() {
         }
     }
     assert!(count > 40, "only {count} messages were found");
+}
+
+#[test]
+fn the_map_of_the_code_shows_what_is_there() {
+    let contents = read("CONTRIBUTING.md");
+    let mut named = Vec::new();
+    for word in contents.split('`').skip(1).step_by(2) {
+        let dir = word.split('/').next().unwrap();
+        if word.contains('/')
+            && !word.contains([' ', '*', '$'])
+            && tree().join(dir).is_dir()
+            && dir != "target"
+        {
+            let template = word.contains("NAME");
+            assert!(template || tree().join(word).exists(), "there is no {word}");
+            named.push(word);
+        }
+    }
+    for item in fs::read_dir(tree().join("src")).unwrap() {
+        let name = item.unwrap().file_name();
+        let path = format!("src/{}", name.to_str().unwrap());
+        let known = |word: &&str| word.trim_end_matches('/') == path;
+        let is_root = ["src/lib.rs"].contains(&path.as_str());
+        assert!(
+            is_root
+                || named.iter().any(known)
+                || named.contains(&format!("{path}/mod.rs").as_str()),
+            "{path} is not in the map"
+        );
+    }
 }
