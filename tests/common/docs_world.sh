@@ -34,7 +34,7 @@ mkdir -p "$root"/usr/local/{bin,share}
 
 home=$root/root
 mkdir -p "$home"/{texts,samples,s2sfs/target/release}
-cp -a "$tree"/{Makefile,README.md,LICENSE-MIT,LICENSE-APACHE,Cargo.toml,docs,scripts,systemd,debian} "$home/s2sfs/"
+cp -a "$tree"/{Makefile,README.md,CHANGELOG.md,LICENSE-MIT,LICENSE-APACHE,Cargo.toml,docs,scripts,systemd,debian} "$home/s2sfs/"
 : >"$home/s2sfs/target/release/s2sfs"
 mount --bind "$program" "$home/s2sfs/target/release/s2sfs"
 cp "$tree/docs/durability.md" "$home/texts/notes.txt"
