@@ -9,14 +9,6 @@ at() {
 }
 trap 'status=$?; [ $status = 0 ] || { echo "FAILED with $status at $here" >&2; tail -n 20 /var/log/s2sfs.log >&2 || true; }' EXIT
 
-# The command must end with this status.
-expect() {
-    local status=0 wanted=$1
-    shift
-    "$@" || status=$?
-    [ "$status" = "$wanted" ] || { echo "status $status, not $wanted" >&2; exit 1; }
-}
-
 # Files are read by what reads them, for another store and mount point, as those of the document may be in use.
 mkdir -p /.store /.mnt
 
