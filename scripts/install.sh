@@ -29,7 +29,7 @@ unit systemd/s2sfs-scrub@.service $UNITDIR/s2sfs-scrub@.service
 unit systemd/s2sfs-scrub@.timer $UNITDIR/s2sfs-scrub@.timer
 END
     local file
-    for file in README.md LICENSE-MIT LICENSE-APACHE docs/*.md; do
+    for file in README.md CHANGELOG.md LICENSE-MIT LICENSE-APACHE docs/*.md; do
         echo "644 $file $doc/${file##*/}"
     done
     for file in docs/plots/*; do

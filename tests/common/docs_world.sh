@@ -1,0 +1,59 @@
+#!/bin/bash
+# A machine of its own for the commands of a document: docs_world.sh TREE PROGRAM ROOT SCRIPT
+# Called in private name spaces of mounts and processes. What a reader would change is made anew under ROOT
+# (/data, /mnt, /root, /etc, /run, /var, /tmp, /usr/local, /sbin), everything else is the machine's. The reader sits in a
+# clean tree of the sources, ~/s2sfs, with what `cargo build` would have left.
+set -euo pipefail
+tree=$1 program=$2 root=$3 script=$4
+
+mkdir -p "$root"
+mount --bind "$root" "$root"
+for item in /*; do
+    name=${item##*/}
+    case $name in
+    data | mnt | backup | other | root | home | etc | run | var | tmp | sbin | proc | lost+found) continue ;;
+    esac
+    if [ -L "$item" ]; then
+        cp -P "$item" "$root/"
+    elif [ -d "$item" ]; then
+        mkdir "$root/$name"
+        mount --rbind "$item" "$root/$name"
+    fi
+done
+mkdir -p "$root"/{mnt,root,run/lock,var/log,var/tmp,tmp,sbin,proc,other}
+chmod 1777 "$root/tmp" "$root/var/tmp"
+mount -t proc proc "$root/proc"
+cp -a /etc "$root/etc"
+: >"$root/etc/fstab"
+mkdir -p "$root/etc/s2sfs" "$root/etc/systemd/system"
+# mount(8) looks for its helpers here only.
+if [ -L /sbin ]; then ln -s /usr/sbin/* "$root/sbin/"; else cp -a /sbin/. "$root/sbin/"; fi
+mkdir "$root/.local"
+mount --bind "$root/.local" "$root/usr/local"
+mkdir -p "$root"/usr/local/{bin,share}
+
+home=$root/root
+mkdir -p "$home"/{texts,samples,s2sfs/target/release}
+cp -a "$tree"/{Makefile,README.md,CHANGELOG.md,LICENSE-MIT,LICENSE-APACHE,Cargo.toml,docs,scripts,systemd,debian} "$home/s2sfs/"
+: >"$home/s2sfs/target/release/s2sfs"
+mount --bind "$program" "$home/s2sfs/target/release/s2sfs"
+cp "$tree/docs/durability.md" "$home/texts/notes.txt"
+cp "$tree/docs/posix.md" "$home/texts/a.txt"
+head -c 20000 /dev/urandom >"$home/texts/disk.img"
+cp "$tree"/src/cli/*.rs "$tree"/docs/*.md "$home/samples/"
+
+# What minutes of training would have made.
+cp "$tree/models/default.s2m" "$home/s2sfs/special.model"
+
+# What stands for something that is not here:
+# cargo, as everything is built,
+printf '#!/bin/sh\nexec /usr/bin/make CARGO=true "$@"\n' >"$root/usr/local/bin/make"
+# sudo, as we are root,
+printf '#!/bin/sh\nexec "$@"\n' >"$root/usr/local/bin/sudo"
+# and another machine, whose /data is /other/data here.
+printf '#!/bin/sh\nshift\nexec sh -c "$(echo "$*" | sed s:/data:/other/data:g)"\n' >"$root/usr/local/bin/ssh"
+chmod 755 "$root"/usr/local/bin/*
+
+cp "$script" "$root/root/session.sh"
+exec env -i HOME=/root USER=root LANG=C.UTF-8 PATH=/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin \
+    chroot "$root" /bin/bash /root/session.sh </dev/null
