@@ -66,7 +66,7 @@ fn bash_completes_commands_mount_options_and_their_values() {
     assert_eq!(complete("s2sfs mount -o policy=ra"), ["ratio"]);
     assert_eq!(
         complete("s2sfs mount -o policy="),
-        ["ratio", "balanced", "fast"]
+        ["ratio", "balanced", "fast", "off"]
     );
     assert_eq!(
         complete("s2sfs reload -o cache=1G,settle"),
@@ -92,7 +92,7 @@ fn zsh_takes_the_script_and_offers_mount_options() {
         "{offered}"
     );
     assert!(
-        offered.contains("]:policy:(ratio balanced fast)"),
+        offered.contains("]:policy:(ratio balanced fast off)"),
         "{offered}"
     );
     assert!(offered.contains("]:log:_files"), "{offered}");

@@ -265,7 +265,8 @@ fn an_interrupted_mount_leaves_nothing_behind_and_a_killed_daemon_is_told_from_a
     assert!(rustix::process::test_kill_process(daemon).is_err());
     assert!(!bed.is_mounted());
 
-    for (signal, code) in [(Signal::KILL, SYSTEM), (Signal::SEGV, INTERNAL)] {
+    // SIGSEGV from outside does not end the daemon at once: its runtime takes it for an overflow of the stack first.
+    for (signal, code) in [(Signal::KILL, SYSTEM), (Signal::ABORT, INTERNAL)] {
         let killed = waiting(&bed);
         kill_process(killed.daemon, signal).unwrap();
         let (found, text) = killed.end();
