@@ -227,11 +227,10 @@ fn reclaim_needs_no_more_space_than_one_segment_and_two_checkpoints() {
         });
         scope.spawn(|| {
             for _ in 0..100 {
-                let last = blocks.read().iter().next_back().map(|(n, b)| (*n, *b));
-                let (number, block) = last.expect("one is left");
-                let removed = remove(&store, number, block);
-                blocks.write().remove(&number);
-                removed.expect("deleters see no full disk");
+                // before the removal, or a reader may look for what is gone
+                let mut blocks = blocks.write();
+                let (number, block) = blocks.pop_last().expect("one is left");
+                remove(&store, number, block).expect("deleters see no full disk");
             }
         });
         let _stop = StopWhenDropped(&stop);
