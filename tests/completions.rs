@@ -4,7 +4,7 @@
 #[allow(dead_code)]
 mod cli;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use cli::{finish, s2sfs, skipped, text};
@@ -23,8 +23,21 @@ fn script(shell: &str) -> Option<(tempfile::TempDir, PathBuf)> {
     Some((dir, path))
 }
 
+/// A shell that finds no settings of a user, and nowhere to put its own but beside the script.
+fn quiet(shell: &str, path: &Path) -> Command {
+    let mut command = Command::new(shell);
+    command.env("LC_ALL", "C.UTF-8");
+    if let Some(home) = path.parent() {
+        command.env("HOME", home);
+    }
+    for variable in ["ZDOTDIR", "XDG_CONFIG_HOME", "XDG_DATA_HOME"] {
+        command.env_remove(variable);
+    }
+    command
+}
+
 fn run(shell: &str, code: &str, path: &PathBuf) -> String {
-    let output = finish(Command::new(shell).args(["-c", code]).env("SCRIPT", path));
+    let output = finish(quiet(shell, path).args(["-c", code]).env("SCRIPT", path));
     assert!(output.status.success(), "{shell}: {}", text(&output));
     assert!(output.stderr.is_empty(), "{shell}: {}", text(&output));
     String::from_utf8(output.stdout).unwrap()
@@ -82,8 +95,9 @@ fn zsh_takes_the_script_and_offers_mount_options() {
         return;
     };
     run("zsh", "zsh -n \"$SCRIPT\"", &path);
-    // With what completion functions call replaced by what shows the arguments.
-    let code = "autoload -Uz compinit; compinit -u -d /dev/null 2>/dev/null; source \"$SCRIPT\"
+    // With what completion functions call replaced by what shows the arguments. Not to be dumped (-D): as root, a
+    // dump to /dev/null would put a file in its place.
+    let code = "autoload -Uz compinit; compinit -u -D; source \"$SCRIPT\"
         _values() { print -rl -- \"$@\" }
         _s2sfs_mount_options";
     let offered = run("zsh", code, &path);
@@ -131,7 +145,7 @@ fn elvish_takes_the_script_and_offers_mount_options() {
          &complex-candidate~={{|t &display=''| put $t }}])\n{script}\n\
          $edit:completion:arg-completer[s2sfs] s2sfs mount -o ro,no"
     );
-    let output = finish(Command::new("elvish").args(["-c", &code]));
+    let output = finish(quiet("elvish", &path).args(["-c", &code]));
     assert!(output.status.success(), "{}", text(&output));
     let offered = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(offered.contains("ro,policy=ratio"), "{}", text(&output));

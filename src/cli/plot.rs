@@ -2,7 +2,9 @@
 
 use std::ops::Range;
 
+use plotters::chart::MeshStyle;
 use plotters::coord::Shift;
+use plotters::coord::ranged1d::{Ranged, ValueFormatter};
 use plotters::prelude::*;
 
 /// Most series of a figure: more colours are hard to tell apart.
@@ -134,16 +136,8 @@ impl Panel {
             .x_label_area_size(36)
             .y_label_area_size(58)
             .build_cartesian_2d(across, up.clone())?;
-        chart
-            .configure_mesh()
-            .axis_style(NEUTRAL)
-            .bold_line_style(NEUTRAL.mix(0.3))
-            .light_line_style(TRANSPARENT)
-            .label_style(font(11))
-            .axis_desc_style(font(12))
+        mesh(&mut chart)
             .x_desc(x)
-            .x_labels(6)
-            .y_labels(6)
             .x_label_formatter(&|value| label(value))
             .y_label_formatter(&|value| label(value))
             .draw()?;
@@ -175,6 +169,26 @@ fn power(logarithm: &f64) -> String {
     let unit = UNITS.get((whole.div_euclid(3.0) + 3.0) as usize);
     let digits = ["1", "10", "100"][whole.rem_euclid(3.0) as usize % 3];
     format!("{digits}{}", unit.unwrap_or(&"?"))
+}
+
+/// Axes and grid of a chart, as all charts have them.
+pub fn mesh<'a, 'b, DB, X, Y>(
+    chart: &'b mut ChartContext<'a, DB, Cartesian2d<X, Y>>,
+) -> MeshStyle<'a, 'b, X, Y, DB>
+where
+    DB: DrawingBackend,
+    X: Ranged<ValueType = f64> + ValueFormatter<f64>,
+    Y: Ranged<ValueType = f64> + ValueFormatter<f64>,
+{
+    let mut mesh = chart.configure_mesh();
+    mesh.axis_style(NEUTRAL)
+        .bold_line_style(NEUTRAL.mix(0.3))
+        .light_line_style(TRANSPARENT)
+        .label_style(font(11))
+        .axis_desc_style(font(12))
+        .x_labels(6)
+        .y_labels(6);
+    mesh
 }
 
 pub fn colour(series: usize) -> RGBColor {

@@ -1,8 +1,8 @@
 #!/bin/bash
 # A machine of its own for the commands of a document: docs_world.sh TREE PROGRAM ROOT SCRIPT
-# Called in private name spaces of mounts and processes. What a reader would change is made anew under ROOT
-# (/data, /mnt, /root, /etc, /run, /var, /tmp, /usr/local, /sbin), everything else is the machine's. The reader sits in a
-# clean tree of the sources, ~/s2sfs, with what `cargo build` would have left.
+# Called in private name spaces of mounts and processes. What a reader would change is made anew under ROOT (/data, /mnt,
+# /root, /etc, /dev, /run, /var, /tmp, /usr/local, /sbin), everything else is the machine's. The reader sits in a clean
+# tree of the sources, ~/s2sfs, with what `cargo build` would have left.
 set -euo pipefail
 tree=$1 program=$2 root=$3 script=$4
 
@@ -11,7 +11,7 @@ mount --bind "$root" "$root"
 for item in /*; do
     name=${item##*/}
     case $name in
-    data | mnt | backup | other | root | home | etc | run | var | tmp | sbin | proc | lost+found) continue ;;
+    dev | data | mnt | backup | other | root | home | etc | run | var | tmp | sbin | proc | lost+found) continue ;;
     esac
     if [ -L "$item" ]; then
         cp -P "$item" "$root/"
@@ -20,6 +20,21 @@ for item in /*; do
         mount --rbind "$item" "$root/$name"
     fi
 done
+# Devices are bound one by one: nothing that runs as root here can remove those of the machine.
+mkdir "$root/dev"
+mount -t tmpfs -o mode=755 tmpfs "$root/dev"
+for device in null zero full random urandom tty fuse; do
+    [ -e "/dev/$device" ] || continue
+    : >"$root/dev/$device"
+    mount --bind "/dev/$device" "$root/dev/$device"
+done
+mkdir "$root"/dev/{pts,shm}
+mount --rbind /dev/pts "$root/dev/pts"
+ln -s pts/ptmx "$root/dev/ptmx"
+ln -s /proc/self/fd "$root/dev/fd"
+ln -s fd/0 "$root/dev/stdin"
+ln -s fd/1 "$root/dev/stdout"
+ln -s fd/2 "$root/dev/stderr"
 mkdir -p "$root"/{mnt,root,run/lock,var/log,var/tmp,tmp,sbin,proc,other}
 chmod 1777 "$root/tmp" "$root/var/tmp"
 mount -t proc proc "$root/proc"

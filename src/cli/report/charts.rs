@@ -3,6 +3,7 @@
 use plotters::prelude::*;
 
 use crate::cli::output::micros;
+use crate::cli::plot::{colour, font, mesh};
 use crate::control::Latency;
 use crate::volume::printable;
 
@@ -13,15 +14,6 @@ const HEAD: i32 = 34;
 const BARS: (i32, i32) = (130, 430);
 const NAME_MAX: usize = 16;
 const LINES_HEIGHT: u32 = 300;
-/// Of medium lightness, so that they stand out from white and from black.
-const COLOURS: [RGBColor; 5] = [
-    RGBColor(0x3f, 0x86, 0xd6),
-    RGBColor(0xdd, 0x77, 0x2f),
-    RGBColor(0x35, 0x9f, 0x55),
-    RGBColor(0xc2, 0x55, 0x9c),
-    RGBColor(0x9d, 0x85, 0x2a),
-];
-const NEUTRAL: RGBColor = RGBColor(0x80, 0x80, 0x80);
 
 /// One row of a chart: a name, and bars below each other with what is written beside them.
 pub struct Bars {
@@ -82,7 +74,7 @@ fn draw_bars(root: &Root, title: &str, rows: &[Bars]) -> DrawResult {
         for (bar, (value, text)) in row.bars.iter().enumerate() {
             let length = (value / most * f64::from(BARS.1 - BARS.0)).round() as i32;
             let corners = [(BARS.0, y + 2), (BARS.0 + length.max(1), y + ROW - 6)];
-            let colour = COLOURS[bar % COLOURS.len()];
+            let colour = colour(bar);
             root.draw(&Rectangle::new(corners, colour.filled()))?;
             let place = (BARS.0 + length.max(1) + 6, y + 4);
             root.draw(&Text::new(text.clone(), place, font(12)))?;
@@ -111,22 +103,14 @@ fn draw_times(root: &Root, title: &str, kinds: &[(&str, &Latency)]) -> DrawResul
         .x_label_area_size(36)
         .y_label_area_size(48)
         .build_cartesian_2d((1.0..longest).log_scale(), 0.0..most * 1.05)?;
-    chart
-        .configure_mesh()
-        .axis_style(NEUTRAL)
-        .bold_line_style(NEUTRAL.mix(0.3))
-        .light_line_style(TRANSPARENT)
-        .label_style(font(11))
-        .axis_desc_style(font(12))
-        .x_labels(6)
-        .y_labels(6)
+    mesh(&mut chart)
         .x_desc("up to")
         .y_desc("% of the times")
         .x_label_formatter(&|time| micros(*time as u64))
         .y_label_formatter(&|share| format!("{share:.0}"))
         .draw()?;
     for (number, (name, points)) in curves.iter().enumerate() {
-        let colour = COLOURS[number % COLOURS.len()];
+        let colour = colour(number);
         let style = colour.stroke_width(2);
         chart.draw_series(LineSeries::new(points.iter().copied(), style))?;
         let place = (WIDTH as i32 - 130, HEAD + 18 * number as i32);
@@ -170,10 +154,6 @@ fn short(name: &str) -> String {
         0..=NAME_MAX => name,
         _ => name.chars().take(NAME_MAX - 1).chain(['…']).collect(),
     }
-}
-
-fn font(size: i32) -> TextStyle<'static> {
-    ("sans-serif", size).into_font().color(&NEUTRAL)
 }
 
 #[cfg(test)]
