@@ -6,11 +6,10 @@ rows=${SQLITE_ROWS:-2000}
 
 mount_store
 writer() { # DATABASE NUMBER
-    { echo ".timeout 60000"
-      for i in $(seq "$rows"); do
+    { for i in $(seq "$rows"); do
           echo "insert into t(writer, text) values ($2, printf('row %d of writer %d', $i, $2));"
           [ $((i % 100)) -ne 0 ] || echo "update t set text = text || '!' where writer = $2 and id % 7 = 0;"
-      done; } | { echo "pragma synchronous=normal;"; cat; } | sqlite3 "$1" >/dev/null
+      done; } | { echo ".timeout 60000"; echo "pragma synchronous=normal;"; cat; } | sqlite3 "$1" >/dev/null
 }
 check() {
     local answer
