@@ -78,9 +78,10 @@ impl Tiny {
     }
 }
 
-/// Codecs with a small model: with tables, with tables and a network, with a network alone.
+/// Codecs with a small model: with tables, with tables and a network, with a network alone, with tables that
+/// know bytes by a code.
 struct Tinies {
-    kinds: [Tiny; 3],
+    kinds: [Tiny; 4],
     /// The model with tables, as it is read from its file.
     base: Arc<Model>,
 }
@@ -93,7 +94,8 @@ fn tinies() -> &'static Tinies {
         let both = model::fuzz::tiny_network_model(Some(&base));
         let both = Tiny::new(&both, Some(&tables.file));
         let alone = Tiny::new(&model::fuzz::tiny_network_model(None), None);
-        let kinds = [tables, both, alone];
+        let coded = Tiny::new(&model::fuzz::tiny_coded_model(), None);
+        let kinds = [tables, both, alone, coded];
         Tinies { kinds, base }
     })
 }
@@ -103,7 +105,7 @@ fn tiny() -> &'static Tiny {
     &tinies().kinds[0]
 }
 
-/// One of the three, and the rest of the input.
+/// One of them, and the rest of the input.
 fn pick_tiny(data: &[u8]) -> Option<(&'static Tiny, &[u8])> {
     let (pick, rest) = data.split_first()?;
     let kinds = &tinies().kinds;

@@ -39,6 +39,7 @@ fn model() -> &'static (String, Vec<u8>) {
             vocabulary: 600,
             dictionary: 0,
             seed: 1,
+            plain: false,
         };
         let quiet = |_: &str, _: usize, _: usize, _: Option<f64>| {};
         let model = train(dir.path(), &options, &Progress::new(&quiet)).unwrap();

@@ -15,7 +15,9 @@ const TEXT: &[u8] = include_bytes!("model_outlook.rs");
 fn model() -> &'static Model {
     static MODEL: OnceLock<Model> = OnceLock::new();
     MODEL.get_or_init(|| {
-        let name = Codecs::with_embedded("full").unwrap().encoding_model_name();
+        let name = Codecs::with_embedded("plain")
+            .unwrap()
+            .encoding_model_name();
         Model::from_bytes(Codecs::embedded_file(&name.unwrap()).unwrap()).unwrap()
     })
 }

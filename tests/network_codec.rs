@@ -331,6 +331,15 @@ fn a_model_with_a_network_survives_its_file() {
 }
 
 #[test]
+fn a_network_joins_no_tables_that_know_bytes_by_a_code() {
+    let name = Codecs::with_embedded("full").unwrap().encoding_model_name();
+    let coded = Model::from_bytes(Codecs::embedded_file(&name.unwrap()).unwrap()).unwrap();
+    assert!(!coded.code().is_plain());
+    let error = mix(Some(&coded), network()).unwrap_err();
+    assert!(error.to_string().contains("--plain"), "{error}");
+}
+
+#[test]
 fn damaged_network_models_are_refused() {
     let find = |hash: &ModelHash| (*hash == base().hash).then(base);
     for good in [file(), plain_file()] {

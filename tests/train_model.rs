@@ -14,11 +14,42 @@ fn options() -> TrainOptions {
         vocabulary: 600,
         dictionary: 0,
         seed: 3,
+        plain: false,
     }
 }
 
 fn own_source() -> std::path::PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("src")
+}
+
+#[test]
+fn tables_know_bytes_by_a_code_or_by_their_bits_and_files_say_which() {
+    let dir = tempfile::tempdir().unwrap();
+    for (number, text) in ["predictor.rs", "tables.rs", "file.rs", "mixer.rs"]
+        .iter()
+        .enumerate()
+    {
+        let text = std::fs::read(own_source().join("model").join(text)).unwrap();
+        std::fs::write(dir.path().join(number.to_string()), text).unwrap();
+    }
+    let progress = Progress::new(&|_, _, _, _| ());
+    let raw = std::fs::read(own_source().join("model/walk.rs")).unwrap();
+    for (plain, version) in [(true, 1), (false, 4)] {
+        let options = TrainOptions { plain, ..options() };
+        let file = train(dir.path(), &options, &progress)
+            .unwrap()
+            .to_bytes()
+            .unwrap();
+        assert_eq!(file[8..12], u32::to_le_bytes(version));
+        let model = Model::from_bytes(&file).unwrap();
+        assert_eq!(model.code().is_plain(), plain);
+        assert_eq!(model.to_bytes().unwrap(), file);
+        let codecs = Codecs::with_model(&file).unwrap();
+        let (encoded, _) = codecs.encode_by_model(&raw, 4096, None, None).unwrap();
+        assert_eq!(codecs.decode_all(&encoded.payload, None).unwrap(), raw);
+        let zstd = zstd::bulk::compress(&raw, 19).unwrap().len();
+        assert!(encoded.payload.len() < zstd, "{}", encoded.payload.len());
+    }
 }
 
 #[test]

@@ -35,6 +35,9 @@ pub struct TrainArguments {
     /// Size of the tables: buckets of 24 bytes in memory and about 5 in the file
     #[arg(long, value_name = "N", conflicts_with = "mixer")]
     buckets: Option<usize>,
+    /// Know bytes by their eight bits instead of by a code that is short for texts: slower, and what a network can join
+    #[arg(long, conflicts_with = "mixer")]
+    plain: bool,
     /// Seed of everything that is shuffled; the same files and seed give the same model
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
@@ -165,6 +168,7 @@ fn options(arguments: &TrainArguments) -> TrainOptions {
         name: arguments.name.clone().unwrap_or(stem),
         buckets: arguments.buckets.unwrap_or(defaults.buckets),
         seed: arguments.seed.unwrap_or(defaults.seed),
+        plain: arguments.plain,
         ..defaults
     }
 }

@@ -18,7 +18,7 @@ struct Embedded {
 }
 
 /// The first one encodes if nothing else is said. It is a small one on top of the second, which codes what it pays for.
-static EMBEDDED: [Embedded; 3] = [
+static EMBEDDED: [Embedded; 4] = [
     Embedded {
         name: "default",
         file: LEAN,
@@ -30,6 +30,11 @@ static EMBEDDED: [Embedded; 3] = [
         hash: LazyLock::new(|| short(&hash_of(FULL))),
     },
     Embedded {
+        name: "plain",
+        file: PLAIN,
+        hash: LazyLock::new(|| short(&hash_of(PLAIN))),
+    },
+    Embedded {
         name: "net-small",
         file: NET_SMALL,
         hash: LazyLock::new(|| short(&hash_of(NET_SMALL))),
@@ -37,6 +42,8 @@ static EMBEDDED: [Embedded; 3] = [
 ];
 static LEAN: &[u8] = include_bytes!("../../models/default.s2m");
 static FULL: &[u8] = include_bytes!("../../models/full.s2m");
+/// The base of `net-small`.
+static PLAIN: &[u8] = include_bytes!("../../models/plain.s2m");
 static NET_SMALL: &[u8] = include_bytes!("../../models/net-small.s2m");
 
 /// Reads a model file by the name that [`file_name`] gives it; None if there is no such file.

@@ -170,9 +170,9 @@ impl Contexts {
     }
 }
 
-/// The hash for the second nibble of a byte whose first was `high`.
+/// The hash for the next nibble of a byte's codeword behind the nibble of this hash, which was `nibble`.
 #[inline(always)]
-pub fn second_nibble(hash: u64, high: u32) -> u64 {
-    let h = (hash.wrapping_add(u64::from(high) + 1)).wrapping_mul(MULTIPLIER);
+pub fn next_nibble(hash: u64, nibble: u32) -> u64 {
+    let h = (hash.wrapping_add(u64::from(nibble) + 1)).wrapping_mul(MULTIPLIER);
     h ^ (h >> 32)
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use super::adaptive::Histories;
+use super::bytecode::ByteCode;
 use super::contexts::CONTEXTS;
 use super::latents::LatentPrior;
 use super::mixer::{RATE_MAX, Rates, WEIGHT_MAX};
@@ -19,8 +20,13 @@ const VERSION: u32 = 1;
 const NETWORK_VERSION: u32 = 2;
 /// Version of models that have a mixer of their own for the tables of a base.
 const MIXER_VERSION: u32 = 3;
+/// Version of models whose tables know bytes by a code of their own.
+const CODE_VERSION: u32 = 4;
 /// The sections, in their order.
 const TAGS: [&[u8; 4]; 6] = [b"info", b"tokn", b"dict", b"logi", b"parm", b"tabl"];
+const CODE_TAGS: [&[u8; 4]; 7] = [
+    b"info", b"tokn", b"dict", b"code", b"logi", b"parm", b"tabl",
+];
 const NETWORK_TAGS: [&[u8; 4]; 6] = [b"info", b"base", b"tokn", b"parm", b"nete", b"netw"];
 const MIXER_TAGS: [&[u8; 4]; 4] = [b"info", b"base", b"hist", b"parm"];
 /// Level at which sections are compressed: models are made once and shipped.
@@ -155,7 +161,8 @@ pub(super) fn split_sections(file: &[u8]) -> Result<Vec<Section>, ModelError> {
     let tags: &[_] = match version {
         VERSION => &TAGS,
         NETWORK_VERSION => &NETWORK_TAGS,
-        _ => &MIXER_TAGS,
+        MIXER_VERSION => &MIXER_TAGS,
+        _ => &CODE_TAGS,
     };
     let mut all: Vec<Section> = tags
         .iter()
@@ -173,10 +180,10 @@ fn open(file: &[u8]) -> Result<(u32, Sections<'_>), ModelError> {
         return Err(ModelError::NotAModel);
     }
     let found = u32::from_le_bytes([file[8], file[9], file[10], file[11]]);
-    if ![VERSION, NETWORK_VERSION, MIXER_VERSION].contains(&found) {
+    if !(VERSION..=CODE_VERSION).contains(&found) {
         return Err(ModelError::Version {
             found,
-            known: MIXER_VERSION,
+            known: CODE_VERSION,
         });
     }
     Ok((found, Sections { rest: &file[12..] }))
@@ -188,7 +195,7 @@ fn open(file: &[u8]) -> Result<(u32, Sections<'_>), ModelError> {
 /// If it is not a model file, or its beginning is damaged.
 pub fn base_of(file: &[u8]) -> Result<Option<ModelHash>, ModelError> {
     let (version, mut sections) = open(file)?;
-    if version == VERSION {
+    if [VERSION, CODE_VERSION].contains(&version) {
         return Ok(None);
     }
     sections.section(b"info")?;
@@ -199,10 +206,11 @@ pub fn base_of(file: &[u8]) -> Result<Option<ModelHash>, ModelError> {
 pub(super) fn join_sections(sections: &[Section]) -> Result<Vec<u8>, ModelError> {
     let mut file = MAGIC.to_vec();
     let has = |wanted: &[u8; 4]| sections.iter().any(|(tag, _)| tag == wanted);
-    let version = match (has(b"netw"), has(b"hist")) {
-        (true, _) => NETWORK_VERSION,
-        (false, true) => MIXER_VERSION,
-        (false, false) => VERSION,
+    let version = match (has(b"netw"), has(b"hist"), has(b"code")) {
+        (true, _, _) => NETWORK_VERSION,
+        (_, true, _) => MIXER_VERSION,
+        (_, _, true) => CODE_VERSION,
+        _ => VERSION,
     };
     file.extend_from_slice(&version.to_le_bytes());
     for (tag, raw) in sections {
@@ -346,7 +354,7 @@ impl Model {
         mut info: ModelInfo,
         tokenizer: Tokenizer,
         dictionary: Vec<u8>,
-        tables: Tables,
+        (code, tables): (ByteCode, Tables),
         logits: [i16; 256],
         params: Params,
         adaptation: Adaptation,
@@ -359,6 +367,7 @@ impl Model {
             tokenizer,
             dictionary: Arc::new(dictionary),
             tables: Arc::new(tables),
+            code: Arc::new(code),
             logits,
             params,
             adaptation,
@@ -381,6 +390,7 @@ impl Model {
             tokenizer: self.tokenizer.clone(),
             dictionary: self.dictionary.clone(),
             tables: self.tables.clone(),
+            code: self.code.clone(),
             logits: self.logits,
             params,
             adaptation,
@@ -439,10 +449,18 @@ impl Model {
             put_section(&mut file, b"parm", &params, LEVEL)?;
             return Ok(file);
         }
-        file.extend_from_slice(&VERSION.to_le_bytes());
+        let version = match self.code.is_plain() {
+            true => VERSION,
+            false => CODE_VERSION,
+        };
+        file.extend_from_slice(&version.to_le_bytes());
         put_section(&mut file, b"info", &info, LEVEL)?;
         put_section(&mut file, b"tokn", &vocabulary, LEVEL)?;
         put_section(&mut file, b"dict", &self.dictionary, LEVEL)?;
+        if version == CODE_VERSION {
+            let (order, lengths) = self.code.parts();
+            put_section(&mut file, b"code", &[*order, lengths].concat(), LEVEL)?;
+        }
         let logits: Vec<u8> = self.logits.iter().flat_map(|x| x.to_le_bytes()).collect();
         put_section(&mut file, b"logi", &logits, LEVEL)?;
         put_section(&mut file, b"parm", &params, LEVEL)?;
@@ -465,7 +483,9 @@ impl Model {
         let info: ModelInfo = serde_json::from_slice(&sections.section(b"info")?)
             .map_err(|e| damaged(format!("info: {e}")))?;
         let mut model = match version {
-            VERSION => Model::with_tables(info, &mut sections)?,
+            VERSION | CODE_VERSION => {
+                Model::with_tables(info, &mut sections, version == CODE_VERSION)?
+            }
             MIXER_VERSION => Model::with_mixer(info, &mut sections, bases)?,
             _ => Model::read_network(info, &mut sections, bases)?,
         };
@@ -473,9 +493,17 @@ impl Model {
         Ok(model)
     }
 
-    fn with_tables(info: ModelInfo, sections: &mut Sections) -> Result<Model, ModelError> {
+    fn with_tables(
+        info: ModelInfo,
+        sections: &mut Sections,
+        has_code: bool,
+    ) -> Result<Model, ModelError> {
         let tokenizer = Tokenizer::from_json(&sections.section(b"tokn")?)?;
         let dictionary = sections.section(b"dict")?;
+        let code = match has_code {
+            true => code_from(&sections.section(b"code")?)?,
+            false => ByteCode::plain(),
+        };
         let logits = logits_from(&sections.section(b"logi")?)?;
         let params = params_from(&sections.section(b"parm")?)?;
         let tables = tables_from(&sections.section(b"tabl")?)?;
@@ -486,6 +514,7 @@ impl Model {
             tokenizer,
             dictionary: Arc::new(dictionary),
             tables: Arc::new(tables),
+            code: Arc::new(code),
             logits,
             params,
             adaptation,
@@ -526,6 +555,9 @@ impl Model {
     ) -> Result<Model, ModelError> {
         let base = base_from(&sections.section(b"base")?)?;
         let base = base.map(|hash| find_base(&hash, bases)).transpose()?;
+        if base.as_ref().is_some_and(|base| !base.code.is_plain()) {
+            return Err(damaged("the base of a network has a code of bytes"));
+        }
         let tokenizer = Tokenizer::from_json(&sections.section(b"tokn")?)?;
         let params = sections.section(b"parm")?;
         let params = match &base {
@@ -573,6 +605,18 @@ fn find_base(
         false => Err(damaged(
             "the base is another model, or has a base or a network itself",
         )),
+    }
+}
+
+/// The section `code`: the bytes in the order of their codewords, and the lengths of these.
+fn code_from(section: &[u8]) -> Result<ByteCode, ModelError> {
+    let (&[order, lengths], []) = section.as_chunks::<256>() else {
+        return Err(damaged("the code has the wrong size"));
+    };
+    let code = ByteCode::new(&order, &lengths)?;
+    match code.is_plain() {
+        true => Err(damaged("a code of bytes that says nothing")),
+        false => Ok(code),
     }
 }
 

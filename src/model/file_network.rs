@@ -79,10 +79,15 @@ impl Model {
     /// An untrained model with a network: on top of the tables of `base`, or with the network alone.
     ///
     /// # Errors
-    /// If the tokenizer does not fit the network, or `base` has a network itself.
+    /// If the tokenizer does not fit the network, or `base` has a network itself or a code of bytes.
     pub fn with_network(base: Option<&Model>, parts: NetworkParts) -> Result<Model, ModelError> {
         if base.is_some_and(|base| base.base.is_some() || base.network.is_some()) {
             return Err(damaged("a base cannot have a base or a network itself"));
+        }
+        if base.is_some_and(|base| !base.code.is_plain()) {
+            return Err(damaged(
+                "a network joins tables that know bytes by their bits (train --plain)",
+            ));
         }
         let mut expert = Expert::new(&parts.tokenizer, parts.network)?;
         expert.set_prior(parts.prior)?;
@@ -140,6 +145,7 @@ impl Model {
             tokenizer: self.tokenizer.clone(),
             dictionary: self.dictionary.clone(),
             tables: self.tables.clone(),
+            code: self.code.clone(),
             logits: self.logits,
             params: self.params.clone(),
             adaptation: self.adaptation,
@@ -165,6 +171,7 @@ impl Model {
             tokenizer,
             dictionary: Arc::default(),
             tables: Arc::new(Tables::default()),
+            code: Default::default(),
             logits: [0; 256],
             params,
             adaptation,

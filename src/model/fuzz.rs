@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::bytecode::ByteCode;
 use super::contexts::CONTEXTS;
 use super::file::{join_sections, split_sections};
 use super::mixer::Rates;
@@ -24,11 +25,24 @@ const ADAPTATION: Adaptation = Adaptation {
 
 /// A model that knows next to nothing, and is quick to load.
 pub(crate) fn tiny_model() -> Model {
+    tiny_model_of(ByteCode::plain())
+}
+
+/// [`tiny_model`] with a code of bytes.
+pub(crate) fn tiny_coded_model() -> Model {
+    let mut counts = [0; 256];
+    SAMPLE
+        .iter()
+        .for_each(|&byte| counts[usize::from(byte)] += 1);
+    tiny_model_of(ByteCode::for_counts(&counts).expect("a code"))
+}
+
+fn tiny_model_of(code: ByteCode) -> Model {
     Model::from_parts(
         ModelInfo::default(),
         tiny_tokenizer(),
         SAMPLE.repeat(8),
-        Tables::with_lines(&[2; CONTEXTS]),
+        (code, Tables::with_lines(&[2; CONTEXTS])),
         [0; 256],
         Params::default(),
         ADAPTATION,

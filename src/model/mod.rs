@@ -5,6 +5,7 @@
 
 pub mod adaptive;
 pub(crate) mod bench;
+pub mod bytecode;
 pub mod contexts;
 pub mod ends;
 mod error;
@@ -34,6 +35,7 @@ pub use file::{ModelInfo, base_of, hash_of, hex};
 pub use file_network::NetworkParts;
 
 use adaptive::Histories;
+use bytecode::ByteCode;
 use latents::LatentPrior;
 use merges::Merges;
 use network::Network;
@@ -59,6 +61,8 @@ pub struct Model {
     /// Common strings of the training data; the dictionary of the zstd codec.
     pub dictionary: Arc<Vec<u8>>,
     tables: Arc<Tables>,
+    /// How bytes are divided into decisions; the tables know bytes by it.
+    code: Arc<ByteCode>,
     /// Stretched value of every slot code; code 0 is "never trained" and worth nothing.
     logits: [i16; 256],
     params: Params,
@@ -102,6 +106,11 @@ impl Model {
     /// How fast groups adapt.
     pub fn adaptation(&self) -> Adaptation {
         self.adaptation
+    }
+
+    /// How bytes are divided into decisions.
+    pub fn code(&self) -> &ByteCode {
+        &self.code
     }
 
     /// The contexts that have histories.

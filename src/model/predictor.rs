@@ -3,10 +3,12 @@
 mod outlook;
 
 use std::ops::Deref;
+use std::sync::Arc;
 
 use super::Model;
 use super::adaptive::{Histories, contexts};
-use super::contexts::{CONTEXTS, Contexts, second_nibble};
+use super::bytecode::{ByteCode, Spot};
+use super::contexts::{CONTEXTS, Contexts, next_nibble};
 use super::ends::{Answer, Ends, MatchedEnd, Question};
 use super::logistic::{Logistic, STRETCH_MAX};
 use super::matcher::{LENGTH_BUCKETS, Matcher};
@@ -214,6 +216,8 @@ impl State {
 #[derive(Debug, Clone, Copy)]
 struct Expected {
     bytes: [Option<u8>; MATCHERS.len()],
+    /// Their codewords.
+    words: [Option<u16>; MATCHERS.len()],
     lengths: [usize; MATCHERS.len()],
 }
 
@@ -243,6 +247,7 @@ struct Prediction {
 #[derive(Debug)]
 pub struct Predictor<M> {
     model: M,
+    code: Arc<ByteCode>,
     states: &'static States,
     logistic: Logistic,
     avx2: bool,
@@ -296,6 +301,7 @@ impl<M: Deref<Target = Model>> Predictor<M> {
             logistic: Logistic::default(),
             avx2: has_avx2(),
             lean: model.histories == Histories::Lean,
+            code: model.code.clone(),
             model,
             state,
             nibble: Nibble::default(),
@@ -368,18 +374,20 @@ impl<M: Deref<Target = Model>> Predictor<M> {
         byte: u8,
     ) -> u8 {
         let expected = self.expected();
-        let hashes = self.state.hashes;
-        self.enter_nibble::<SIMD, LEAN>(&hashes);
-        let high = u32::from(byte >> 4);
-        let high = self.nibble::<SIMD, LEAN, _>(coder, guide, high, 1, &expected);
-        self.leave_nibble::<LEAN>();
-        let hashes = hashes.map(|hash| second_nibble(hash, high));
-        self.prefetch::<LEAN>(&hashes);
-        self.enter_nibble::<SIMD, LEAN>(&hashes);
-        let low = u32::from(byte & 15);
-        let low = self.nibble::<SIMD, LEAN, _>(coder, guide, low, 16 | high, &expected);
-        self.leave_nibble::<LEAN>();
-        let byte = (high << 4 | low) as u8;
+        let word = self.code.word(byte);
+        let mut hashes = self.state.hashes;
+        let mut spot = Spot::START;
+        let byte = loop {
+            self.enter_nibble::<SIMD, LEAN>(&hashes);
+            let end = self.nibble::<SIMD, LEAN, _>(coder, guide, word, spot, &expected);
+            self.leave_nibble::<LEAN>();
+            match end {
+                Ok(byte) => break byte,
+                Err(next) => spot = next,
+            }
+            hashes = hashes.map(|hash| next_nibble(hash, spot.bucket()));
+            self.prefetch::<LEAN>(&hashes);
+        };
         self.append::<LEAN>(byte, &expected);
         byte
     }
@@ -463,8 +471,14 @@ impl<M: Deref<Target = Model>> Predictor<M> {
     #[inline(always)]
     fn expected(&self) -> Expected {
         let history = self.state.contexts.bytes();
+        let bytes = self
+            .state
+            .matchers
+            .each_ref()
+            .map(|matcher| matcher.predicted(history));
         Expected {
-            bytes: std::array::from_fn(|m| self.state.matchers[m].predicted(history)),
+            bytes,
+            words: bytes.map(|byte| byte.map(|byte| self.code.word(byte))),
             lengths: std::array::from_fn(|m| self.state.matchers[m].bucket()),
         }
     }
@@ -521,25 +535,25 @@ impl<M: Deref<Target = Model>> Predictor<M> {
         }
     }
 
-    /// Codes the four decisions of a nibble; `prefix` is the byte's bits so far behind a leading one.
+    /// Codes the decisions of a nibble, from its first one on: the byte if it ends there, or where the next one begins. `word`
+    /// is the codeword of the byte, for an encoder.
     #[inline(always)]
     fn nibble<const SIMD: bool, const LEAN: bool, G: Guide>(
         &mut self,
         coder: &mut impl BitCoder,
         guide: &mut G,
-        nibble: u32,
-        mut prefix: u32,
+        word: u16,
+        mut spot: Spot,
         expected: &Expected,
-    ) -> u32 {
-        let mut node = 1usize;
-        for shift in (0..4).rev() {
-            let bit = nibble >> shift & 1;
-            let place = (node & 15, prefix);
-            let bit = self.decision::<SIMD, LEAN, _, _>(coder, guide, bit, place, expected);
-            node = node << 1 | bit as usize;
-            prefix = prefix << 1 | bit;
+    ) -> Result<u8, Spot> {
+        loop {
+            let bit = spot.bit_of(word);
+            let bit = self.decision::<SIMD, LEAN, _, _>(coder, guide, bit, spot, expected);
+            spot = match self.code.step(spot, bit) {
+                Err(next) if !next.begins_bucket() => next,
+                end => return end,
+            };
         }
-        node as u32 & 15
     }
 
     /// Codes one decision and learns it.
@@ -549,31 +563,31 @@ impl<M: Deref<Target = Model>> Predictor<M> {
         coder: &mut C,
         guide: &mut G,
         bit: u32,
-        place: (usize, u32),
+        spot: Spot,
         expected: &Expected,
     ) -> u32 {
         let hint = guide.ask();
         let network = match hint {
             Hint::Open { x, vector } => (x, vector),
             Hint::Forced(bit) if !C::MEASURES => {
-                self.learn_histories::<SIMD, LEAN>(place.0, bit);
+                self.learn_histories::<SIMD, LEAN>(usize::from(spot.slot), bit);
                 return bit;
             }
             Hint::Forced(_) => (0, 0),
         };
         let network = G::NETWORK.then_some(network);
         let params = &self.state.params;
-        let said = self.predict::<SIMD, LEAN>(params, &self.nibble, place, expected, network);
+        let said = self.predict::<SIMD, LEAN>(params, &self.nibble, spot, expected, network);
         let coded = said.mean.clamp(1, 65535) as u16;
         if let Hint::Forced(bit) = hint {
             coder.saved(coded, bit);
-            self.learn_histories::<SIMD, LEAN>(place.0, bit);
+            self.learn_histories::<SIMD, LEAN>(usize::from(spot.slot), bit);
             return bit;
         }
         let bit = coder.code(coded, bit) & 1;
         guide.tell(bit);
         self.learn_decision::<SIMD, LEAN, G>(&said, expected, bit);
-        self.learn_histories::<SIMD, LEAN>(place.0, bit);
+        self.learn_histories::<SIMD, LEAN>(usize::from(spot.slot), bit);
         bit
     }
 
@@ -584,25 +598,26 @@ impl<M: Deref<Target = Model>> Predictor<M> {
         &self,
         params: &Params,
         nibble: &Nibble,
-        (node, prefix): (usize, u32),
+        spot: Spot,
         expected: &Expected,
         network: Option<(i32, usize)>,
     ) -> Prediction {
-        let (matched, longest) = self.ask_matchers(prefix, expected);
+        let (matched, longest) = self.ask_matchers(spot, expected);
+        let (slot, node) = (usize::from(spot.slot), usize::from(spot.node));
         let x = network.map_or(0, |(x, _)| x);
-        let inputs = self.inputs::<SIMD, LEAN>(nibble, node, &matched, x);
+        let inputs = self.inputs::<SIMD, LEAN>(nibble, slot, &matched, x);
         let newest = self.state.contexts.newest();
         let selectors: [usize; SETS] = [
-            prefix as usize,
+            node,
             nibble.known(),
             usize::from(newest),
-            longest * 16 + node,
+            longest * 16 + slot,
         ];
         let (mut mix, vector) = (Mix::default(), network.map(|(_, vector)| vector));
-        let (weights, last) = (&params.weights, prefix as usize);
+        let (weights, last) = (&params.weights, node);
         let x = weights.mix::<SIMD, LEAN>(&inputs, &selectors, vector, last, &mut mix);
         let p = self.logistic.squash(x);
-        let curve = curve_of(newest, prefix);
+        let curve = curve_of(newest, node);
         let (point, refined) = refine(&params.curves[curve], x);
         Prediction {
             matched,
@@ -701,22 +716,16 @@ impl<M: Deref<Target = Model>> Predictor<M> {
     #[inline(always)]
     fn ask_matchers(
         &self,
-        prefix: u32,
+        spot: Spot,
         expected: &Expected,
     ) -> ([Option<Matched>; MATCHERS.len()], usize) {
-        let width = prefix.ilog2();
         let mut matched = [None; MATCHERS.len()];
         let mut longest = 0;
-        let matches = expected.bytes.iter().zip(expected.lengths).enumerate();
-        for (m, (byte, length)) in matches {
-            let Some(byte) = *byte else {
+        let matches = expected.words.iter().zip(expected.lengths).enumerate();
+        for (m, (word, length)) in matches {
+            let Some(bit) = word.and_then(|word| spot.expected(word)) else {
                 continue;
             };
-            let byte = u32::from(byte) | 256;
-            if byte >> (8 - width) != prefix {
-                continue;
-            }
-            let bit = byte >> (7 - width) & 1;
             let x = self.logistic.stretch(self.state.params.matches[m][length]);
             longest = longest.max(length);
             matched[m] = Some(Matched {
@@ -794,8 +803,8 @@ fn averages(p: &[u16; 8], bit: u32, shift: u32) -> [u16; 8] {
 
 /// The refinement curve of a decision.
 #[inline(always)]
-fn curve_of(newest: u8, prefix: u32) -> usize {
-    ((usize::from(newest) * 0x9E5) ^ (prefix as usize * 0x35)) % CURVES
+fn curve_of(newest: u8, node: usize) -> usize {
+    ((usize::from(newest) * 0x9E5) ^ (node * 0x35)) % CURVES
 }
 
 /// Interpolates a curve at the stretched prediction `x`; also returns the point nearest to it.

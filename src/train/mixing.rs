@@ -8,6 +8,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use crate::codec::LatentWriter;
+use crate::model::adaptive::Histories;
+use crate::model::bytecode::ByteCode;
 use crate::model::latents::LatentPrior;
 use crate::model::matcher::LENGTH_BUCKETS;
 use crate::model::network::simd::Simd;
@@ -18,7 +20,7 @@ use crate::model::tokens::Tokens;
 use crate::model::{Cost, Model, ModelError, NetworkParts};
 
 use super::corpus::{Corpus, Piece, Random};
-use super::params::{self, ADAPTATION, GROUPS, LEAN_ADAPTATION, rates_at};
+use super::params::{self, GROUPS, adaptation, rates_at};
 use super::{MEASURED_GROUP, Progress, TrainError, check_parts, divide, measure};
 
 /// What to train.
@@ -81,8 +83,11 @@ pub fn train(
         let base = base.ok_or_else(none)?;
         let name = options.name.clone();
         let mut model = match options.lean {
-            true => base.lean(name, LEAN_ADAPTATION)?,
-            false => base.with_params(name, Params::default(), ADAPTATION),
+            true => base.lean(name, adaptation(base.code(), Histories::Lean))?,
+            false => {
+                let adaptation = adaptation(base.code(), Histories::All);
+                base.with_params(name, Params::default(), adaptation)
+            }
         };
         let trained = params::train(&model, &corpus, &parts.params, &mut random, progress);
         model.set_params(trained);
@@ -97,7 +102,7 @@ pub fn train(
         tokenizer: trained.tokenizer,
         network,
         prior,
-        adaptation: ADAPTATION,
+        adaptation: adaptation(&ByteCode::plain(), Histories::All),
     };
     let mut model = Model::with_network(base, network_parts)?;
     model.info.trained_bytes = corpus.len() as u64;
@@ -258,7 +263,7 @@ impl<'a> Trainer<'a> {
         self.each(model, groups, self.writer, |group| {
             let len = group.bytes.len();
             let params = trained.take().unwrap_or_default();
-            let rates = rates_at(done as f64 / total as f64, ADAPTATION);
+            let rates = rates_at(done as f64 / total as f64, model.adaptation());
             let skip = match count % 2 {
                 0 => LENGTH_BUCKETS,
                 _ => SKIPS[count / 2 % SKIPS.len()],

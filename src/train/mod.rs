@@ -16,6 +16,8 @@ use std::path::Path;
 
 use thiserror::Error;
 
+use crate::model::adaptive::Histories;
+use crate::model::bytecode::ByteCode;
 use crate::model::contexts::CONTEXTS;
 use crate::model::predictor::{Params, State};
 use crate::model::tables::Tables;
@@ -61,6 +63,8 @@ pub struct TrainOptions {
     /// Bytes of the zstd dictionary.
     pub dictionary: usize,
     pub seed: u64,
+    /// Whether the tables know bytes by their bits, which a network needs, instead of by a code that is short for texts.
+    pub plain: bool,
 }
 
 impl Default for TrainOptions {
@@ -71,6 +75,7 @@ impl Default for TrainOptions {
             vocabulary: 4096,
             dictionary: 112 << 10,
             seed: 1,
+            plain: false,
         }
     }
 }
@@ -216,7 +221,11 @@ pub fn train(dir: &Path, options: &TrainOptions, progress: &Progress) -> Result<
     let tokenizer = Tokenizer::train(samples, options.vocabulary)?;
     progress.say("training the dictionary");
     let dictionary = dictionary(&corpus, &parts.tables, options.dictionary);
-    let tables = train_tables(&corpus, &parts.tables, options, progress);
+    let code = match options.plain {
+        true => ByteCode::plain(),
+        false => code(&corpus, &parts.tables)?,
+    };
+    let tables = train_tables(&corpus, &parts.tables, &code, options, progress);
     let info = ModelInfo {
         name: options.name.clone(),
         experts: ["tables", "match", "adaptive"].map(String::from).to_vec(),
@@ -225,14 +234,15 @@ pub fn train(dir: &Path, options: &TrainOptions, progress: &Progress) -> Result<
     };
     let mut logits = levels().map(|level| (level * 256.0).round() as i16);
     logits[0] = 0;
+    let adaptation = params::adaptation(&code, Histories::All);
     let mut model = Model::from_parts(
         info,
         tokenizer,
         dictionary,
-        tables,
+        (code, tables),
         logits,
         Params::default(),
-        params::ADAPTATION,
+        adaptation,
     );
     let trained = params::train(&model, &corpus, &parts.params, &mut random, progress);
     model.set_params(trained);
@@ -240,16 +250,28 @@ pub fn train(dir: &Path, options: &TrainOptions, progress: &Progress) -> Result<
     Ok(model)
 }
 
+/// The code in which these pieces take the fewest decisions.
+fn code(corpus: &Corpus, pieces: &[Piece]) -> Result<ByteCode, TrainError> {
+    let mut counts = [0u64; 256];
+    for &piece in pieces {
+        for &byte in corpus.bytes(piece) {
+            counts[usize::from(byte)] += 1;
+        }
+    }
+    Ok(ByteCode::for_counts(&counts)?)
+}
+
 fn train_tables(
     corpus: &Corpus,
     pieces: &[Piece],
+    code: &ByteCode,
     options: &TrainOptions,
     progress: &Progress,
 ) -> Tables {
     // a small corpus cannot fill a large table
     let bytes: usize = pieces.iter().map(|piece| piece.len as usize).sum();
     let buckets = options.buckets.min(bytes * 2 * CONTEXTS / 4);
-    let mut trainer = tables::Trainer::select(corpus, pieces, buckets, progress);
+    let mut trainer = tables::Trainer::select(corpus, pieces, code.clone(), buckets, progress);
     trainer.pass(corpus, pieces, progress);
     trainer.finish(&levels())
 }

@@ -1,6 +1,8 @@
 //! Trains what adapts: mixer weights, history and match probabilities and refinement curves, on data
 //! that the tables never saw, coded exactly as groups of all sizes are.
 
+use crate::model::adaptive::Histories;
+use crate::model::bytecode::ByteCode;
 use crate::model::mixer::Rates;
 use crate::model::predictor::{Adaptation, Params, Predictor, State};
 use crate::model::{Cost, Model};
@@ -9,22 +11,25 @@ use super::Progress;
 use super::corpus::{Corpus, Piece, Random};
 
 /// How groups adapt once the parameters are trained.
-pub const ADAPTATION: Adaptation = Adaptation {
-    mixer: Rates {
-        first: 100,
-        last: 12,
-    },
-    histories: 7,
-    curves: 6,
-    least_error: 0,
-};
-
-/// The same for a model with few histories, which is to be fast: most predictions are so good that the weights have
-/// nothing to learn from them. Measured, ignoring errors up to 1.2 % changes no size by 0.1 %.
-pub const LEAN_ADAPTATION: Adaptation = Adaptation {
-    least_error: 300,
-    ..ADAPTATION
-};
+///
+/// With tables that know bytes by a code there are fewer decisions to learn from, so each counts for more. With few
+/// histories a model is to be fast, and most predictions are so good that the weights have nothing to learn from
+/// them: measured, ignoring errors up to 1.2 % changes no size by 0.1 %.
+pub fn adaptation(code: &ByteCode, histories: Histories) -> Adaptation {
+    let (first, last, curves) = match code.is_plain() {
+        true => (100, 12, 6),
+        false => (150, 20, 5),
+    };
+    Adaptation {
+        mixer: Rates { first, last },
+        histories: 7,
+        curves,
+        least_error: match histories {
+            Histories::All => 0,
+            Histories::Lean => 300,
+        },
+    }
+}
 
 /// Sizes of the groups that the parameters are trained on.
 pub(super) const GROUPS: [usize; 6] = [512, 4 << 10, 16 << 10, 32 << 10, 32 << 10, 64 << 10];

@@ -2,7 +2,8 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
-use crate::model::contexts::{CONTEXTS, Contexts, NAMES, second_nibble};
+use crate::model::bytecode::{ByteCode, Spot};
+use crate::model::contexts::{CONTEXTS, Contexts, NAMES, next_nibble};
 use crate::model::predictor::ORDERS;
 use crate::model::tables::{BUCKET, Line, Tables, WAYS, check_of, line_of, prefetch};
 
@@ -28,14 +29,14 @@ fn cell(hash: u64, cells: usize) -> usize {
 impl Sketch {
     /// Counts the contexts of one kind in all pieces. Pieces are shuffled, so one tag per cell, that of
     /// the file counted last, tells most repetitions within a file from new files.
-    fn count(corpus: &Corpus, pieces: &[Piece], context: usize) -> Sketch {
+    fn count(corpus: &Corpus, pieces: &[Piece], code: &ByteCode, context: usize) -> Sketch {
         let bytes: usize = pieces.iter().map(|piece| piece.len as usize).sum();
         let bits = bytes.max(1).ilog2() + 1;
         let cells = 1usize << bits.clamp(*SKETCH_BITS.start(), *SKETCH_BITS.end());
         let mut tagged = vec![[0u8; 2]; cells];
         let mut waiting = [(0usize, 0u8); DELAY];
         let mut at = 0;
-        walk(corpus, pieces, context, |file, hash| {
+        walk(corpus, pieces, code, context, |file, hash| {
             let index = cell(hash, cells);
             prefetch(&tagged[index]);
             let tag = ((file.wrapping_mul(0x9E37_79B1) >> 24) as u8).max(1);
@@ -69,14 +70,23 @@ impl Sketch {
     }
 }
 
-/// Calls `visit` with the hash of one context for both nibbles of every byte of the pieces.
-fn walk(corpus: &Corpus, pieces: &[Piece], context: usize, mut visit: impl FnMut(u32, u64)) {
+/// Calls `visit` with the hash of one context for all nibbles of every byte of the pieces.
+fn walk(
+    corpus: &Corpus,
+    pieces: &[Piece],
+    code: &ByteCode,
+    context: usize,
+    mut visit: impl FnMut(u32, u64),
+) {
     for &piece in pieces {
         let mut contexts = Contexts::default();
         for &byte in corpus.bytes(piece) {
-            let hash = contexts.hashes()[context];
+            let mut hash = contexts.hashes()[context];
             visit(piece.file, hash);
-            visit(piece.file, second_nibble(hash, u32::from(byte >> 4)));
+            for nibble in code.nibbles(byte) {
+                hash = next_nibble(hash, nibble);
+                visit(piece.file, hash);
+            }
             contexts.push(byte);
         }
     }
@@ -109,13 +119,14 @@ fn for_each_context<T: Send>(work: impl Fn(usize) -> T + Sync) -> Vec<T> {
 fn reserve_all(
     corpus: &Corpus,
     pieces: &[Piece],
+    code: &ByteCode,
     context: usize,
     sketch: &Sketch,
     files: u8,
 ) -> Vec<Line> {
     let kept = sketch.at_least()[files as usize];
     let mut lines = vec![[[0; BUCKET]; WAYS]; (kept * 16 / LOAD).max(16)];
-    walk(corpus, pieces, context, |_, hash| {
+    walk(corpus, pieces, code, context, |_, hash| {
         if sketch.get(hash) >= files {
             let line = line_of(hash, lines.len());
             reserve(&mut lines[line], check_of(hash));
@@ -139,6 +150,7 @@ fn reserve(line: &mut Line, check: u8) {
 /// One table while it is trained: logit and squared-gradient sum of every slot.
 pub struct Trainer {
     pub tables: Tables,
+    code: ByteCode,
     slots: Vec<[[f32; BUCKET]; 2]>,
     /// Weights of the sum of logits, by hit class and bits so far.
     weights: Vec<[f32; CONTEXTS]>,
@@ -155,12 +167,13 @@ impl Trainer {
     pub fn select(
         corpus: &Corpus,
         pieces: &[Piece],
+        code: ByteCode,
         buckets: usize,
         progress: &Progress,
     ) -> Trainer {
         let sketches = for_each_context(|context| {
             progress.say(&format!("counting {}", NAMES[context]));
-            Sketch::count(corpus, pieces, context)
+            Sketch::count(corpus, pieces, &code, context)
         });
         let at_least: Vec<[usize; 256]> = sketches.iter().map(Sketch::at_least).collect();
         let fits =
@@ -169,7 +182,7 @@ impl Trainer {
         progress.say(&format!("contexts in at least {files} files get a bucket"));
         let parts = for_each_context(|context| {
             progress.say(&format!("choosing {}", NAMES[context]));
-            reserve_all(corpus, pieces, context, &sketches[context], files)
+            reserve_all(corpus, pieces, &code, context, &sketches[context], files)
         });
         let mut tables = Tables::with_lines(&std::array::from_fn(|context| parts[context].len()));
         for (line, chosen) in tables
@@ -182,6 +195,7 @@ impl Trainer {
         let slots = vec![[[0.0; BUCKET], [FIRST_SQUARES; BUCKET]]; tables.lines().len() * WAYS];
         Trainer {
             tables,
+            code,
             slots,
             weights: vec![[1.0; CONTEXTS]; 3 * 256],
         }
@@ -222,20 +236,21 @@ impl Trainer {
         let mut contexts = Contexts::default();
         let mut cost = 0f64;
         for &byte in bytes {
-            let first = contexts.hashes();
-            let second = first.map(|hash| second_nibble(hash, u32::from(byte >> 4)));
-            self.prefetch(&second);
-            cost += self.nibble(&first, u32::from(byte >> 4), 1, logit_rate, weight_rate);
+            let word = self.code.word(byte);
+            let mut hashes = contexts.hashes();
             contexts.push(byte);
-            let next = contexts.hashes();
-            self.prefetch(&next);
-            cost += self.nibble(
-                &second,
-                u32::from(byte & 15),
-                16 | u32::from(byte >> 4),
-                logit_rate,
-                weight_rate,
-            );
+            let following = contexts.hashes();
+            let mut nibbles = self.code.nibbles(byte);
+            let mut spot = Some(Spot::START);
+            while let Some(here) = spot {
+                let next = nibbles
+                    .next()
+                    .map(|nibble| hashes.map(|hash| next_nibble(hash, nibble)));
+                self.prefetch(next.as_ref().unwrap_or(&following));
+                let (bits, end) = self.nibble(&hashes, word, here, (logit_rate, weight_rate));
+                (cost, spot) = (cost + bits, end.err());
+                hashes = next.unwrap_or(following);
+            }
         }
         cost
     }
@@ -243,11 +258,10 @@ impl Trainer {
     fn nibble(
         &mut self,
         hashes: &[u64; CONTEXTS],
-        nibble: u32,
-        mut prefix: u32,
-        logit_rate: f32,
-        weight_rate: f32,
-    ) -> f64 {
+        word: u16,
+        mut spot: Spot,
+        (logit_rate, weight_rate): (f32, f32),
+    ) -> (f64, Result<u8, Spot>) {
         let mut hits = [(0usize, 0usize); CONTEXTS];
         let mut count = 0;
         let mut longest = 0;
@@ -269,10 +283,10 @@ impl Trainer {
         } else {
             0
         };
-        let (mut node, mut cost) = (1usize, 0f64);
-        for shift in (0..4).rev() {
-            let bit = nibble >> shift & 1;
-            let weights = &mut self.weights[class * 256 + prefix as usize];
+        let mut cost = 0f64;
+        loop {
+            let (bit, node) = (spot.bit_of(word), usize::from(spot.slot));
+            let weights = &mut self.weights[class * 256 + usize::from(spot.node)];
             let mut sum = 0f32;
             for &(context, bucket) in &hits[..count] {
                 sum += weights[context] * self.slots[bucket][0][node];
@@ -288,10 +302,11 @@ impl Trainer {
                 logits[node] += logit_rate * gradient / squares[node].sqrt();
                 weights[context] += weight_rate * error * logit.clamp(-2.0, 2.0);
             }
-            node = node << 1 | bit as usize;
-            prefix = prefix << 1 | bit;
+            spot = match self.code.step(spot, bit) {
+                Err(next) if !next.begins_bucket() => next,
+                end => return (cost, end),
+            };
         }
-        cost
     }
 
     /// Quantises all logits; `levels` are ascending values in nats, one for each byte value.

@@ -58,9 +58,11 @@ pub fn network(seed: u64) -> (Arc<Network>, Tokenizer) {
     (Arc::new(network), tokenizer)
 }
 
-/// The file of the default model.
+/// The file of a model whose tables a network can join.
 pub fn base_file() -> &'static [u8] {
-    let name = Codecs::with_embedded("full").unwrap().encoding_model_name();
+    let name = Codecs::with_embedded("plain")
+        .unwrap()
+        .encoding_model_name();
     Codecs::embedded_file(&name.unwrap()).unwrap()
 }
 

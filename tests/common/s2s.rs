@@ -91,6 +91,8 @@ pub fn model_of(dir: &Path, tables: bool) -> Vec<u8> {
 }
 
 pub fn base_file() -> &'static [u8] {
-    let name = Codecs::with_embedded("full").unwrap().encoding_model_name();
+    let name = Codecs::with_embedded("plain")
+        .unwrap()
+        .encoding_model_name();
     Codecs::embedded_file(&name.unwrap()).unwrap()
 }

@@ -7,7 +7,8 @@
 
 use std::ops::Deref;
 
-use super::{Expected, Model, Nibble, Params, Predictor, second_nibble};
+use super::{Expected, Model, Nibble, Params, Predictor, next_nibble};
+use crate::model::bytecode::Spot;
 use crate::model::contexts::CONTEXTS;
 use crate::model::vocabulary::Vocabulary;
 use crate::model::walk::{Next, Walk};
@@ -145,15 +146,15 @@ impl<M: Deref<Target = Model>> Predictor<M> {
             let shift = prefix.ilog2() - 4;
             let high = prefix >> shift & 15;
             if outlook.low.0 != high {
-                let hashes = self.state.hashes.map(|hash| second_nibble(hash, high));
+                let hashes = self.state.hashes.map(|hash| next_nibble(hash, high));
                 outlook.low = (high, self.peek::<SIMD>(&hashes));
             }
             let node = 1 << shift | prefix & ((1 << shift) - 1);
             (node as usize, &outlook.low.1)
         };
         let (params, expected) = (outlook.params, &outlook.expected);
-        let place = (node, prefix);
-        self.predict::<SIMD, false>(params, nibble, place, expected, None)
+        let spot = Spot::plain(node as u8, prefix as u8);
+        self.predict::<SIMD, false>(params, nibble, spot, expected, None)
             .mean
     }
 }
