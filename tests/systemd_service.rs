@@ -57,6 +57,12 @@ impl Unit {
             })
             .collect()
     }
+
+    fn run(&self, key: &str) {
+        let command = self.command(key);
+        let output = finish(Command::new(&command[0]).args(&command[1..]));
+        assert!(output.status.success(), "{key}: {}", text(&output));
+    }
 }
 
 /// The main process of the unit, and what it has said.
@@ -139,8 +145,7 @@ impl Service {
             }
         };
         while self.hear(Duration::from_millis(20)).is_some() {}
-        let after = unit.command("ExecStopPost");
-        finish(Command::new(&after[0]).args(&after[1..]));
+        unit.run("ExecStopPost");
         assert!(!bed.is_mounted());
         self.said.push(fs::read_to_string(&self.log).unwrap());
         (status, std::mem::take(&mut self.said))
@@ -207,6 +212,50 @@ fn a_service_that_cannot_mount_is_never_ready_and_fails() {
     let status = service.child.wait().unwrap();
     assert_eq!(status.code(), Some(exit::NOT_A_STORE));
     assert_eq!(service.hear(Duration::from_millis(100)), None);
+}
+
+#[test]
+fn a_service_that_fails_leaves_the_mount_of_somebody_else_alone() {
+    if !can_mount() {
+        return;
+    }
+    let bed = Bed::mounted("policy=fast");
+    fs::write(bed.mnt.join("f"), "hello").unwrap();
+    let pid = bed.pid();
+    let unit = Unit::of(&bed, "defaults");
+    let mut service = Service::start(&bed, &unit);
+    assert_eq!(service.child.wait().unwrap().code(), Some(exit::BUSY));
+    unit.run("ExecStopPost");
+    assert_eq!(fs::read_to_string(bed.mnt.join("f")).unwrap(), "hello");
+    assert_eq!(bed.pid(), pid);
+    // Once its daemon is gone, the mount is only in the way.
+    kill(pid);
+    unit.run("ExecStopPost");
+    assert!(!bed.is_mounted());
+    unit.run("ExecStopPost");
+}
+
+#[test]
+fn a_mount_in_the_background_says_nothing_for_the_service_that_made_it() {
+    if !can_mount() {
+        return;
+    }
+    let bed = Bed::new();
+    let place = bed.path("notify");
+    let socket = UnixDatagram::bind(&place).unwrap();
+    let mut mount = helper();
+    mount.arg(&bed.store).arg(&bed.mnt);
+    mount
+        .env("NOTIFY_SOCKET", &place)
+        .env("WATCHDOG_USEC", "300000");
+    let mounted = finish(&mut mount);
+    assert!(mounted.status.success(), "{}", text(&mounted));
+    std::thread::sleep(Duration::from_millis(500));
+    bed.umount();
+    socket.set_nonblocking(true).unwrap();
+    let mut said = [0; 4096];
+    let said = socket.recv(&mut said).map(|len| String::from_utf8_lossy(&said[..len]).into_owned());
+    assert!(said.is_err(), "{said:?}");
 }
 
 #[test]

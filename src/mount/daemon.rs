@@ -11,9 +11,8 @@ use rustix::process::{Resource, Rlimit};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
-use super::notify::notify;
 use super::reload::Reloader;
-use super::service::{Answer, Supervision, probe};
+use super::supervision::{Answer, Supervision, probe};
 use super::volume::{Opened, VolumeService, open_volume};
 use super::{READY, Request};
 use crate::control::client::Client;
@@ -61,7 +60,7 @@ pub fn run(request: &Request, readiness: Readiness) -> Outcome<()> {
         }
     };
     let supervision = Arc::new(Supervision::new(volume.clone(), mount.mountpoint()));
-    let reloader = Arc::new(Reloader::new(volume.clone(), request));
+    let reloader = Arc::new(Reloader::new(volume.clone(), supervision.clone(), request));
     let service: Arc<dyn Service> =
         Arc::new(VolumeService::new(&opened, request, reloader.clone()));
     let server = start_control(request, &service);
@@ -138,7 +137,7 @@ fn serve(
         }
         announce(log, request.settings.log_level)
             .context("nobody waits for this mount any more")?;
-        watched.supervision.start().context("thread")
+        watched.supervision.ready().context("thread")
     });
     if let Err(failure) = announced {
         log::error!("{failure}: unmounting");
@@ -240,11 +239,10 @@ fn open_log(settings: &Settings) -> Outcome<Sink> {
     logging::open_background(settings.log.as_deref()).context(name)
 }
 
-/// Says that the mount answers. A daemon in the background has a log of its own, and lets go of its
+/// Tells the launcher that the mount answers. A daemon in the background has a log of its own, and lets go of its
 /// launcher's terminal.
 fn announce(log: Option<Sink>, level: Option<LevelFilter>) -> io::Result<()> {
     let Some(log) = log else {
-        notify("READY=1");
         return Ok(());
     };
     logging::redirect(log);
