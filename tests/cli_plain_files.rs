@@ -66,10 +66,7 @@ fn an_output_that_is_no_regular_file_is_written_to_and_not_replaced() {
     };
     let packed = run("compress", &file);
     std::fs::write(bed.path("packed"), packed).unwrap();
-    assert_eq!(
-        run("decompress", &bed.path("packed")),
-        sample(5, 100_000)
-    );
+    assert_eq!(run("decompress", &bed.path("packed")), sample(5, 100_000));
     let shown = finish(
         program()
             .args(["compress", "--force", "--output", "/dev/stdout"])
@@ -137,6 +134,15 @@ fn manual_pages_in_the_tree_match_the_program() {
             output.stdout == in_tree,
             "{page} is out of date: run make man"
         );
+    }
+}
+
+#[test]
+fn every_field_of_the_status_is_in_the_manual() {
+    let fields = serde_json::to_value(s2sfs::control::Status::default()).unwrap();
+    let page = include_str!("../docs/man/s2sfs.1");
+    for name in fields.as_object().unwrap().keys() {
+        assert!(page.contains(&format!("\\fB{name}\\fR")), "{name}");
     }
 }
 

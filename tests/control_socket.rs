@@ -9,8 +9,9 @@ use std::time::{Duration, Instant};
 
 use s2sfs::control::client::{Client, ClientError};
 use s2sfs::control::{
-    AgainStatus, FileInfo, FileUsage, MAX_INODES, MetricsAddress, MetricsServer, ReloadReport, ScrubAction, ScrubOptions,
-    ScrubState, ScrubStatus, Server, Service, ServiceError, Status, WhileHeld, store_socket,
+    AgainStatus, FileInfo, FileUsage, MAX_INODES, MetricsAddress, MetricsServer, ReloadReport,
+    ScrubAction, ScrubOptions, ScrubState, ScrubStatus, Server, Service, ServiceError, Status,
+    WhileHeld, store_socket,
 };
 use s2sfs::store::carry::StoreFile;
 

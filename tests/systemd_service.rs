@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 use cli::*;
 use rustix::fs::{FlockOperation, Mode, OFlags};
 use rustix::process::{Pid, Signal, kill_process};
+use s2sfs::control::client::Client;
 
 /// What the unit says, for the instance whose configuration has these variables.
 struct Unit {
@@ -254,7 +255,9 @@ fn a_mount_in_the_background_says_nothing_for_the_service_that_made_it() {
     bed.umount();
     socket.set_nonblocking(true).unwrap();
     let mut said = [0; 4096];
-    let said = socket.recv(&mut said).map(|len| String::from_utf8_lossy(&said[..len]).into_owned());
+    let said = socket
+        .recv(&mut said)
+        .map(|len| String::from_utf8_lossy(&said[..len]).into_owned());
     assert!(said.is_err(), "{said:?}");
 }
 
@@ -333,6 +336,31 @@ fn a_reload_by_the_units_command_changes_options_and_tells_when_it_is_done() {
     service.wait_for("READY=1");
     assert_eq!(limit(), 48 << 20);
     service.stop_well(&bed, &unit);
+}
+
+#[test]
+fn a_reload_while_the_service_stops_does_not_make_it_ready_again() {
+    if !can_mount() {
+        return;
+    }
+    let bed = Bed::new();
+    let unit = Unit::of(&bed, "policy=fast");
+    let mut service = Service::ready(&bed, &unit);
+    // The stop waits some seconds for it.
+    let open = File::open(&bed.mnt).unwrap();
+    kill_process(service.pid(), Signal::TERM).unwrap();
+    service.wait_for("STOPPING=1");
+    let client = Client::of_store(&bed.store).unwrap();
+    client.reload(None).unwrap();
+    drop(open);
+    let before = service.said.len();
+    let (status, said) = service.stop(&bed, &unit);
+    assert!(status.success(), "{status}: {said:?}");
+    let after = &said[before..];
+    assert!(
+        !has(after, "READY=1") && !has(after, "RELOADING=1"),
+        "{said:?}"
+    );
 }
 
 #[test]

@@ -151,14 +151,15 @@ pub fn replace<T, E: From<io::Error>>(
 /// A progress bar in bytes on standard error, if that is a terminal.
 pub fn progress_bar(what: &'static str) -> ProgressBar {
     let template = "{msg} [{bar:40}] {bytes}/{total_bytes} {bytes_per_sec} ETA {eta}";
-    let bar = styled(0, template);
-    bar.set_message(what);
-    bar
+    styled(ProgressBar::new(0), template).with_message(what)
 }
 
 /// A progress bar of `len` steps that shows the share that is done, on standard error, if that is a terminal.
 pub fn share_bar(len: u64) -> ProgressBar {
-    styled(len, "{msg} [{bar:30}] {percent} % ETA {eta}")
+    styled(
+        ProgressBar::new(len),
+        "{msg} [{bar:30}] {percent} % ETA {eta}",
+    )
 }
 
 /// A count or a clock on standard error for what has no known end, if that is a terminal and it takes
@@ -193,13 +194,8 @@ impl Patience {
     }
 
     fn new(what: &'static str, template: &str) -> Patience {
-        let bar = ProgressBar::new_spinner();
-        if let Ok(style) = ProgressStyle::with_template(template) {
-            bar.set_style(style);
-        }
-        bar.set_message(what);
         Patience {
-            bar,
+            bar: styled(ProgressBar::new_spinner(), template).with_message(what),
             appears: Instant::now() + APPEARS,
         }
     }
@@ -244,8 +240,7 @@ impl Drop for Waiting {
     }
 }
 
-fn styled(len: u64, template: &str) -> ProgressBar {
-    let bar = ProgressBar::new(len);
+fn styled(bar: ProgressBar, template: &str) -> ProgressBar {
     if let Ok(style) = ProgressStyle::with_template(template) {
         bar.set_style(style.progress_chars("=> "));
     }

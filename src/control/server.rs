@@ -136,7 +136,12 @@ fn serve(stream: &UnixStream, shared: &Shared) -> io::Result<()> {
     BufReader::new(stream.take(MAX_REQUEST)).read_line(&mut line)?;
     let request = match serde_json::from_str(&line) {
         Ok(request) => request,
-        Err(e) => return send(stream, &error(ServiceError::new(format!("bad request: {e}")))),
+        Err(e) => {
+            return send(
+                stream,
+                &error(ServiceError::new(format!("bad request: {e}"))),
+            );
+        }
     };
     match (shared.service(), request) {
         (Some(service), request) => respond(stream, shared, &*service, request),
@@ -238,12 +243,10 @@ fn hold(stream: &UnixStream, shared: &Shared, service: &dyn Service) -> io::Resu
         let held = Reply::Held {
             files: files.to_vec(),
         };
-        outcome = send(stream, &held).and_then(|()| {
-            match wait_for_client(stream, shared, ends)? {
-                Client::Said => send(stream, &Reply::Done),
-                Client::Left => Ok(()),
-                Client::Unmounted => send(stream, &unmounted("")),
-            }
+        outcome = send(stream, &held).and_then(|()| match wait_for_client(stream, shared, ends)? {
+            Client::Said => send(stream, &Reply::Done),
+            Client::Left => Ok(()),
+            Client::Unmounted => send(stream, &unmounted("")),
         });
     });
     match held {

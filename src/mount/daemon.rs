@@ -50,15 +50,7 @@ pub fn run(request: &Request, readiness: Readiness) -> Outcome<()> {
     let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP]).context("cannot handle signals")?;
     let opened = open_when_free(&request.store, &request.settings, &mut signals)?;
     let volume = &opened.volume;
-    let mount = match fuse::mount(volume.clone(), &request.mountpoint, &fuse_options(request)) {
-        Ok(mount) => Arc::new(mount),
-        Err(error) => {
-            if let Err(failure) = close(volume, request) {
-                log::error!("{failure}");
-            }
-            return Err(mount_failure(&error));
-        }
-    };
+    let mount = Arc::new(mount_volume(volume, request)?);
     let supervision = Arc::new(Supervision::new(volume.clone(), mount.mountpoint()));
     let reloader = Arc::new(Reloader::new(volume.clone(), supervision.clone(), request));
     let service: Arc<dyn Service> =
@@ -86,12 +78,8 @@ pub fn run(request: &Request, readiness: Readiness) -> Outcome<()> {
         Err(failure) => log::error!("{failure}"),
     }
     if let Some(server) = &server {
-        server.stopped(
-            outcome
-                .as_ref()
-                .err()
-                .map(|failure| failure.message.clone()),
-        );
+        let failure = outcome.as_ref().err();
+        server.stopped(failure.map(|failure| failure.message.clone()));
     }
     supervision.stopped();
     outcome
@@ -103,6 +91,16 @@ struct Watched {
     reloader: Arc<Reloader>,
     supervision: Arc<Supervision>,
     hangup_ends: bool,
+}
+
+/// Mounts, or closes the volume.
+fn mount_volume(volume: &Arc<Volume>, request: &Request) -> Outcome<MountHandle> {
+    fuse::mount(volume.clone(), &request.mountpoint, &fuse_options(request)).map_err(|error| {
+        if let Err(failure) = close(volume, request) {
+            log::error!("{failure}");
+        }
+        mount_failure(&error)
+    })
 }
 
 fn mount_failure(error: &MountError) -> Failure {

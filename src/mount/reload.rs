@@ -28,11 +28,7 @@ struct Now {
 }
 
 impl Reloader {
-    pub fn new(
-        volume: Arc<Volume>,
-        supervision: Arc<Supervision>,
-        request: &Request,
-    ) -> Reloader {
+    pub fn new(volume: Arc<Volume>, supervision: Arc<Supervision>, request: &Request) -> Reloader {
         Reloader {
             volume,
             supervision,
