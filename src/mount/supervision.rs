@@ -79,12 +79,12 @@ impl Supervision {
     pub fn ready(&self) -> io::Result<()> {
         let mut phase = self.shared.phase.lock();
         // It may have been told to stop already.
-        if *phase != Phase::Starting {
-            return Ok(());
-        }
-        *phase = Phase::Running;
-        if is_supervised() {
+        if *phase == Phase::Starting {
+            *phase = Phase::Running;
             notify("READY=1");
+        }
+        drop(phase);
+        if is_supervised() {
             // Never joined: if the mount hangs, so does this thread, which is its purpose.
             let shared = self.shared.clone();
             std::thread::Builder::new()
