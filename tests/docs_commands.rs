@@ -197,7 +197,11 @@ fn nothing_is_mounted_outside_of_private_name_spaces() {
     let root = dir.path().join("root");
     let mut command = Command::new("bash");
     command.arg(tree().join("tests/common/docs_world.sh"));
-    command.arg(tree()).arg("/bin/true").arg(&root).arg("script");
+    command
+        .arg(tree())
+        .arg("/bin/true")
+        .arg(&root)
+        .arg("script");
     assert_eq!(finish(&mut command).status.code(), Some(2));
     assert!(!root.exists());
 }
