@@ -139,7 +139,7 @@ bench: build bench-packages ## Measure everything in docs/benchmarks.md: make be
 # A program that BUILT= names on the command line is taken as it is.
 WITH_BUILT = $(if $(filter command line,$(origin BUILT)),,build)
 INSTALL = BUILT="$(BUILT)" PREFIX="$(PREFIX)" SBINDIR="$(SBINDIR)" UNITDIR="$(UNITDIR)" DESTDIR="$(DESTDIR)" \
-	scripts/install.sh
+	FORCE="$(FORCE)" scripts/install.sh
 
 install: $(WITH_BUILT) ## Install program, mount helper, manual pages, completions, units, docs (PREFIX, DESTDIR)
 	@$(INSTALL) install

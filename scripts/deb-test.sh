@@ -12,7 +12,7 @@ fail() {
 if dpkg -s s2sfs >/dev/null 2>&1; then
     fail "s2sfs is installed as a package already"
 fi
-for file in /usr/bin/s2sfs /usr/sbin/mount.s2sfs /usr/sbin/mount.fuse.s2sfs; do
+for file in /usr/bin/s2sfs /usr/sbin/mount.s2sfs /usr/sbin/mount.fuse.s2sfs /etc/s2sfs; do
     # A link that leads nowhere counts.
     [ ! -e "$file" ] && [ ! -L "$file" ] || fail "$file is there already"
 done
@@ -32,13 +32,15 @@ for file in /usr/bin/s2sfs /usr/sbin/mount.s2sfs /usr/sbin/mount.fuse.s2sfs \
     /usr/lib/systemd/system/s2sfs@.service /usr/lib/systemd/system/s2sfs-scrub@.timer \
     /usr/share/man/man1/s2sfs.1.gz /usr/share/man/man5/s2sfs.toml.5.gz /usr/share/man/man8/mount.s2sfs.8.gz \
     /usr/share/bash-completion/completions/s2sfs /usr/share/zsh/vendor-completions/_s2sfs \
-    /usr/share/fish/vendor_completions.d/s2sfs.fish /usr/share/doc/s2sfs/copyright; do
+    /usr/share/fish/vendor_completions.d/s2sfs.fish /usr/share/doc/s2sfs/copyright \
+    /usr/share/doc/s2sfs/docs/user-guide.md; do
     grep -qx "$file" "$work/contents" || fail "the package lacks $file"
 done
 dpkg-deb -f "$package" Depends | grep -q fuse3 || fail "the package does not depend on fuse3"
 
 dpkg -i "$package"
 [ "$(dpkg-query -W -f '${Status}' s2sfs)" = "install ok installed" ] || fail "not installed"
+[ -d /etc/s2sfs ] || fail "/etc/s2sfs was not made"
 if command -v systemctl >/dev/null && [ -d /run/systemd/system ]; then
     ! systemctl is-enabled --quiet s2sfs@test.service || fail "a unit was enabled"
 fi
@@ -62,5 +64,7 @@ while read -r file; do
     [ -d "$file" ] && [ ! -L "$file" ] && continue
     [ ! -e "$file" ] && [ ! -L "$file" ] || fail "$file is left"
 done <"$work/contents"
-[ ! -e /usr/share/doc/s2sfs ] || fail "/usr/share/doc/s2sfs is left"
+for dir in /usr/share/doc/s2sfs /etc/s2sfs; do
+    [ ! -e "$dir" ] || fail "$dir is left"
+done
 echo "deb-test: installed, mounted, removed; nothing is left"

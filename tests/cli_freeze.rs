@@ -7,6 +7,8 @@ mod cli;
 use cli::*;
 use rustix::process::{Signal, kill_process};
 use std::ffi::OsStr;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Stdio;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
@@ -226,6 +228,46 @@ fn policies_are_set_shown_listed_and_taken_away() {
     std::fs::write(&elsewhere, "x").unwrap();
     let wrong = run([word("policy"), word("--set=off"), elsewhere.as_os_str()]);
     assert_refused(&wrong, exit::NOT_A_STORE, "s2sfs mount");
+}
+
+#[test]
+fn what_cannot_be_read_does_not_end_a_listing_of_policies() {
+    const STRANGER: u32 = 65_432;
+    if !can_mount() {
+        return;
+    }
+    if !rustix::process::geteuid().is_root() {
+        return skipped("needs root to become somebody else");
+    }
+    let bed = Bed::mounted("");
+    let open = |path: &Path, mode| {
+        std::fs::set_permissions(path, PermissionsExt::from_mode(mode)).unwrap();
+    };
+    open(&bed.path(""), 0o755);
+    open(&bed.mnt, 0o755);
+    for name in ["a\u{1b}[31m", "closed", "z"] {
+        let dir = bed.mnt.join(name);
+        std::fs::create_dir(&dir).unwrap();
+        open(&dir, if name == "closed" { 0o700 } else { 0o755 });
+        ok([word("policy"), word("--set=ratio"), dir.as_os_str()]);
+    }
+    // The program where everybody may run it.
+    let program = bed.path("s2sfs");
+    std::fs::copy(env!("CARGO_BIN_EXE_s2sfs"), &program).unwrap();
+    let mut command = std::process::Command::new(&program);
+    command.uid(STRANGER).gid(STRANGER).args(["policy", "-R"]);
+    let output = finish(command.arg(&bed.mnt));
+    assert_refused(&output, exit::FAILED, "closed: Permission denied");
+    assert_refused(
+        &output,
+        exit::FAILED,
+        "one file or directory was not looked at",
+    );
+    let shown = String::from_utf8(output.stdout).unwrap();
+    assert!(
+        shown.contains("/a?[31m\n") && shown.contains("/z\n"),
+        "{shown}"
+    );
 }
 
 #[test]

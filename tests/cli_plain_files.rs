@@ -46,6 +46,36 @@ fn existing_files_are_not_replaced_unless_forced() {
 }
 
 #[test]
+fn an_output_that_is_no_regular_file_is_written_to_and_not_replaced() {
+    use std::os::unix::fs::FileTypeExt;
+    let bed = Bed::new();
+    let (file, pipe) = (bed.path("text.txt"), bed.path("pipe"));
+    std::fs::write(&file, sample(5, 100_000)).unwrap();
+    rustix::fs::mkfifoat(rustix::fs::CWD, &pipe, rustix::fs::Mode::RWXU).unwrap();
+    let run = |command: &str, file: &std::path::Path| {
+        let reader = std::thread::spawn({
+            let pipe = pipe.clone();
+            move || std::fs::read(pipe).unwrap()
+        });
+        let [output, force] = ["--output", "--force"].map(std::ffi::OsStr::new);
+        let arguments = [file.as_os_str(), output, pipe.as_os_str(), force];
+        let done = finish(program().arg(command).args(arguments));
+        assert!(done.status.success(), "{}", text(&done));
+        assert!(pipe.metadata().unwrap().file_type().is_fifo());
+        reader.join().unwrap()
+    };
+    let packed = run("compress", &file);
+    std::fs::write(bed.path("packed"), packed).unwrap();
+    assert_eq!(run("decompress", &bed.path("packed")), sample(5, 100_000));
+    let shown = finish(
+        program()
+            .args(["compress", "--force", "--output", "/dev/stdout"])
+            .arg(&file),
+    );
+    assert_eq!(shown.stdout, std::fs::read(bed.path("packed")).unwrap());
+}
+
+#[test]
 fn damaged_and_foreign_files_are_refused_and_leave_nothing_behind() {
     let bed = Bed::new();
     let (file, packed) = (bed.path("a.txt"), bed.path("a.txt.s2s"));
@@ -104,6 +134,15 @@ fn manual_pages_in_the_tree_match_the_program() {
             output.stdout == in_tree,
             "{page} is out of date: run make man"
         );
+    }
+}
+
+#[test]
+fn every_field_of_the_status_is_in_the_manual() {
+    let fields = serde_json::to_value(s2sfs::control::Status::default()).unwrap();
+    let page = include_str!("../docs/man/s2sfs.1");
+    for name in fields.as_object().unwrap().keys() {
+        assert!(page.contains(&format!("\\fB{name}\\fR")), "{name}");
     }
 }
 

@@ -135,6 +135,18 @@ fn an_empty_store_has_a_page_and_something_else_has_none() {
     bed.mount("");
     let output = plot(&bed.mnt);
     assert!(output.status.success(), "{}", text(&output));
-    let page = std::fs::read_to_string(page).unwrap();
-    assert!(page.contains("nothing yet"));
+    let text = std::fs::read_to_string(&page).unwrap();
+    assert!(text.contains("nothing yet"));
+    // A link stays one, and so does what is no regular file.
+    std::fs::rename(&page, bed.path("elsewhere.html")).unwrap();
+    std::os::unix::fs::symlink("elsewhere.html", &page).unwrap();
+    assert!(plot(&bed.mnt).status.success());
+    assert!(page.is_symlink());
+    let shown = s2sfs([
+        "plot".as_ref(),
+        bed.mnt.as_os_str(),
+        "-o".as_ref(),
+        "/dev/stdout".as_ref(),
+    ]);
+    assert!(String::from_utf8_lossy(&shown.stdout).contains("nothing yet"));
 }

@@ -187,3 +187,34 @@ fn a_daemon_that_goes_away_is_reported_and_a_signal_gives_the_terminal_back() {
     kill_process(Pid::from_child(&screen.child), Signal::TERM).unwrap();
     screen.assert_restored();
 }
+
+/// A daemon that does nothing until this is dropped.
+struct Stopped(Pid);
+
+impl Stopped {
+    fn new(pid: Pid) -> Stopped {
+        kill_process(pid, Signal::STOP).unwrap();
+        Stopped(pid)
+    }
+}
+
+impl Drop for Stopped {
+    fn drop(&mut self) {
+        let _ = kill_process(self.0, Signal::CONT);
+    }
+}
+
+#[test]
+fn a_daemon_that_hangs_is_reported_and_keys_still_work() {
+    if !can_mount() {
+        return;
+    }
+    let bed = Bed::mounted("");
+    let mut screen = Screen::open(&bed);
+    screen.wait_for("traffic");
+    let stopped = Stopped::new(bed.pid());
+    screen.wait_for("answer:");
+    screen.press(b"q");
+    screen.assert_restored();
+    drop(stopped);
+}

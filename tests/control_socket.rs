@@ -1,7 +1,7 @@
 //! The control socket with a service of the test's own, good and bad clients.
 
 use std::io::{BufRead, BufReader, Read, Write};
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -9,8 +9,9 @@ use std::time::{Duration, Instant};
 
 use s2sfs::control::client::{Client, ClientError};
 use s2sfs::control::{
-    AgainStatus, FileInfo, FileUsage, MAX_INODES, ReloadReport, ScrubAction, ScrubOptions,
-    ScrubState, ScrubStatus, Server, Service, ServiceError, Status, WhileHeld, store_socket,
+    AgainStatus, FileInfo, FileUsage, MAX_INODES, MetricsAddress, MetricsServer, ReloadReport,
+    ScrubAction, ScrubOptions, ScrubState, ScrubStatus, Server, Service, ServiceError, Status,
+    WhileHeld, store_socket,
 };
 use s2sfs::store::carry::StoreFile;
 
@@ -295,6 +296,77 @@ fn a_freeze_ends_with_the_connection_that_holds_it_and_no_other() {
     assert!(is_frozen(), "the next one is somebody else's");
 }
 
+/// Sends a signal to every thread that serves a client.
+fn disturb_clients(signal: rustix::process::Signal) {
+    use rustix::process::{Pid, kill_process};
+    for task in std::fs::read_dir("/proc/self/task").unwrap() {
+        let task = task.unwrap();
+        let name = std::fs::read_to_string(task.path().join("comm")).unwrap_or_default();
+        // The kernel gives a signal to the thread that was named, if that can take it.
+        if name.trim_end() == "control-client" {
+            let thread = task.file_name().to_str().unwrap().parse().unwrap();
+            let _ = kill_process(Pid::from_raw(thread).unwrap(), signal);
+        }
+    }
+}
+
+#[test]
+fn a_freeze_outlasts_signals_and_one_that_the_unmount_ends_has_not_lasted() {
+    let dir = tempfile::tempdir().unwrap();
+    let service = Arc::new(Fake::default());
+    let server = Server::start(&store_socket(dir.path()), service.clone()).unwrap();
+    let hold = || {
+        let client = Client::of_store(dir.path()).unwrap();
+        client.hold_freeze(Duration::from_secs(60)).unwrap()
+    };
+    let seen = Arc::new(AtomicBool::new(false));
+    let signal = signal_hook::consts::SIGUSR1;
+    signal_hook::flag::register(signal, seen.clone()).unwrap();
+    let held = hold();
+    let until = Instant::now() + Duration::from_millis(500);
+    while Instant::now() < until {
+        disturb_clients(rustix::process::Signal::USR1);
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    assert!(seen.load(Ordering::SeqCst));
+    assert!(service.frozen.lock().unwrap().is_some());
+    assert!(held.end().unwrap(), "it lasted to its end");
+
+    let held = hold();
+    server.stopping();
+    while service.frozen.lock().unwrap().is_some() {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    assert!(!held.end().unwrap(), "the unmount has ended it");
+}
+
+#[test]
+fn those_who_wait_for_the_end_and_leave_are_not_in_the_way_of_others() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = serve(dir.path());
+    // More than may be connected at once: some are refused, as those before them are still seen off.
+    for _ in 0..200 {
+        if let Ok(waiter) = Client::of_store(dir.path()).unwrap().wait() {
+            drop(waiter);
+        }
+    }
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while Client::of_store(dir.path()).unwrap().status().is_err() {
+        assert!(Instant::now() < deadline, "nobody else is answered");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    // Who has only nothing more to say still hears of the end.
+    let mut waiting = UnixStream::connect(store_socket(dir.path())).unwrap();
+    waiting.write_all(b"{\"request\":\"wait\"}\n").unwrap();
+    waiting.shutdown(std::net::Shutdown::Write).unwrap();
+    let mut lines = BufReader::new(waiting).lines();
+    assert!(lines.next().unwrap().unwrap().contains("\"waiting\""));
+    std::thread::sleep(Duration::from_millis(300));
+    server.stopping();
+    server.stopped(None);
+    assert!(lines.next().unwrap().unwrap().contains("\"stopped\""));
+}
+
 #[test]
 fn coding_again_is_waited_for_or_not() {
     let dir = tempfile::tempdir().unwrap();
@@ -340,6 +412,35 @@ fn those_who_wait_hear_of_the_end_and_the_socket_is_gone_before_it() {
         .set_read_timeout(Some(std::time::Duration::from_millis(100)))
         .unwrap();
     assert!(waiting.read(&mut [0; 1]).is_err());
+}
+
+#[test]
+fn the_end_of_metrics_neither_waits_for_nor_removes_what_is_not_theirs() {
+    let dir = tempfile::tempdir().unwrap();
+    let (path, other) = (dir.path().join("socket"), dir.path().join("other"));
+    let start = || {
+        let address = MetricsAddress::Unix(path.clone());
+        MetricsServer::start(&address, Arc::new(Fake::default())).unwrap()
+    };
+    let end = |server: MetricsServer| {
+        let (ended, end) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            drop(server);
+            ended.send(()).unwrap();
+        });
+        end.recv_timeout(Duration::from_secs(10)).unwrap();
+    };
+    let server = start();
+    let answers = UnixStream::connect(&path).unwrap();
+    end(server);
+    assert!(!path.exists());
+    drop(answers);
+
+    let server = start();
+    let _another = UnixListener::bind(&other).unwrap();
+    std::fs::rename(&other, &path).unwrap();
+    end(server);
+    assert!(path.exists(), "that was of another daemon");
 }
 
 #[test]

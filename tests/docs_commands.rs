@@ -192,6 +192,21 @@ fn run(name: &str) {
 }
 
 #[test]
+fn nothing_is_mounted_outside_of_private_name_spaces() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = dir.path().join("root");
+    let mut command = Command::new("bash");
+    command.arg(tree().join("tests/common/docs_world.sh"));
+    command
+        .arg(tree())
+        .arg("/bin/true")
+        .arg(&root)
+        .arg("script");
+    assert_eq!(finish(&mut command).status.code(), Some(2));
+    assert!(!root.exists());
+}
+
+#[test]
 fn the_commands_of_the_readme_work() {
     run("README.md");
 }

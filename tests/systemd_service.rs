@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 use cli::*;
 use rustix::fs::{FlockOperation, Mode, OFlags};
 use rustix::process::{Pid, Signal, kill_process};
+use s2sfs::control::client::Client;
 
 /// What the unit says, for the instance whose configuration has these variables.
 struct Unit {
@@ -56,6 +57,12 @@ impl Unit {
                 variable.map_or(word, |(_, value)| value).to_owned()
             })
             .collect()
+    }
+
+    fn run(&self, key: &str) {
+        let command = self.command(key);
+        let output = finish(Command::new(&command[0]).args(&command[1..]));
+        assert!(output.status.success(), "{key}: {}", text(&output));
     }
 }
 
@@ -139,8 +146,7 @@ impl Service {
             }
         };
         while self.hear(Duration::from_millis(20)).is_some() {}
-        let after = unit.command("ExecStopPost");
-        finish(Command::new(&after[0]).args(&after[1..]));
+        unit.run("ExecStopPost");
         assert!(!bed.is_mounted());
         self.said.push(fs::read_to_string(&self.log).unwrap());
         (status, std::mem::take(&mut self.said))
@@ -207,6 +213,52 @@ fn a_service_that_cannot_mount_is_never_ready_and_fails() {
     let status = service.child.wait().unwrap();
     assert_eq!(status.code(), Some(exit::NOT_A_STORE));
     assert_eq!(service.hear(Duration::from_millis(100)), None);
+}
+
+#[test]
+fn a_service_that_fails_leaves_the_mount_of_somebody_else_alone() {
+    if !can_mount() {
+        return;
+    }
+    let bed = Bed::mounted("policy=fast");
+    fs::write(bed.mnt.join("f"), "hello").unwrap();
+    let pid = bed.pid();
+    let unit = Unit::of(&bed, "defaults");
+    let mut service = Service::start(&bed, &unit);
+    assert_eq!(service.child.wait().unwrap().code(), Some(exit::BUSY));
+    unit.run("ExecStopPost");
+    assert_eq!(fs::read_to_string(bed.mnt.join("f")).unwrap(), "hello");
+    assert_eq!(bed.pid(), pid);
+    // Once its daemon is gone, the mount is only in the way.
+    kill(pid);
+    unit.run("ExecStopPost");
+    assert!(!bed.is_mounted());
+    unit.run("ExecStopPost");
+}
+
+#[test]
+fn a_mount_in_the_background_says_nothing_for_the_service_that_made_it() {
+    if !can_mount() {
+        return;
+    }
+    let bed = Bed::new();
+    let place = bed.path("notify");
+    let socket = UnixDatagram::bind(&place).unwrap();
+    let mut mount = helper();
+    mount.arg(&bed.store).arg(&bed.mnt);
+    mount
+        .env("NOTIFY_SOCKET", &place)
+        .env("WATCHDOG_USEC", "300000");
+    let mounted = finish(&mut mount);
+    assert!(mounted.status.success(), "{}", text(&mounted));
+    std::thread::sleep(Duration::from_millis(500));
+    bed.umount();
+    socket.set_nonblocking(true).unwrap();
+    let mut said = [0; 4096];
+    let said = socket
+        .recv(&mut said)
+        .map(|len| String::from_utf8_lossy(&said[..len]).into_owned());
+    assert!(said.is_err(), "{said:?}");
 }
 
 #[test]
@@ -284,6 +336,31 @@ fn a_reload_by_the_units_command_changes_options_and_tells_when_it_is_done() {
     service.wait_for("READY=1");
     assert_eq!(limit(), 48 << 20);
     service.stop_well(&bed, &unit);
+}
+
+#[test]
+fn a_reload_while_the_service_stops_does_not_make_it_ready_again() {
+    if !can_mount() {
+        return;
+    }
+    let bed = Bed::new();
+    let unit = Unit::of(&bed, "policy=fast");
+    let mut service = Service::ready(&bed, &unit);
+    // The stop waits some seconds for it.
+    let open = File::open(&bed.mnt).unwrap();
+    kill_process(service.pid(), Signal::TERM).unwrap();
+    service.wait_for("STOPPING=1");
+    let client = Client::of_store(&bed.store).unwrap();
+    client.reload(None).unwrap();
+    drop(open);
+    let before = service.said.len();
+    let (status, said) = service.stop(&bed, &unit);
+    assert!(status.success(), "{status}: {said:?}");
+    let after = &said[before..];
+    assert!(
+        !has(after, "READY=1") && !has(after, "RELOADING=1"),
+        "{said:?}"
+    );
 }
 
 #[test]

@@ -1,11 +1,10 @@
 //! `s2sfs compress` and `s2sfs decompress`.
 
-use std::fs::{File, OpenOptions};
-use std::io::{self, BufReader, BufWriter, Read, Write};
+use std::fs::File;
+use std::io::{BufReader, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use indicatif::ProgressBar;
 
 use super::container::{self, ContainerError, Totals};
 use super::output::{self, bytes, percent};
@@ -137,38 +136,15 @@ fn convert(
             target.display()
         )));
     }
-    let partial = output::partial_name(target);
-    let written = write_to(&partial, file, &bar, run);
-    bar.finish_and_clear();
-    let finished = written.and_then(|totals| {
-        std::fs::rename(&partial, target)?;
+    let mut input = BufReader::new(bar.wrap_read(file));
+    let written = output::replace(target, |file| {
+        let mut output = BufWriter::new(file);
+        let totals = run(&mut input, &mut output, &|_| ())?;
+        output.flush()?;
         Ok(totals)
     });
-    finished.map_err(|e| {
-        let _ = std::fs::remove_file(&partial);
-        explain(source, &e)
-    })
-}
-
-fn write_to(
-    partial: &Path,
-    source: File,
-    bar: &ProgressBar,
-    run: impl Fn(&mut dyn Read, &mut dyn Write, &dyn Fn(u64)) -> Result<Totals, ContainerError>,
-) -> Result<Totals, ContainerError> {
-    let mut output = BufWriter::new(
-        OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .open(partial)?,
-    );
-    let mut input = BufReader::new(bar.wrap_read(source));
-    let totals = run(&mut input, &mut output, &|_| ())?;
-    let file = output
-        .into_inner()
-        .map_err(io::IntoInnerError::into_error)?;
-    file.sync_all()?;
-    Ok(totals)
+    bar.finish_and_clear();
+    written.map_err(|e| explain(source, &e))
 }
 
 fn explain(source: &Path, error: &ContainerError) -> Failure {

@@ -1,7 +1,8 @@
 //! How figures are shown to people.
 
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::mpsc::{self, RecvTimeoutError, Sender};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -114,31 +115,51 @@ pub fn print_json(value: &impl Serialize) -> Outcome<()> {
     print(&(serde_json::to_string_pretty(value).context("JSON")? + "\n"))
 }
 
-/// Name under which a file is written until it is complete.
-pub fn partial_name(target: &Path) -> PathBuf {
-    let mut name = target.to_owned().into_os_string();
-    name.push(format!(".{}.partial", std::process::id()));
-    name.into()
+/// Has `write` write a file that appears, or takes the place of the one that is there, only when it is complete.
+/// Behind a symbolic link it is the file that is replaced, not the link. What is there and no regular file, such as a
+/// device or a pipe, stays and is written to.
+///
+/// # Errors
+/// Those of `write` and of the system; nothing is left of the new file then.
+pub fn replace<T, E: From<io::Error>>(
+    target: &Path,
+    write: impl FnOnce(&mut File) -> Result<T, E>,
+) -> Result<T, E> {
+    let target = match fs::metadata(target) {
+        Ok(meta) if !meta.is_file() => {
+            return write(&mut OpenOptions::new().write(true).open(target)?);
+        }
+        Ok(_) => target.canonicalize()?,
+        Err(e) if e.kind() == io::ErrorKind::NotFound && !target.is_symlink() => target.to_owned(),
+        Err(e) => return Err(e.into()),
+    };
+    let mut partial = target.clone().into_os_string();
+    partial.push(format!(".{}.partial", std::process::id()));
+    let mut file = File::create_new(&partial)?;
+    let written = write(&mut file).and_then(|done| {
+        file.sync_all()?;
+        fs::rename(&partial, &target)?;
+        Ok(done)
+    });
+    if written.is_err() {
+        // What has gone wrong before is what counts.
+        let _ = fs::remove_file(&partial);
+    }
+    written
 }
 
 /// A progress bar in bytes on standard error, if that is a terminal.
 pub fn progress_bar(what: &'static str) -> ProgressBar {
     let template = "{msg} [{bar:40}] {bytes}/{total_bytes} {bytes_per_sec} ETA {eta}";
-    let bar = styled(0, template);
-    bar.set_message(what);
-    bar
+    styled(ProgressBar::new(0), template).with_message(what)
 }
 
 /// A progress bar of `len` steps that shows the share that is done, on standard error, if that is a terminal.
 pub fn share_bar(len: u64) -> ProgressBar {
-    styled(len, "{msg} [{bar:30}] {percent} % ETA {eta}")
-}
-
-/// A count of what was looked at, on standard error, if that is a terminal.
-pub fn counter(what: &'static str) -> ProgressBar {
-    let bar = styled(0, "{msg} {human_pos}");
-    bar.set_message(what);
-    bar
+    styled(
+        ProgressBar::new(len),
+        "{msg} [{bar:30}] {percent} % ETA {eta}",
+    )
 }
 
 /// A count or a clock on standard error for what has no known end, if that is a terminal and it takes
@@ -173,13 +194,8 @@ impl Patience {
     }
 
     fn new(what: &'static str, template: &str) -> Patience {
-        let bar = ProgressBar::new_spinner();
-        if let Ok(style) = ProgressStyle::with_template(template) {
-            bar.set_style(style);
-        }
-        bar.set_message(what);
         Patience {
-            bar,
+            bar: styled(ProgressBar::new_spinner(), template).with_message(what),
             appears: Instant::now() + APPEARS,
         }
     }
@@ -224,8 +240,7 @@ impl Drop for Waiting {
     }
 }
 
-fn styled(len: u64, template: &str) -> ProgressBar {
-    let bar = ProgressBar::new(len);
+fn styled(bar: ProgressBar, template: &str) -> ProgressBar {
     if let Ok(style) = ProgressStyle::with_template(template) {
         bar.set_style(style.progress_chars("=> "));
     }
@@ -260,6 +275,48 @@ mod tests {
         assert_eq!(lines[1], "| ---  |   --: |");
         assert_eq!(lines[2], "| long |     1 |");
         assert_eq!(lines[3], "| b    |    20 |");
+    }
+
+    fn put(target: &Path, text: &str) -> io::Result<()> {
+        replace(target, |file| file.write_all(text.as_bytes()))
+    }
+
+    #[test]
+    fn a_file_is_replaced_whole_or_not_at_all() {
+        let dir = tempfile::tempdir().unwrap();
+        let (file, link) = (dir.path().join("file"), dir.path().join("link"));
+        put(&file, "new").unwrap();
+        std::os::unix::fs::symlink("file", &link).unwrap();
+        put(&link, "newer").unwrap();
+        assert!(link.is_symlink());
+        assert_eq!(fs::read_to_string(&file).unwrap(), "newer");
+        let failed = replace(&file, |file| {
+            file.write_all(b"half")?;
+            Err::<(), _>(io::Error::other("the rest is missing"))
+        });
+        assert_eq!(failed.unwrap_err().to_string(), "the rest is missing");
+        assert_eq!(fs::read_to_string(&file).unwrap(), "newer");
+        fs::remove_file(&file).unwrap();
+        assert!(put(&link, "a link that leads nowhere").is_err());
+        fs::create_dir(&file).unwrap();
+        assert!(put(&file, "a directory").is_err());
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2);
+    }
+
+    #[test]
+    fn what_is_no_regular_file_stays_and_is_written_to() {
+        use std::os::unix::fs::FileTypeExt;
+        let dir = tempfile::tempdir().unwrap();
+        let pipe = dir.path().join("pipe");
+        rustix::fs::mkfifoat(rustix::fs::CWD, &pipe, rustix::fs::Mode::RWXU).unwrap();
+        let reader = std::thread::spawn({
+            let pipe = pipe.clone();
+            move || fs::read_to_string(pipe).unwrap()
+        });
+        put(&pipe, "through it").unwrap();
+        assert_eq!(reader.join().unwrap(), "through it");
+        assert!(fs::metadata(&pipe).unwrap().file_type().is_fifo());
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
     }
 
     #[test]

@@ -7,6 +7,8 @@ use plotters::coord::Shift;
 use plotters::coord::ranged1d::{Ranged, ValueFormatter};
 use plotters::prelude::*;
 
+use crate::volume::printable;
+
 /// Most series of a figure: more colours are hard to tell apart.
 pub const SERIES_MAX: usize = COLOURS.len();
 /// Of medium lightness, so that they stand out from white and from black.
@@ -100,9 +102,8 @@ impl Figure {
             let y = (LEGEND_LINE as usize * series + LEGEND_LINE as usize / 2) as i32;
             let swatch = [(16, y), (34, y + 10)];
             area.draw(&Rectangle::new(swatch, colour(series).filled()))?;
-            // XML has no control characters
-            let name = name.replace(char::is_control, "?");
-            area.draw(&Text::new(name, (42, y - 2), font(13)))?;
+            // XML has no control characters.
+            area.draw(&Text::new(printable(name), (42, y - 2), font(13)))?;
         }
         Ok(())
     }

@@ -3,6 +3,7 @@
 use plotters::prelude::*;
 
 use super::plot::{Area, DrawResult, NEUTRAL, WIDTH, colour, font};
+use crate::volume::printable;
 
 /// Height of a bar with the space around it.
 const BAR: u32 = 19;
@@ -80,12 +81,12 @@ impl BarFigure {
 impl BarPanel {
     fn draw(&self, area: &Area, format: &dyn Fn(f64) -> String) -> DrawResult {
         let width = area.dim_in_pixel().0 as i32;
-        area.draw(&Text::new(clean(&self.title), (MARGIN, 8), font(14)))?;
+        area.draw(&Text::new(printable(&self.title), (MARGIN, 8), font(14)))?;
         let room = (width - NAMES - VALUES - 2 * MARGIN).max(1);
         let left = MARGIN + NAMES;
         for (at, bar) in self.bars.iter().enumerate() {
             let top = (TITLE + BAR * at as u32) as i32;
-            let name = Text::new(clean(&bar.name), (MARGIN, top + 2), font(12));
+            let name = Text::new(printable(&bar.name), (MARGIN, top + 2), font(12));
             area.draw(&name)?;
             let length = bar
                 .value
@@ -121,11 +122,6 @@ impl BarPanel {
         let least = values().fold(most, f64::min) / 2.0;
         (value / least).ln() / (most / least).ln()
     }
-}
-
-/// XML has no control characters.
-fn clean(text: &str) -> String {
-    text.replace(char::is_control, "?")
 }
 
 #[cfg(test)]

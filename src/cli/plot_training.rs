@@ -1,10 +1,11 @@
 //! `s2sfs plot-training`: what training with latents did, as a figure.
 
+use std::io::Write;
 use std::path::PathBuf;
 
 use clap::Args;
 
-use super::output::partial_name;
+use super::output;
 use super::plot::{Figure, Line as Curve, Panel, SERIES_MAX, Stroke};
 use crate::exit::{Context, Exit, Failure, Outcome};
 use crate::train::s2s::S2sError;
@@ -65,9 +66,8 @@ pub fn run(arguments: &PlotArguments) -> Outcome<()> {
     });
     let logs = logs.collect::<Outcome<Vec<_>>>()?;
     let svg = figure(&logs).svg().context("drawing")?;
-    let (target, partial) = (&arguments.output, partial_name(&arguments.output));
-    std::fs::write(&partial, svg).context(partial.display())?;
-    std::fs::rename(&partial, target).context(target.display())
+    let target = &arguments.output;
+    output::replace(target, |file| file.write_all(svg.as_bytes())).context(target.display())
 }
 
 fn figure(logs: &[(String, Vec<Line>)]) -> Figure {

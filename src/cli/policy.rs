@@ -2,18 +2,19 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
+use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use indicatif::ProgressBar;
 use rustix::fs::XattrFlags;
 use rustix::io::Errno;
 use serde::Serialize;
 
-use super::output;
+use super::output::{self, Patience};
 use crate::codec::Policy;
 use crate::exit::{Context, Exit, Failure, Outcome};
+use crate::volume::printable;
 
 const OWN: &str = "user.s2sfs.policy";
 const EFFECTIVE: &str = "user.s2sfs.effective_policy";
@@ -52,6 +53,7 @@ struct Shown {
 
 pub fn run(arguments: &PolicyArguments) -> Outcome<()> {
     let mut shown = Vec::new();
+    let mut failures = 0;
     for path in &arguments.paths {
         // First of all: elsewhere the attribute would only be a word.
         show(path)?;
@@ -70,78 +72,129 @@ pub fn run(arguments: &PolicyArguments) -> Outcome<()> {
         }
         shown.push(show(path)?);
         if arguments.recursive {
-            list_below(path, &mut shown)?;
+            let mut search = Search::new();
+            shown.extend(search.below(path)?.into_values());
+            failures += search.failures;
         }
     }
     let changes = arguments.set.is_some() || arguments.unset;
     match arguments.json {
-        true => output::print_json(&shown),
-        false if changes => Ok(()),
-        false => output::print(&describe(&shown)),
+        true => output::print_json(&shown)?,
+        false if changes => {}
+        false => output::print(&describe(&shown))?,
+    }
+    match failures {
+        0 => Ok(()),
+        1 => Err(Failure::failed("one file or directory was not looked at")),
+        count => Err(Failure::failed(format!(
+            "{count} files or directories were not looked at"
+        ))),
     }
 }
 
 fn show(path: &Path) -> Outcome<Shown> {
-    let effective = attribute(path, EFFECTIVE)?.ok_or_else(|| {
-        let name = path.display();
+    let name = path.display();
+    let effective = attribute(path, EFFECTIVE).context(&name)?.ok_or_else(|| {
         Failure::new(
             Exit::NotAStore,
             format!("{name} does not lie on an s2sfs mount"),
         )
     })?;
     Ok(Shown {
-        path: path.display().to_string(),
-        own: attribute(path, OWN)?,
+        path: name.to_string(),
+        own: attribute(path, OWN).context(&name)?,
         effective,
     })
 }
 
 /// An attribute; `None` where there is none, or attributes are not known.
-fn attribute(path: &Path, name: &str) -> Outcome<Option<String>> {
+fn attribute(path: &Path, name: &str) -> io::Result<Option<String>> {
     let mut value = [0; 256];
     match rustix::fs::getxattr(path, name, &mut value[..]) {
         Ok(len) => Ok(Some(String::from_utf8_lossy(&value[..len]).into_owned())),
         Err(Errno::NODATA | Errno::OPNOTSUPP) => Ok(None),
-        Err(e) => Err(Failure::failed(format!("{}: {e}", path.display()))),
+        Err(e) => Err(e.into()),
     }
 }
 
-/// Adds what lies below a directory on the same mount and has a policy of its own, sorted by path.
-fn list_below(top: &Path, shown: &mut Vec<Shown>) -> Outcome<()> {
-    let bar = output::counter("looked at");
-    let found = walk(top, &bar);
-    bar.finish_and_clear();
-    shown.extend(found?.into_values());
-    Ok(())
+/// Looks for what has a policy of its own.
+struct Search {
+    looked_at: u64,
+    failures: u64,
+    patience: Patience,
 }
 
-fn walk(top: &Path, bar: &ProgressBar) -> Outcome<BTreeMap<PathBuf, Shown>> {
-    let top_meta = std::fs::metadata(top).context(top.display())?;
-    let (mut found, mut todo) = (BTreeMap::new(), Vec::new());
-    if top_meta.is_dir() {
-        todo.push(top.to_owned());
-    }
-    while let Some(dir) = todo.pop() {
-        for entry in std::fs::read_dir(&dir).context(dir.display())? {
-            let path = entry.context(dir.display())?.path();
-            let meta = match std::fs::symlink_metadata(&path) {
-                // Removed meanwhile.
-                Err(e) if e.kind() == std::io::ErrorKind::NotFound => continue,
-                meta => meta.context(path.display())?,
-            };
-            bar.inc(1);
-            if meta.dev() != top_meta.dev() || !(meta.is_dir() || meta.is_file()) {
-                continue;
-            }
-            if attribute(&path, OWN)?.is_some() {
-                found.insert(path.clone(), show(&path)?);
-            }
-            if meta.is_dir() {
-                todo.push(path);
-            }
+impl Search {
+    fn new() -> Search {
+        Search {
+            looked_at: 0,
+            failures: 0,
+            patience: Patience::counting("looked at"),
         }
     }
-    Ok(found)
+
+    /// What there is below a directory on the same mount, sorted by path.
+    fn below(&mut self, top: &Path) -> Outcome<BTreeMap<PathBuf, Shown>> {
+        let top_meta = std::fs::metadata(top).context(top.display())?;
+        let (mut found, mut todo) = (BTreeMap::new(), Vec::new());
+        if top_meta.is_dir() {
+            todo.push(top.to_owned());
+        }
+        while let Some(dir) = todo.pop() {
+            let entries = self.readable(&dir, std::fs::read_dir(&dir));
+            for entry in entries.into_iter().flatten() {
+                let Some(entry) = self.readable(&dir, entry) else {
+                    continue;
+                };
+                let path = entry.path();
+                self.looked_at += 1;
+                self.patience.set(self.looked_at);
+                let Some((shown, is_dir)) = self.readable(&path, look(&path, top_meta.dev()))
+                else {
+                    continue;
+                };
+                found.extend(shown.map(|shown| (path.clone(), shown)));
+                if is_dir {
+                    todo.push(path);
+                }
+            }
+        }
+        self.patience.finish();
+        Ok(found)
+    }
+
+    /// Says what could not be read, unless it was removed meanwhile.
+    fn readable<T>(&mut self, path: &Path, result: io::Result<T>) -> Option<T> {
+        match result {
+            Ok(value) => return Some(value),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+            Err(e) => {
+                self.failures += 1;
+                let path = printable(&path.display().to_string());
+                self.patience.say(&format!("s2sfs: {path}: {e}"));
+            }
+        }
+        None
+    }
+}
+
+/// What has a policy of its own, and whether it is a directory, on this device.
+fn look(path: &Path, device: u64) -> io::Result<(Option<Shown>, bool)> {
+    let meta = std::fs::symlink_metadata(path)?;
+    if meta.dev() != device || !(meta.is_dir() || meta.is_file()) {
+        return Ok((None, false));
+    }
+    let own = attribute(path, OWN)?;
+    let effective = match own {
+        Some(_) => attribute(path, EFFECTIVE)?,
+        None => None,
+    };
+    let shown = effective.map(|effective| Shown {
+        path: path.display().to_string(),
+        own,
+        effective,
+    });
+    Ok((shown, meta.is_dir()))
 }
 
 fn describe(shown: &[Shown]) -> String {
@@ -152,7 +205,7 @@ fn describe(shown: &[Shown]) -> String {
         effective,
     } in shown
     {
-        let own = own.as_deref().unwrap_or("-");
+        let (own, path) = (own.as_deref().unwrap_or("-"), printable(path));
         let _ = writeln!(text, "{effective:<10} {own:<10} {path}");
     }
     text

@@ -61,7 +61,7 @@ fn again(arguments: &SettleArguments) -> Outcome<()> {
             };
             bar.finish_and_clear();
             let coded = coded.context(mount.point.display())?;
-            add(&mut sum, coded.unwrap_or_default());
+            sum.add(coded.unwrap_or_default());
         }
     }
     match (arguments.no_wait, arguments.json) {
@@ -97,18 +97,6 @@ fn by_mount(paths: &[PathBuf]) -> Outcome<Vec<(Mount, Vec<u64>)>> {
         }
     }
     Ok(found)
-}
-
-fn add(sum: &mut AgainStatus, more: AgainStatus) {
-    sum.done_bytes += more.done_bytes;
-    sum.total_bytes += more.total_bytes;
-    sum.coded_bytes += more.coded_bytes;
-    sum.kept_bytes += more.kept_bytes;
-    sum.skipped_bytes += more.skipped_bytes;
-    sum.before_bytes += more.before_bytes;
-    sum.after_bytes += more.after_bytes;
-    sum.failures += more.failures;
-    sum.first_failure = sum.first_failure.take().or(more.first_failure);
 }
 
 fn describe(sum: &AgainStatus) -> String {

@@ -1,5 +1,6 @@
 //! `s2sfs train`.
 
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -7,7 +8,7 @@ use clap::{ArgGroup, Args};
 use indicatif::ProgressBar;
 use parking_lot::Mutex;
 
-use super::output::{bytes, share_bar};
+use super::output::{self, bytes, share_bar};
 use super::train_network::{self, NetworkArguments};
 use super::train_s2s;
 use crate::codec::LatentWriter;
@@ -16,7 +17,6 @@ use crate::model::network::Network;
 use crate::model::tokenizer::Tokenizer;
 use crate::model::{Model, hash_of, hex};
 use crate::train::mixing::{self, MixingOptions, Trained};
-use crate::train::network::checkpoint::write_whole;
 use crate::train::s2s::session;
 use crate::train::s2s::writer::Writer;
 use crate::train::{self, Progress, TrainError, TrainOptions};
@@ -190,7 +190,7 @@ pub fn exit_of(error: &TrainError) -> Exit {
 /// Writes the model and says what it is.
 fn save(model: &Model, output: &Path) -> Outcome<()> {
     let file = model.to_bytes().context("model")?;
-    write_whole(output, &file).map_err(Failure::failed)?;
+    output::replace(output, |target| target.write_all(&file)).context(output.display())?;
     let hash = hex(&hash_of(&file));
     eprintln!(
         "{}: {}, trained on {}, {:.4} bits per byte of held-out data, hash {hash}",

@@ -15,19 +15,31 @@ use crate::mount;
 pub struct UmountArguments {
     /// Mount point
     mountpoint: PathBuf,
+    /// Only take away a mount whose daemon is gone; without one there is nothing to do
+    #[arg(long)]
+    dead: bool,
 }
 
 pub fn run(arguments: &UmountArguments) -> Outcome<()> {
     let name = arguments.mountpoint.display();
     let mount = mountinfo::mount_at(&arguments.mountpoint)
         .context(name)?
-        .filter(Mount::is_s2sfs)
-        .ok_or_else(|| {
-            let name = arguments.mountpoint.display();
-            Failure::new(Exit::NotAStore, format!("{name}: no s2sfs is mounted here"))
-        })?;
+        .filter(Mount::is_s2sfs);
+    let Some(mount) = mount else {
+        let name = arguments.mountpoint.display();
+        return match arguments.dead {
+            true => Ok(()),
+            false => Err(Failure::new(
+                Exit::NotAStore,
+                format!("{name}: no s2sfs is mounted here"),
+            )),
+        };
+    };
     if mount::is_dead(&mount.point) {
         return mount::detach(&mount.point).map_err(|e| refused(&mount, &e));
+    }
+    if arguments.dead {
+        return Ok(());
     }
     // Before the mount goes: afterwards nobody may be there to ask.
     let waiter = Client::of_mount(&mount).and_then(Client::wait);

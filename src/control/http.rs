@@ -5,10 +5,11 @@
 
 use std::fs::Permissions;
 use std::io::{self, ErrorKind, Read, Write};
-use std::net::{TcpListener, TcpStream};
-use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::thread::JoinHandle;
@@ -46,7 +47,10 @@ impl Connection for TcpStream {
 /// Answers until it is dropped.
 #[derive(Debug)]
 pub struct MetricsServer {
-    address: MetricsAddress,
+    /// The listener, whatever its kind, as something that can be shut down.
+    listener: UnixStream,
+    /// The socket's file, with its device and inode.
+    file: Option<(PathBuf, (u64, u64))>,
     stopping: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
@@ -60,20 +64,26 @@ impl MetricsServer {
         let stopping = Arc::new(AtomicBool::new(false));
         let stop = stopping.clone();
         let thread = std::thread::Builder::new().name("metrics".into());
-        let thread = match address {
+        let (listener, file, thread) = match address {
             MetricsAddress::Unix(path) => {
                 let listener = bind(path)?;
+                let file = Some((path.clone(), identity(path)?));
+                let own = OwnedFd::from(listener.try_clone()?);
                 let next = move || listener.accept().map(|(stream, _)| stream);
-                thread.spawn(move || accept(next, &*service, &stop))?
+                let thread = thread.spawn(move || accept(next, &*service, &stop))?;
+                (own, file, thread)
             }
             MetricsAddress::Tcp(address) => {
                 let listener = TcpListener::bind(address)?;
+                let own = OwnedFd::from(listener.try_clone()?);
                 let next = move || listener.accept().map(|(stream, _)| stream);
-                thread.spawn(move || accept(next, &*service, &stop))?
+                let thread = thread.spawn(move || accept(next, &*service, &stop))?;
+                (own, None, thread)
             }
         };
         Ok(MetricsServer {
-            address: address.clone(),
+            listener: listener.into(),
+            file,
             stopping,
             thread: Some(thread),
         })
@@ -83,20 +93,29 @@ impl MetricsServer {
 impl Drop for MetricsServer {
     fn drop(&mut self) {
         self.stopping.store(true, SeqCst);
-        // Wakes the thread up, which then looks at the flag.
-        let woken = match &self.address {
-            MetricsAddress::Unix(path) => UnixStream::connect(path).is_ok(),
-            MetricsAddress::Tcp(address) => TcpStream::connect(address).is_ok(),
-        };
-        if let Some(thread) = self.thread.take().filter(|_| woken) {
-            // It ends with the request under way, if not well, then all the same.
-            let _ = thread.join();
+        // Ends the wait for the next connection; whoever is connected is answered within the deadline.
+        match self.listener.shutdown(Shutdown::Both) {
+            Ok(()) => {
+                if let Some(thread) = self.thread.take() {
+                    // If it does not end well, it has ended all the same.
+                    let _ = thread.join();
+                }
+            }
+            Err(e) => log::warn!("metrics socket: {e}"),
         }
-        if let MetricsAddress::Unix(path) = &self.address {
+        if let Some((path, bound)) = &self.file
+            && identity(path).is_ok_and(|found| found == *bound)
+        {
             // A file that is gone already needs nothing.
             let _ = std::fs::remove_file(path);
         }
     }
+}
+
+/// Device and inode of a file.
+fn identity(path: &Path) -> io::Result<(u64, u64)> {
+    let meta = std::fs::symlink_metadata(path)?;
+    Ok((meta.dev(), meta.ino()))
 }
 
 /// Binds a socket for its owner and group. One that nobody answers on is replaced, but no other file.

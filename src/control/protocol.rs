@@ -25,7 +25,8 @@ pub enum Request {
         wait: bool,
     },
     /// Holds up all changes for `timeout_ms` at most. Answered with `Frozen`. With `hold` the client stays
-    /// connected, until it shuts down its end, or is gone, and with it the freeze; then answered with `Thawed`.
+    /// connected, until it says something or shuts down its end, or is gone, and with it the freeze; then answered with
+    /// `Thawed`.
     Freeze {
         timeout_ms: u64,
         #[serde(default)]
@@ -84,7 +85,7 @@ pub enum Reply {
         coded: Box<AgainStatus>,
     },
     Frozen,
-    /// `early` if somebody else, or the timeout, has ended the freeze before.
+    /// `early` if somebody else, the timeout or the unmount has ended the freeze before.
     Thawed {
         early: bool,
     },

@@ -8,6 +8,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
+use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::io::Errno;
 
 use super::protocol::{MAX_REQUEST, Reply, Request};
 use super::{MAX_INODES, ScrubAction, ScrubOptions, ScrubStatus, Service, ServiceError, socket};
@@ -17,13 +19,10 @@ const MAX_CONNECTIONS: usize = 64;
 /// A client that sends or takes nothing for this long is dropped.
 const PATIENCE: Duration = Duration::from_secs(10);
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
-/// How often it is looked whether the volume of a client that holds a freeze is unmounted.
-const CLIENT_INTERVAL: Duration = Duration::from_millis(500);
+/// How soon it is seen that a client which waits for something or holds something is gone, or that what it holds ends.
+const CLIENT_INTERVAL: Duration = Duration::from_millis(100);
 /// How often a client that waits for a scrub hears of it.
 const SCRUB_INTERVAL: Duration = Duration::from_millis(200);
-
-/// How soon a client that holds the store loses it when the volume is closed.
-const HOLD_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Where the daemon is in its life.
 enum Phase {
@@ -36,6 +35,16 @@ struct Shared {
     phase: Mutex<Phase>,
     changed: Condvar,
     connections: AtomicUsize,
+}
+
+impl Shared {
+    /// Who answers, until the volume is being closed.
+    fn service(&self) -> Option<Arc<dyn Service>> {
+        match &*self.phase.lock() {
+            Phase::Running(service) => Some(service.clone()),
+            Phase::Stopping | Phase::Stopped { .. } => None,
+        }
+    }
 }
 
 /// Answers requests until the process ends.
@@ -125,60 +134,87 @@ fn serve(stream: &UnixStream, shared: &Shared) -> io::Result<()> {
     stream.set_write_timeout(Some(PATIENCE))?;
     let mut line = String::new();
     BufReader::new(stream.take(MAX_REQUEST)).read_line(&mut line)?;
-    let request: Request = match serde_json::from_str(&line) {
+    let request = match serde_json::from_str(&line) {
         Ok(request) => request,
         Err(e) => {
             return send(
                 stream,
-                &Reply::Error {
-                    message: format!("bad request: {e}"),
-                    errno: None,
-                },
+                &error(ServiceError::new(format!("bad request: {e}"))),
             );
         }
     };
-    if request == Request::Wait {
-        send(
-            stream,
-            &Reply::Waiting {
-                pid: std::process::id(),
-            },
-        )?;
-        return send(
-            stream,
-            &Reply::Stopped {
-                error: wait_until_stopped(shared),
-            },
-        );
+    match (shared.service(), request) {
+        (Some(service), request) => respond(stream, shared, &*service, request),
+        (None, Request::Wait) => wait_until_stopped(stream, shared),
+        (None, _) => send(stream, &unmounted("")),
     }
-    let service = match &*shared.phase.lock() {
-        Phase::Running(service) => service.clone(),
-        _ => {
-            return send(
-                stream,
-                &error(ServiceError::new("the file system is being unmounted")),
-            );
-        }
-    };
-    if let Request::Freeze {
-        timeout_ms,
-        hold: true,
-    } = request
-    {
-        let timeout = Duration::from_millis(timeout_ms);
-        return hold_freeze(stream, shared, service.as_ref(), timeout);
-    }
+}
 
-    if request == Request::Hold {
-        return hold(stream, shared, service.as_ref());
-    }
-    let reply = answer(stream, &request, service.as_ref()).unwrap_or_else(error);
-    match (&request, &reply) {
-        (Request::Scrub { wait: true, .. }, Reply::Scrub { scrub }) => {
-            follow_scrub(stream, shared, service.as_ref(), scrub)
+fn respond(
+    stream: &UnixStream,
+    shared: &Shared,
+    service: &dyn Service,
+    request: Request,
+) -> io::Result<()> {
+    let progress = progress_sender(stream);
+    let reply = match request {
+        Request::Wait => return wait_until_stopped(stream, shared),
+        Request::Hold => return hold(stream, shared, service),
+        Request::Freeze {
+            timeout_ms,
+            hold: true,
+        } => return hold_freeze(stream, shared, service, Duration::from_millis(timeout_ms)),
+        Request::Scrub {
+            action,
+            options,
+            wait,
+        } => match service.scrub(action, options) {
+            Ok(now) if wait => return follow_scrub(stream, shared, service, now),
+            now => now.map(scrubbing),
+        },
+        Request::Freeze { timeout_ms, .. } => {
+            let frozen = service.freeze(Duration::from_millis(timeout_ms));
+            frozen.map(|_| Reply::Frozen)
         }
-        _ => send(stream, &reply),
+        Request::Thaw => service.thaw(None).map(|()| Reply::Done),
+        Request::Status => service.status().map(|status| Reply::Status {
+            status: Box::new(status),
+        }),
+        Request::Info { ino } => service.file_info(ino).map(|info| Reply::Info {
+            info: Box::new(info),
+        }),
+        Request::Usage { inos } => usage(service, &inos),
+        Request::Settle => service.settle(&progress).map(|()| Reply::Done),
+        Request::Again { inos, wait: false } => {
+            let begun = service.settle_again(&inos, None);
+            begun.map(|_| Reply::Done)
+        }
+        Request::Again { inos, wait: true } => {
+            let coded = service.settle_again(&inos, Some(&progress));
+            coded.map(|coded| Reply::Coded {
+                coded: Box::new(coded),
+            })
+        }
+        Request::Reclaim => {
+            let reclaimed = service.reclaim(&progress);
+            reclaimed.map(|(freed, copied)| Reply::Reclaimed { freed, copied })
+        }
+        Request::Reload { options } => {
+            let report = service.reload(options);
+            report.map(|report| Reply::Reloaded { report })
+        }
+    };
+    send(stream, &reply.unwrap_or_else(error))
+}
+
+fn usage(service: &dyn Service, inos: &[u64]) -> Result<Reply, ServiceError> {
+    if inos.len() > MAX_INODES {
+        let why = format!("more than {MAX_INODES} inodes in one request");
+        return Err(ServiceError::new(why));
     }
+    Ok(Reply::Usage {
+        files: service.usage(inos),
+    })
 }
 
 /// Freezes for as long as the client stays.
@@ -192,56 +228,25 @@ fn hold_freeze(
         Ok(number) => number,
         Err(e) => return send(stream, &error(e)),
     };
-    if let Err(e) = send(stream, &Reply::Frozen).and_then(|()| wait_for_end(stream, shared)) {
-        log::debug!("whoever has frozen the file system is gone: {e}");
-    }
-    let early = service.thaw(Some(number)).is_err();
+    let ended = send(stream, &Reply::Frozen)
+        .and_then(|()| wait_for_client(stream, shared, &|| false))
+        .inspect_err(|e| log::debug!("whoever has frozen the file system is gone: {e}"));
+    let by_client = matches!(ended, Ok(Client::Said | Client::Left));
+    let early = service.thaw(Some(number)).is_err() || !by_client;
     send(stream, &Reply::Thawed { early })
 }
 
-/// Waits until the client says that it is done, or is gone, or the volume is unmounted.
-fn wait_for_end(mut stream: &UnixStream, shared: &Shared) -> io::Result<()> {
-    stream.set_read_timeout(Some(CLIENT_INTERVAL))?;
-    let mut word = [0; 64];
-    while matches!(&*shared.phase.lock(), Phase::Running(_)) {
-        match stream.read(&mut word) {
-            Ok(0) => return Ok(()),
-            Err(e)
-                if !matches!(
-                    e.kind(),
-                    io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut
-                ) =>
-            {
-                return Err(e);
-            }
-            _ => {}
-        }
-    }
-    Ok(())
-}
-
 /// Holds the files of the store for a client, until it says that it is done, is gone, or the volume is closed.
-fn hold(mut stream: &UnixStream, shared: &Shared, service: &dyn Service) -> io::Result<()> {
+fn hold(stream: &UnixStream, shared: &Shared, service: &dyn Service) -> io::Result<()> {
     let mut outcome = Ok(());
     let held = service.hold(&mut |files, ends| {
         let held = Reply::Held {
             files: files.to_vec(),
         };
-        outcome = send(stream, &held).and_then(|()| {
-            stream.set_read_timeout(Some(HOLD_INTERVAL))?;
-            loop {
-                let running = matches!(&*shared.phase.lock(), Phase::Running(_));
-                if !running || ends() {
-                    let why = "the file system is being unmounted";
-                    return send(stream, &error(ServiceError::new(why)));
-                }
-                match stream.read(&mut [0; 64]) {
-                    Ok(0) => return Ok(()),
-                    Ok(_) => return send(stream, &Reply::Done),
-                    Err(e) if is_timeout(&e) => {}
-                    Err(e) => return Err(e),
-                }
-            }
+        outcome = send(stream, &held).and_then(|()| match wait_for_client(stream, shared, ends)? {
+            Client::Said => send(stream, &Reply::Done),
+            Client::Left => Ok(()),
+            Client::Unmounted => send(stream, &unmounted("")),
         });
     });
     match held {
@@ -250,6 +255,33 @@ fn hold(mut stream: &UnixStream, shared: &Shared, service: &dyn Service) -> io::
     }
 }
 
+/// Why a client need not be waited for any more.
+enum Client {
+    Said,
+    /// It has at least nothing more to say.
+    Left,
+    Unmounted,
+}
+
+/// Waits until the client says something, or leaves, or the volume is being unmounted or closed: `over` knows of it first.
+fn wait_for_client(
+    mut stream: &UnixStream,
+    shared: &Shared,
+    over: &dyn Fn() -> bool,
+) -> io::Result<Client> {
+    stream.set_read_timeout(Some(CLIENT_INTERVAL))?;
+    while shared.service().is_some() && !over() {
+        match stream.read(&mut [0; 64]) {
+            Ok(0) => return Ok(Client::Left),
+            Ok(_) => return Ok(Client::Said),
+            Err(e) if is_timeout(&e) => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(Client::Unmounted)
+}
+
+/// A signal for the process may end a wait early, too.
 fn is_timeout(error: &io::Error) -> bool {
     use io::ErrorKind::{Interrupted, TimedOut, WouldBlock};
     matches!(error.kind(), WouldBlock | TimedOut | Interrupted)
@@ -260,24 +292,17 @@ fn follow_scrub(
     stream: &UnixStream,
     shared: &Shared,
     service: &dyn Service,
-    first: &ScrubStatus,
+    mut now: ScrubStatus,
 ) -> io::Result<()> {
-    let mut now = first.clone();
     loop {
         let over = !now.is_active();
-        send(
-            stream,
-            &Reply::Scrub {
-                scrub: Box::new(now),
-            },
-        )?;
+        send(stream, &scrubbing(now))?;
         if over {
             return Ok(());
         }
         std::thread::sleep(SCRUB_INTERVAL);
-        if !matches!(&*shared.phase.lock(), Phase::Running(_)) {
-            let why = "the file system is being unmounted; the scrub goes on at the next mount";
-            return send(stream, &error(ServiceError::new(why)));
+        if shared.service().is_none() {
+            return send(stream, &unmounted("; the scrub goes on at the next mount"));
         }
         now = match service.scrub(ScrubAction::Status, ScrubOptions::default()) {
             Ok(now) => now,
@@ -286,63 +311,29 @@ fn follow_scrub(
     }
 }
 
-fn answer(
-    stream: &UnixStream,
-    request: &Request,
-    service: &dyn Service,
-) -> Result<Reply, ServiceError> {
-    Ok(match *request {
-        Request::Again { ref inos, wait } => {
-            let progress = progress_sender(stream);
-            let coded = service.settle_again(inos, wait.then_some(&progress))?;
-            match wait {
-                true => Reply::Coded {
-                    coded: Box::new(coded),
-                },
-                false => Reply::Done,
-            }
+/// Tells the client when the volume is closed, if it stays for that.
+fn wait_until_stopped(stream: &UnixStream, shared: &Shared) -> io::Result<()> {
+    let pid = std::process::id();
+    send(stream, &Reply::Waiting { pid })?;
+    let mut phase = shared.phase.lock();
+    while !has_left(stream)? {
+        if let Phase::Stopped { error } = &*phase {
+            let error = error.clone();
+            drop(phase);
+            return send(stream, &Reply::Stopped { error });
         }
-        Request::Freeze { timeout_ms, .. } => {
-            service.freeze(Duration::from_millis(timeout_ms))?;
-            Reply::Frozen
-        }
-        Request::Thaw => {
-            service.thaw(None)?;
-            Reply::Done
-        }
-        Request::Status => Reply::Status {
-            status: Box::new(service.status()?),
-        },
-        Request::Info { ino } => Reply::Info {
-            info: Box::new(service.file_info(ino)?),
-        },
-        Request::Usage { ref inos } => {
-            if inos.len() > MAX_INODES {
-                let why = format!("more than {MAX_INODES} inodes in one request");
-                return Err(ServiceError::new(why));
-            }
-            Reply::Usage {
-                files: service.usage(inos),
-            }
-        }
-        Request::Settle => {
-            service.settle(&progress_sender(stream))?;
-            Reply::Done
-        }
-        Request::Scrub {
-            action, options, ..
-        } => Reply::Scrub {
-            scrub: Box::new(service.scrub(action, options)?),
-        },
-        Request::Reclaim => {
-            let (freed, copied) = service.reclaim(&progress_sender(stream))?;
-            Reply::Reclaimed { freed, copied }
-        }
-        Request::Reload { ref options } => Reply::Reloaded {
-            report: service.reload(options.clone())?,
-        },
-        Request::Wait | Request::Hold => Reply::Done,
-    })
+        shared.changed.wait_for(&mut phase, CLIENT_INTERVAL);
+    }
+    Ok(())
+}
+
+/// Whether the other end is closed; not if it has only nothing more to say.
+fn has_left(stream: &UnixStream) -> io::Result<bool> {
+    let mut fds = [PollFd::new(stream, PollFlags::empty())];
+    match rustix::event::poll(&mut fds, Some(&Timespec::default())) {
+        Err(Errno::INTR) => Ok(false),
+        ready => Ok(ready? > 0),
+    }
 }
 
 /// Reports progress at a bounded rate. A client that went away does not stop the settling.
@@ -357,14 +348,15 @@ fn progress_sender(stream: &UnixStream) -> impl Fn(u64, u64) {
     }
 }
 
-fn wait_until_stopped(shared: &Shared) -> Option<String> {
-    let mut phase = shared.phase.lock();
-    loop {
-        if let Phase::Stopped { error } = &*phase {
-            return error.clone();
-        }
-        shared.changed.wait(&mut phase);
+fn scrubbing(now: ScrubStatus) -> Reply {
+    Reply::Scrub {
+        scrub: Box::new(now),
     }
+}
+
+fn unmounted(besides: &str) -> Reply {
+    let why = "the file system is being unmounted";
+    error(ServiceError::new(format!("{why}{besides}")))
 }
 
 fn error(e: ServiceError) -> Reply {

@@ -145,6 +145,21 @@ pub struct AgainStatus {
     pub waiting: u64,
 }
 
+impl AgainStatus {
+    /// Adds what another request has done; whether others wait stays as it was.
+    pub fn add(&mut self, more: AgainStatus) {
+        self.done_bytes += more.done_bytes;
+        self.total_bytes += more.total_bytes;
+        self.coded_bytes += more.coded_bytes;
+        self.kept_bytes += more.kept_bytes;
+        self.skipped_bytes += more.skipped_bytes;
+        self.before_bytes += more.before_bytes;
+        self.after_bytes += more.after_bytes;
+        self.failures += more.failures;
+        self.first_failure = self.first_failure.take().or(more.first_failure);
+    }
+}
+
 /// A freeze.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]

@@ -11,9 +11,8 @@ use rustix::process::{Resource, Rlimit};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
-use super::notify::notify;
 use super::reload::Reloader;
-use super::service::{Answer, Supervision, probe};
+use super::supervision::{Answer, Supervision, probe};
 use super::volume::{Opened, VolumeService, open_volume};
 use super::{READY, Request};
 use crate::control::client::Client;
@@ -51,17 +50,9 @@ pub fn run(request: &Request, readiness: Readiness) -> Outcome<()> {
     let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP]).context("cannot handle signals")?;
     let opened = open_when_free(&request.store, &request.settings, &mut signals)?;
     let volume = &opened.volume;
-    let mount = match fuse::mount(volume.clone(), &request.mountpoint, &fuse_options(request)) {
-        Ok(mount) => Arc::new(mount),
-        Err(error) => {
-            if let Err(failure) = close(volume, request) {
-                log::error!("{failure}");
-            }
-            return Err(mount_failure(&error));
-        }
-    };
+    let mount = Arc::new(mount_volume(volume, request)?);
     let supervision = Arc::new(Supervision::new(volume.clone(), mount.mountpoint()));
-    let reloader = Arc::new(Reloader::new(volume.clone(), request));
+    let reloader = Arc::new(Reloader::new(volume.clone(), supervision.clone(), request));
     let service: Arc<dyn Service> =
         Arc::new(VolumeService::new(&opened, request, reloader.clone()));
     let server = start_control(request, &service);
@@ -87,12 +78,8 @@ pub fn run(request: &Request, readiness: Readiness) -> Outcome<()> {
         Err(failure) => log::error!("{failure}"),
     }
     if let Some(server) = &server {
-        server.stopped(
-            outcome
-                .as_ref()
-                .err()
-                .map(|failure| failure.message.clone()),
-        );
+        let failure = outcome.as_ref().err();
+        server.stopped(failure.map(|failure| failure.message.clone()));
     }
     supervision.stopped();
     outcome
@@ -104,6 +91,16 @@ struct Watched {
     reloader: Arc<Reloader>,
     supervision: Arc<Supervision>,
     hangup_ends: bool,
+}
+
+/// Mounts, or closes the volume.
+fn mount_volume(volume: &Arc<Volume>, request: &Request) -> Outcome<MountHandle> {
+    fuse::mount(volume.clone(), &request.mountpoint, &fuse_options(request)).map_err(|error| {
+        if let Err(failure) = close(volume, request) {
+            log::error!("{failure}");
+        }
+        mount_failure(&error)
+    })
 }
 
 fn mount_failure(error: &MountError) -> Failure {
@@ -138,7 +135,7 @@ fn serve(
         }
         announce(log, request.settings.log_level)
             .context("nobody waits for this mount any more")?;
-        watched.supervision.start().context("thread")
+        watched.supervision.ready().context("thread")
     });
     if let Err(failure) = announced {
         log::error!("{failure}: unmounting");
@@ -240,11 +237,10 @@ fn open_log(settings: &Settings) -> Outcome<Sink> {
     logging::open_background(settings.log.as_deref()).context(name)
 }
 
-/// Says that the mount answers. A daemon in the background has a log of its own, and lets go of its
+/// Tells the launcher that the mount answers. A daemon in the background has a log of its own, and lets go of its
 /// launcher's terminal.
 fn announce(log: Option<Sink>, level: Option<LevelFilter>) -> io::Result<()> {
     let Some(log) = log else {
-        notify("READY=1");
         return Ok(());
     };
     logging::redirect(log);

@@ -30,6 +30,10 @@ impl Request {
         let mut child = Command::new("/proc/self/exe")
             .arg0("s2sfs")
             .args(self.daemon_arguments())
+            // Those are for the service that has called us, and for as long as it waits.
+            .env_remove("NOTIFY_SOCKET")
+            .env_remove("WATCHDOG_USEC")
+            .env_remove("WATCHDOG_PID")
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .spawn()

@@ -10,7 +10,7 @@ mod namespace;
 mod notify;
 mod reload;
 mod remount;
-mod service;
+mod supervision;
 mod unmount;
 mod volume;
 

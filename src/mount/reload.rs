@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-use super::notify::{notify, reloading};
+use super::supervision::Supervision;
 use super::volume::tuning;
 use super::{Request, settings};
 use crate::control::ReloadReport;
@@ -15,6 +15,7 @@ use crate::volume::Volume;
 /// The options of a mount, and where they come from.
 pub struct Reloader {
     volume: Arc<Volume>,
+    supervision: Arc<Supervision>,
     store: PathBuf,
     directory: PathBuf,
     now: Mutex<Now>,
@@ -27,9 +28,10 @@ struct Now {
 }
 
 impl Reloader {
-    pub fn new(volume: Arc<Volume>, request: &Request) -> Reloader {
+    pub fn new(volume: Arc<Volume>, supervision: Arc<Supervision>, request: &Request) -> Reloader {
         Reloader {
             volume,
+            supervision,
             store: request.store.clone(),
             directory: request.directory.clone(),
             now: Mutex::new(Now {
@@ -42,9 +44,7 @@ impl Reloader {
     /// Reads the options of the store again, under those given, or those of the mount. If any is wrong,
     /// nothing changes.
     pub fn reload(&self, option_lists: Option<Vec<String>>) -> Result<ReloadReport, String> {
-        reloading();
-        let outcome = self.apply(option_lists);
-        notify("READY=1");
+        let outcome = self.supervision.reload(|| self.apply(option_lists));
         match &outcome {
             Ok(report) => log::info!("options of {}: {report}", self.store.display()),
             Err(why) => log::error!("the options stay as they are: {why}"),

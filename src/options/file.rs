@@ -15,8 +15,9 @@ pub const OPTIONS_FILE: &str = "options.toml";
 /// No such file is longer.
 const MAX_LEN: u64 = 64 << 10;
 
-/// Options that a file may not set: what is done once, and where the daemon, which may be root's, writes.
-const NOT_IN_FILES: [&str; 3] = ["remount", "log", "no_allow_other"];
+/// Options that a file may not set: what is done once, and where the daemon, which may be root's, writes, puts a socket or
+/// opens a port.
+const NOT_IN_FILES: [&str; 4] = ["remount", "log", "metrics", "no_allow_other"];
 
 /// The options that a file may set.
 pub fn file_options() -> impl Iterator<Item = &'static OptionSpec> {
@@ -145,11 +146,12 @@ mod tests {
 
     #[test]
     fn everything_that_is_wrong_is_listed() {
-        let error = parse("cahce = \"1G\"\nfoo = 1\nlog = \"/etc/passwd\"\nro = 1\ndirty = true\n");
-        let error = error.unwrap_err();
+        let text = "cahce = \"1G\"\nfoo = 1\nlog = \"/etc/passwd\"\nro = 1\ndirty = true\nmetrics = \"unix:/run/x\"\n";
+        let error = parse(text).unwrap_err();
         for part in [
             "unknown options cahce (did you mean cache?), foo",
             "log is for the command line only",
+            "metrics is for the command line only",
             "ro: expected true or false",
             "dirty: expected \"SIZE\" or a number",
         ] {

@@ -9,6 +9,9 @@ at() {
 }
 trap 'status=$?; [ $status = 0 ] || { echo "FAILED with $status at $here" >&2; tail -n 20 /var/log/s2sfs.log >&2 || true; }' EXIT
 
+# Whatever the commands do, the machine stays as it is.
+[ ! -w /usr ]
+
 # Files are read by what reads them, for another store and mount point, as those of the document may be in use.
 mkdir -p /.store /.mnt
 

@@ -1,10 +1,26 @@
 #!/bin/bash
 # A machine of its own for the commands of a document: docs_world.sh TREE PROGRAM ROOT SCRIPT
 # Called in private name spaces of mounts and processes. What a reader would change is made anew under ROOT (/data, /mnt,
-# /root, /etc, /dev, /run, /var, /tmp, /usr/local, /sbin), everything else is the machine's. The reader sits in a clean
-# tree of the sources, ~/s2sfs, with what `cargo build` would have left.
+# /root, /etc, /dev, /run, /var, /tmp, /usr/local, /sbin), everything else is the machine's, and cannot be written. The
+# reader sits in a clean tree of the sources, ~/s2sfs, with what `cargo build` would have left.
 set -euo pipefail
+if [ $$ != 1 ]; then
+    echo "docs_world.sh: only in a name space of processes of its own, see docs_commands.rs" >&2
+    exit 2
+fi
 tree=$1 program=$2 root=$3 script=$4
+
+# Makes everything that is mounted at DIR and below read-only, as far as this name space sees it.
+protect() {
+    local dir=$1 point options
+    while read -r _ _ _ _ point options _; do
+        point=$(printf %b "$point")
+        if [ "$point" = "$dir" ] || [ "${point#"$dir/"}" != "$point" ]; then
+            # A bind mount has all its flags said anew.
+            mount -o "remount,bind,$(sed 's/^rw/ro/' <<<"$options")" "$point"
+        fi
+    done < <(grep -F " $dir" /proc/self/mountinfo)
+}
 
 mkdir -p "$root"
 mount --bind "$root" "$root"
@@ -18,6 +34,8 @@ for item in /*; do
     elif [ -d "$item" ]; then
         mkdir "$root/$name"
         mount --rbind "$item" "$root/$name"
+        # The kernel's own is not of files.
+        [ "$name" = sys ] || protect "$root/$name"
     fi
 done
 # Devices are bound one by one: nothing that runs as root here can remove those of the machine.
@@ -40,7 +58,7 @@ chmod 1777 "$root/tmp" "$root/var/tmp"
 mount -t proc proc "$root/proc"
 cp -a /etc "$root/etc"
 : >"$root/etc/fstab"
-mkdir -p "$root/etc/s2sfs" "$root/etc/systemd/system"
+mkdir -p "$root/etc/systemd/system"
 # mount(8) looks for its helpers here only.
 if [ -L /sbin ]; then ln -s /usr/sbin/* "$root/sbin/"; else cp -a /sbin/. "$root/sbin/"; fi
 mkdir "$root/.local"
@@ -48,8 +66,10 @@ mount --bind "$root/.local" "$root/usr/local"
 mkdir -p "$root"/usr/local/{bin,share}
 
 home=$root/root
-mkdir -p "$home"/{texts,samples,s2sfs/target/release}
-cp -a "$tree"/{Makefile,README.md,CHANGELOG.md,LICENSE-MIT,LICENSE-APACHE,Cargo.toml,docs,scripts,systemd,debian} "$home/s2sfs/"
+mkdir -p "$home"/{texts,samples,s2sfs/target/release,s2sfs/models}
+cp -a "$tree"/{Makefile,README.md,CHANGELOG.md,CONTRIBUTING.md,LICENSE-MIT,LICENSE-APACHE,Cargo.toml,docs,scripts} \
+    "$tree"/{systemd,debian} "$home/s2sfs/"
+cp "$tree"/models/*.{md,toml} "$home/s2sfs/models/"
 : >"$home/s2sfs/target/release/s2sfs"
 mount --bind "$program" "$home/s2sfs/target/release/s2sfs"
 cp "$tree/docs/durability.md" "$home/texts/notes.txt"

@@ -3,7 +3,7 @@
 use plotters::prelude::*;
 
 use crate::cli::output::micros;
-use crate::cli::plot::{colour, font, mesh};
+use crate::cli::plot::{Area, DrawResult, colour, font, mesh};
 use crate::control::Latency;
 use crate::volume::printable;
 
@@ -48,10 +48,7 @@ pub fn times(title: &str, kinds: &[(&str, &Latency)]) -> Result<String, String> 
     draw(LINES_HEIGHT, |root| draw_times(root, title, kinds))
 }
 
-type Root<'a> = DrawingArea<SVGBackend<'a>, plotters::coord::Shift>;
-type DrawResult = Result<(), DrawingAreaErrorKind<std::io::Error>>;
-
-fn draw(height: u32, body: impl FnOnce(&Root) -> DrawResult) -> Result<String, String> {
+fn draw(height: u32, body: impl FnOnce(&Area) -> DrawResult) -> Result<String, String> {
     let mut text = String::new();
     let root = SVGBackend::with_string(&mut text, (WIDTH, height)).into_drawing_area();
     body(&root)
@@ -61,7 +58,7 @@ fn draw(height: u32, body: impl FnOnce(&Root) -> DrawResult) -> Result<String, S
     Ok(text)
 }
 
-fn draw_bars(root: &Root, title: &str, rows: &[Bars]) -> DrawResult {
+fn draw_bars(root: &Area, title: &str, rows: &[Bars]) -> DrawResult {
     root.draw(&Text::new(title.to_owned(), (8, 8), font(15)))?;
     let values = rows.iter().flat_map(|row| &row.bars).map(|bar| bar.0);
     let most = values.fold(0.0, f64::max);
@@ -84,7 +81,7 @@ fn draw_bars(root: &Root, title: &str, rows: &[Bars]) -> DrawResult {
     Ok(())
 }
 
-fn draw_times(root: &Root, title: &str, kinds: &[(&str, &Latency)]) -> DrawResult {
+fn draw_times(root: &Area, title: &str, kinds: &[(&str, &Latency)]) -> DrawResult {
     let curves: Vec<(&str, Vec<(f64, f64)>)> = kinds
         .iter()
         .filter(|(_, latency)| latency.count > 0)

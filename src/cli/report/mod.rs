@@ -4,6 +4,7 @@ mod charts;
 mod page;
 mod survey;
 
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
@@ -28,11 +29,8 @@ pub struct ReportArguments {
 pub fn run(arguments: &ReportArguments) -> Outcome<()> {
     let (status, survey) = look(&arguments.store)?;
     let page = page::render(&status, &survey).context("drawing")?;
-    let (target, partial) = (&arguments.output, output::partial_name(&arguments.output));
-    std::fs::write(&partial, page).context(partial.display())?;
-    std::fs::rename(&partial, target)
-        .context(target.display())
-        .inspect_err(|_| drop(std::fs::remove_file(&partial)))
+    let target = &arguments.output;
+    output::replace(target, |file| file.write_all(page.as_bytes())).context(target.display())
 }
 
 /// The figures of a store, and of its files: over the mount if it has one.

@@ -19,6 +19,8 @@ use crate::exit::{Context, Failure, Outcome};
 
 /// Size of the frame that `--once` prints.
 const FRAME: (u16, u16) = (100, 34);
+/// A daemon that is silent for less than this may just be busy.
+const PATIENCE: Duration = Duration::from_secs(3);
 
 #[derive(Debug, Args)]
 pub struct TopArguments {
@@ -54,7 +56,8 @@ pub fn run(arguments: &TopArguments) -> Outcome<()> {
     let samples = watch(daemon, interval).context("thread")?;
     let terminal = std::io::stdout().is_terminal();
     if terminal && !arguments.once {
-        return screen::run(&mut history, &samples).context("terminal");
+        let patience = (3 * interval).max(PATIENCE);
+        return screen::run(&mut history, &samples, patience).context("terminal");
     }
     history.add(samples.recv().context("sampling")?);
     let shown = view::View::new(&history);

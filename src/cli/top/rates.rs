@@ -1,7 +1,7 @@
 //! Rates from the counters of two looks at a daemon, and their history.
 
 use std::collections::VecDeque;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::Sample;
 use crate::control::Status;
@@ -30,10 +30,13 @@ pub struct History {
     pub rates: VecDeque<Rates>,
     /// Why the daemon did not answer the last time.
     pub silence: Option<String>,
+    /// When it was last heard of, or of its failure.
+    heard: Option<Instant>,
 }
 
 impl History {
     pub fn add(&mut self, sample: Sample) {
+        self.hear(sample.at);
         let status = match sample.status {
             Ok(status) => status,
             Err(why) => {
@@ -54,6 +57,21 @@ impl History {
             _ => self.rates.clear(),
         }
         self.last = Some((sample.at, status));
+    }
+
+    /// Takes note that something was heard, and no more.
+    pub fn hear(&mut self, at: Instant) {
+        self.heard = Some(at);
+    }
+
+    /// Takes note that nothing was heard until `now`. True if that is longer than `patience`, and says so.
+    pub fn miss(&mut self, now: Instant, patience: Duration) -> bool {
+        let quiet = self.heard.map(|at| now.saturating_duration_since(at));
+        let Some(quiet) = quiet.filter(|quiet| *quiet > patience) else {
+            return false;
+        };
+        self.silence = Some(format!("nothing for {:.0} s", quiet.as_secs_f64()));
+        true
     }
 
     pub fn status(&self) -> Option<&Status> {
@@ -121,7 +139,13 @@ mod tests {
             (history.silence.as_deref(), history.now().hits),
             (None, None)
         );
+        let at = |seconds| start + Duration::from_secs(seconds);
+        assert!(!history.miss(at(7), Duration::from_secs(3)));
+        assert_eq!(history.silence, None);
+        assert!(history.miss(at(9), Duration::from_secs(3)));
+        assert_eq!(history.silence.as_deref(), Some("nothing for 5 s"));
         add(&mut history, 5, Ok(status(2, 7, 0)));
+        assert_eq!(history.silence, None);
         assert_eq!(history.rates.len(), 0);
         for second in 0..2 * KEPT as u64 {
             add(&mut history, 6 + second, Ok(status(2, second, 0)));

@@ -4,7 +4,7 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::mpsc::{Receiver, TryRecvError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ratatui::DefaultTerminal;
 use ratatui::crossterm::event::{self, Event, KeyCode, KeyEvent, KeyEventKind, KeyModifiers};
@@ -53,8 +53,12 @@ impl Keys {
     }
 }
 
-/// Shows what happens until a key or a signal ends it.
-pub fn run(history: &mut History, samples: &Receiver<Sample>) -> io::Result<()> {
+/// Shows what happens until a key or a signal ends it, and that nothing is heard of the daemon for longer than `patience`.
+pub fn run(
+    history: &mut History,
+    samples: &Receiver<Sample>,
+    patience: Duration,
+) -> io::Result<()> {
     let ended = Arc::new(AtomicBool::new(false));
     for signal in [SIGTERM, SIGHUP, SIGINT] {
         signal_hook::flag::register(signal, ended.clone())?;
@@ -80,7 +84,9 @@ pub fn run(history: &mut History, samples: &Receiver<Sample>) -> io::Result<()> 
                 history.add(sample);
                 changed = true;
             }
-            Ok(_) | Err(TryRecvError::Empty) => {}
+            Ok(sample) => history.hear(sample.at),
+            Err(TryRecvError::Empty) if keys.paused => {}
+            Err(TryRecvError::Empty) => changed |= history.miss(Instant::now(), patience),
             Err(TryRecvError::Disconnected) => return Err(io::Error::other("sampling ended")),
         }
         if changed {

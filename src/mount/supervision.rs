@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use indicatif::HumanBytes;
 use parking_lot::{Condvar, Mutex};
 
-use super::notify::{is_supervised, notify, watchdog};
+use super::notify::{is_supervised, notify, reloading, watchdog};
 use crate::volume::Volume;
 
 /// How often the status text is made anew.
@@ -44,6 +44,8 @@ pub fn probe(mountpoint: &Path) -> io::Result<Answer> {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Phase {
+    /// The mount may not answer yet.
+    Starting,
     Running,
     Stopping,
     Stopped,
@@ -56,7 +58,7 @@ struct Shared {
     mountpoint: PathBuf,
 }
 
-/// Talks to the service manager, if there is one, from a thread of its own.
+/// Talks to the service manager, if there is one, from threads of its own.
 pub struct Supervision {
     shared: Arc<Shared>,
 }
@@ -65,7 +67,7 @@ impl Supervision {
     pub fn new(volume: Arc<Volume>, mountpoint: &Path) -> Supervision {
         Supervision {
             shared: Arc::new(Shared {
-                phase: Mutex::new(Phase::Running),
+                phase: Mutex::new(Phase::Starting),
                 changed: Condvar::new(),
                 volume,
                 mountpoint: mountpoint.to_owned(),
@@ -73,22 +75,43 @@ impl Supervision {
         }
     }
 
-    /// To be called when the mount answers.
-    pub fn start(&self) -> io::Result<()> {
+    /// Says that the mount answers.
+    pub fn ready(&self) -> io::Result<()> {
+        let mut phase = self.shared.phase.lock();
+        // It may have been told to stop already.
+        if *phase == Phase::Starting {
+            *phase = Phase::Running;
+            notify("READY=1");
+        }
+        drop(phase);
         if is_supervised() {
-            let shared = self.shared.clone();
             // Never joined: if the mount hangs, so does this thread, which is its purpose.
+            let shared = self.shared.clone();
             std::thread::Builder::new()
                 .name("supervision".into())
                 .spawn(move || shared.run())?;
+            let shared = self.shared.clone();
+            std::thread::Builder::new()
+                .name("status-text".into())
+                .spawn(move || shared.tell_status())?;
         }
         Ok(())
+    }
+
+    /// Tells of a reload around it, if the mount is ready and not about to go.
+    pub fn reload<T>(&self, reload: impl FnOnce() -> T) -> T {
+        let told = self.shared.while_running(reloading);
+        let outcome = reload();
+        if told {
+            self.shared.while_running(|| notify("READY=1"));
+        }
+        outcome
     }
 
     /// The mount is going away, by whatever cause.
     pub fn stopping(&self) {
         let mut phase = self.shared.phase.lock();
-        if *phase == Phase::Running {
+        if matches!(*phase, Phase::Starting | Phase::Running) {
             *phase = Phase::Stopping;
             notify("STOPPING=1");
             self.shared.changed.notify_all();
@@ -107,6 +130,16 @@ impl Shared {
         self.see_off();
     }
 
+    /// Nothing that only counts for a mount that is there may be said after `STOPPING=1`. False if it was not said.
+    fn while_running(&self, say: impl FnOnce()) -> bool {
+        let phase = self.phase.lock();
+        let running = *phase == Phase::Running;
+        if running {
+            say();
+        }
+        running
+    }
+
     /// Waits, but not beyond the end of `phase`. True if it lasts.
     fn pause(&self, phase: Phase, time: Duration) -> bool {
         let mut now = self.phase.lock();
@@ -116,11 +149,10 @@ impl Shared {
         *now == phase
     }
 
-    /// Proves again and again that the mount answers, and says how it stands.
+    /// Proves again and again that the mount answers.
     fn watch(&self) {
         let watchdog = watchdog();
         let interval = watchdog.map_or(STATUS_INTERVAL, |w| (w / 3).min(STATUS_INTERVAL));
-        let (mut said, mut said_at) = (String::new(), None::<Instant>);
         loop {
             match probe(&self.mountpoint) {
                 // Nothing is known against a mount that cannot be reached, and files may be open in it.
@@ -128,15 +160,22 @@ impl Shared {
                 Ok(_) => {}
                 Err(e) => log::warn!("{} does not answer: {e}", self.mountpoint.display()),
             }
-            if said_at.is_none_or(|at| at.elapsed() >= STATUS_INTERVAL) {
-                said_at = Some(Instant::now());
-                let status = self.describe();
-                if status != said {
-                    notify(&format!("STATUS={status}"));
-                    said = status;
-                }
-            }
             if !self.pause(Phase::Running, interval) {
+                return;
+            }
+        }
+    }
+
+    /// Says how the mount stands. What that takes grows with the store, so the watchdog does not wait for it.
+    fn tell_status(&self) {
+        let mut said = String::new();
+        loop {
+            let status = self.describe();
+            if status != said {
+                self.while_running(|| notify(&format!("STATUS={status}")));
+                said = status;
+            }
+            if !self.pause(Phase::Running, STATUS_INTERVAL) {
                 return;
             }
         }
