@@ -96,29 +96,21 @@ fn write_elsewhere(to: &Path) -> Vec<(PathBuf, Vec<u8>)> {
     files
 }
 
-fn mount_elsewhere(bed: &Bed, options: &str) {
-    // Another machine has another name.
-    let there = |command: &mut Command| {
-        command.args([
-            "--uts",
-            "sh",
-            "-c",
-            "hostname s2sfs-elsewhere && exec \"$@\"",
-            "sh",
-        ]);
-    };
+/// A command of another machine, which has another name.
+fn elsewhere() -> Command {
+    let there = "hostname s2sfs-elsewhere && exec \"$@\"";
     let mut command = Command::new("unshare");
-    there(&mut command);
-    if !command
-        .arg("true")
-        .status()
-        .is_ok_and(|status| status.success())
-    {
+    command.args(["--uts", "sh", "-c", there, "sh"]);
+    command
+}
+
+fn mount_elsewhere(bed: &Bed, options: &str) {
+    let possible = elsewhere().arg("true").output();
+    if !possible.is_ok_and(|output| output.status.success()) {
         skipped("no other host name can be had here");
         return bed.mount(options);
     }
-    let mut command = Command::new("unshare");
-    there(&mut command);
+    let mut command = elsewhere();
     command.args([env!("CARGO_BIN_EXE_s2sfs"), "mount", "-o", options]);
     let output = finish(command.args([&bed.store, &bed.mnt]));
     assert!(output.status.success(), "{}", text(&output));
