@@ -279,9 +279,7 @@ fn users_who_may_not_ask_the_daemon_see_what_they_may_read() {
     let expected = report(&[readable.as_os_str()]);
     std::fs::set_permissions(bed.mnt.join("closed"), PermissionsExt::from_mode(0o700)).unwrap();
 
-    // The program where everybody may run it.
-    let program = bed.path("s2sfs");
-    std::fs::copy(env!("CARGO_BIN_EXE_s2sfs"), &program).unwrap();
+    let program = program_in(&bed.path(""));
     let as_stranger = |path: &Path| {
         let mut command = std::process::Command::new(&program);
         command.uid(STRANGER).gid(STRANGER).args(["du", "--json"]);

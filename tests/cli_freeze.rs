@@ -32,6 +32,15 @@ fn is_frozen(bed: &Bed) -> bool {
     !bed.status(&bed.mnt)["frozen"].is_null()
 }
 
+/// Ends a freeze when it is dropped, so that a failing test does not wait for those who are held up.
+struct Thaw<'a>(&'a Bed);
+
+impl Drop for Thaw<'_> {
+    fn drop(&mut self) {
+        run([word("thaw"), self.0.mnt.as_os_str()]);
+    }
+}
+
 #[test]
 fn more_writers_than_the_daemon_has_threads_are_held_up_and_readers_are_not() {
     if !can_mount() {
@@ -45,6 +54,7 @@ fn more_writers_than_the_daemon_has_threads_are_held_up_and_readers_are_not() {
     ok([word("freeze"), bed.mnt.as_os_str()]);
     let finished = AtomicUsize::new(0);
     std::thread::scope(|scope| {
+        let _thaw = Thaw(&bed);
         for i in 0..24 {
             let (busy, finished) = (&busy, &finished);
             scope.spawn(move || {
@@ -125,7 +135,7 @@ fn a_copy_that_is_made_while_frozen_mounts_and_the_command_is_told_apart_from_it
         word("--timeout=200ms"),
         word("--"),
         word("sleep"),
-        word("0.6"),
+        word("3"),
     ]);
     assert_refused(&late, exit::FAILED, "may not be of one moment");
     let wrong = run([word("freeze"), point, word("--timeout=0")]);
@@ -133,8 +143,10 @@ fn a_copy_that_is_made_while_frozen_mounts_and_the_command_is_told_apart_from_it
 
     // Killed in the middle, without a chance to thaw.
     let mut held = program()
-        .args([word("freeze"), point, word("--"), word("sleep"), word("2")])
+        .args([word("freeze"), point, word("--"), word("sleep"), word("30")])
         .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
         .spawn()
         .unwrap();
     wait_until("the freeze", || is_frozen(&bed));
@@ -158,6 +170,7 @@ fn the_end_of_the_daemon_ends_a_freeze() {
     ok([word("freeze"), bed.mnt.as_os_str()]);
     let pid = bed.pid();
     std::thread::scope(|scope| {
+        let _thaw = Thaw(&bed);
         for i in 0..12 {
             let mnt = &bed.mnt;
             // Held up, and answered one way or the other.

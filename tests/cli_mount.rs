@@ -292,7 +292,7 @@ fn in_the_foreground_the_daemon_serves_until_sigint_and_notifies_the_service_man
     let notify = bed.path("notify");
     let socket = std::os::unix::net::UnixDatagram::bind(&notify).unwrap();
     socket
-        .set_read_timeout(Some(std::time::Duration::from_secs(30)))
+        .set_read_timeout(Some(std::time::Duration::from_secs(120)))
         .unwrap();
     let mut child = program()
         .args(["mount", "--foreground", "-o", "threads=1"])

@@ -147,7 +147,7 @@ fn a_state_after_an_anchor_is_the_state_of_having_coded_it() {
 
 #[test]
 fn a_model_survives_its_file() {
-    let again = Model::from_bytes(&model().to_bytes().unwrap()).unwrap();
+    let again = Model::from_bytes(&model().packed(1).unwrap()).unwrap();
     assert_eq!(again.info, model().info);
     let bytes = &samples()[0];
     let of = |m: &Model| probabilities(Predictor::new(m, m.fresh(bytes.len())), bytes);

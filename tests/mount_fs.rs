@@ -3,6 +3,7 @@
 mod common;
 
 use common::mounted::Mounted;
+use common::patient::wait_until;
 use common::{noise, text};
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom, Write};
@@ -125,11 +126,9 @@ fn an_unlinked_open_file_can_be_used() {
     assert_eq!(data, "before after");
     assert_eq!(file.metadata().unwrap().nlink(), 0);
     drop(file);
-    let deadline = Instant::now() + Duration::from_secs(5);
-    while mounted.volume().status().unwrap().files > 0 {
-        assert!(Instant::now() < deadline, "the file was never removed");
-        std::thread::sleep(Duration::from_millis(10));
-    }
+    wait_until("the removal of the file", || {
+        mounted.volume().status().unwrap().files == 0
+    });
 }
 
 #[test]

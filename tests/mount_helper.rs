@@ -182,8 +182,7 @@ fn commas_may_be_in_every_path_and_are_escaped_in_options() {
         assert!(output.status.success(), "{}", text(&output));
         assert_eq!(bed.status(&place)["threads"], 3);
         std::fs::write(place.join("f"), "x").unwrap();
-        let output = s2sfs(["umount".as_ref(), place.as_os_str()]);
-        assert!(output.status.success(), "{}", text(&output));
+        bed.umount();
         let log = std::fs::read_to_string(bed.path("a,b.log")).unwrap();
         assert!(log.contains("sto,re is unmounted and closed"), "{log}");
         std::fs::remove_file(bed.path("a,b.log")).unwrap();

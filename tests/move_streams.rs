@@ -8,19 +8,20 @@ mod common;
 mod compare;
 
 use std::fs::{self, File};
-use std::io::Write;
+use std::io::{Read, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Output, Stdio};
 use std::sync::OnceLock;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::time::Duration;
 
 use cli::*;
+use common::stop::StopWhenDropped;
 use compare::{ALL, assert_same_tree, make_oddities, tree};
 use proptest::prelude::*;
 use s2sfs::store::carry;
-use s2sfs::store::{OpenOptions, RealStorage, Storage, Store};
+use s2sfs::store::{OpenOptions, RealStorage, Storage};
 use s2sfs::transfer::wire::{FrameKind, FrameReader, FrameWriter, MAX_PAYLOAD, STREAM_VERSION};
 use s2sfs::transfer::{Received, WireError, receive, send};
 use s2sfs::volume::ROOT;
@@ -39,10 +40,6 @@ fn receive_from(stream: &Path, store: &Path, more: &[&str]) -> Output {
     let mut command = program();
     command.arg("receive").arg(store).args(more);
     command.stdin(File::open(stream).unwrap()).output().unwrap()
-}
-
-fn assert_ok(output: &Output) {
-    assert_eq!(output.status.code(), Some(exit::OK), "{}", text(output));
 }
 
 fn command(name: &str, paths: &[&Path]) -> Output {
@@ -137,11 +134,12 @@ fn a_mounted_store_is_sent_as_it_is_while_it_is_written() {
     let before = inodes(&bed.mnt);
     let stop = AtomicBool::new(false);
     std::thread::scope(|scope| {
+        let _stop = StopWhenDropped(&stop);
         scope.spawn(|| {
             // Files that come and go, so that segments die and checkpoints are due meanwhile.
             fs::create_dir(bed.mnt.join("busy")).unwrap();
             for round in 0u64.. {
-                if stop.load(std::sync::atomic::Ordering::Relaxed) {
+                if stop.load(SeqCst) {
                     return;
                 }
                 let path = bed.mnt.join(format!("busy/{}", round % 5));
@@ -162,7 +160,6 @@ fn a_mounted_store_is_sent_as_it_is_while_it_is_written() {
             assert_eq!(inodes(&new.mnt), before);
             new.umount();
         }
-        stop.store(true, std::sync::atomic::Ordering::Relaxed);
     });
     // Nothing of it is left behind: the store goes on and closes.
     let output = s2sfs(["reclaim".as_ref(), bed.mnt.as_os_str()]);
@@ -185,11 +182,12 @@ fn unmounting_does_not_wait_for_a_pipe_and_ends_the_stream_early() {
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
-    // The pipe is full before the file has gone through.
-    std::thread::sleep(Duration::from_millis(500));
+    // Nothing is sent before the store is held, and the pipe is full before the file has gone through.
+    let pipe = child.stdout.as_mut().unwrap();
+    let mut stream = vec![0];
+    pipe.read_exact(&mut stream).unwrap();
     bed.umount();
-    let mut stream = Vec::new();
-    std::io::Read::read_to_end(child.stdout.as_mut().unwrap(), &mut stream).unwrap();
+    pipe.read_to_end(&mut stream).unwrap();
     let output = child.wait_with_output().unwrap();
     assert_refused(&output, exit::FAILED, "the store could not be held");
     fs::write(bed.path("stream"), stream).unwrap();
@@ -262,9 +260,9 @@ fn a_killed_receive_leaves_no_store_and_the_next_one_starts_anew() {
         create: true,
         ..OpenOptions::default()
     };
-    let opened = Store::open(std::sync::Arc::new(RealStorage::new(&left)), &options);
+    let opened = common::patient::open_store(&left, &options);
     assert!(opened.is_err(), "nothing there is a store, or becomes one");
-    assert_ok(&receive_from(&whole, &new, &[]));
+    assert_ok(&unless_busy(|| receive_from(&whole, &new, &[])));
     assert!(receiving(dir.path()).is_empty());
     assert_ok(&command("check", &[&new]));
 }
@@ -392,7 +390,7 @@ proptest! {
         let dir = tempfile::tempdir().unwrap();
         let received = receive(&mut &stream[..], &dir.path().join("new"), true, &stop, &|_, _| {}).unwrap();
         let options = OpenOptions { read_only: true, ..OpenOptions::default() };
-        let store = Store::open(std::sync::Arc::new(RealStorage::new(dir.path().join("new"))), &options).unwrap();
+        let store = common::patient::open_store(&dir.path().join("new"), &options).unwrap();
         prop_assert_eq!(store.uuid(), received.uuid);
         let copy = s2sfs::volume::Volume::open(store, common::codecs(), common::quiet_options()).unwrap();
         for (number, data) in files.iter().enumerate() {

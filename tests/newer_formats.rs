@@ -5,14 +5,15 @@
 mod cli;
 #[path = "common/compare.rs"]
 mod compare;
+#[path = "common/patient.rs"]
+mod patient;
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
-use std::process::{Output, Stdio};
-use std::sync::Arc;
+use std::process::Output;
 
 use cli::*;
-use s2sfs::store::{FORMAT_VERSION, Op, OpenOptions, RealStorage, Store, Transaction};
+use s2sfs::store::{FORMAT_VERSION, Op, OpenOptions, Transaction};
 
 /// A store with a file in it, in a directory with another directory.
 fn store() -> (tempfile::TempDir, PathBuf) {
@@ -25,10 +26,9 @@ fn store() -> (tempfile::TempDir, PathBuf) {
     (dir, path)
 }
 
+/// None of these tests has its store in use while it runs a command.
 fn run(dir: &Path, arguments: &[&str]) -> Output {
-    let mut command = program();
-    let command = command.current_dir(dir).stdin(Stdio::null());
-    command.args(arguments).output().unwrap()
+    unless_busy(|| finish(program().current_dir(dir).args(arguments)))
 }
 
 /// Every command that opens a store.
@@ -109,7 +109,7 @@ fn a_segment_of_a_newer_version_is_refused_with_both_versions() {
 #[test]
 fn a_volume_of_a_newer_version_is_refused_with_both_versions() {
     let (dir, path) = store();
-    let store = Store::open(Arc::new(RealStorage::new(&path)), &OpenOptions::default()).unwrap();
+    let store = patient::open_store(&path, &OpenOptions::default()).unwrap();
     let newer = Op::Put {
         key: b"Mformat".to_vec(),
         value: vec![2],
@@ -133,7 +133,7 @@ fn a_volume_of_a_newer_version_is_refused_with_both_versions() {
     for arguments in commands {
         assert_refused(&run(dir.path(), arguments), exit::NOT_A_STORE, words);
     }
-    let store = Store::open(Arc::new(RealStorage::new(&path)), &OpenOptions::default()).unwrap();
+    let store = patient::open_store(&path, &OpenOptions::default()).unwrap();
     assert_eq!(store.get(b"Mformat").unwrap(), Some(vec![2]));
 }
 

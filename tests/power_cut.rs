@@ -13,13 +13,14 @@ mod common;
 use cli::{Bed, exit, skipped};
 use common::disk::{Disk, Entry, Ext4, Replay, run, scratch, unusable, write_image};
 use common::ledger::{Clock, Crash, Durability, Files, Ledger, Writer, files_below};
+use common::stop::StopWhenDropped;
 use s2sfs::fuse::{MountOptions, mount};
-use s2sfs::store::{OpenOptions, RealStorage, Store, StoreError};
+use s2sfs::store::{OpenOptions, Store};
 use s2sfs::volume::{FileKind, ROOT, Volume, VolumeOptions};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 const WRITERS: u64 = 3;
 const MIB: usize = 1 << 20;
@@ -42,7 +43,6 @@ fn mix(seed: u64) -> u64 {
 }
 
 fn open_store(path: &Path, read_only: bool) -> Store {
-    let deadline = Instant::now() + Duration::from_secs(5);
     let options = OpenOptions {
         create: !read_only,
         read_only,
@@ -50,15 +50,7 @@ fn open_store(path: &Path, read_only: bool) -> Store {
         segment_bytes: 128 << 10,
         ..OpenOptions::default()
     };
-    loop {
-        match Store::open(Arc::new(RealStorage::new(path)), &options) {
-            // A program that another test starts holds copies of all descriptors for a moment.
-            Err(StoreError::Locked(_)) if Instant::now() < deadline => {
-                std::thread::sleep(Duration::from_millis(5));
-            }
-            opened => return opened.expect("the store opens"),
-        }
-    }
+    common::patient::open_store(path, &options).expect("the store opens")
 }
 
 fn open_volume(path: &Path, settle_after: Duration) -> Arc<Volume> {
@@ -123,10 +115,11 @@ fn record(dir: &Path, changes: usize) -> (Vec<Ledger>, Vec<u8>, Vec<Entry>) {
             Writer::new(&mnt, &dir, disk.clock(), Durability::Sync, mix(at)).with_longest(40_000)
         })
         .collect();
-    let working = AtomicBool::new(true);
+    let stop = AtomicBool::new(false);
     std::thread::scope(|scope| {
+        let stop_settling = StopWhenDropped(&stop);
         let settler = scope.spawn(|| {
-            while working.load(SeqCst) {
+            while !stop.load(SeqCst) {
                 handle.volume().settle(&|_, _| {}).unwrap();
                 std::thread::sleep(Duration::from_millis(50));
             }
@@ -136,7 +129,7 @@ fn record(dir: &Path, changes: usize) -> (Vec<Ledger>, Vec<u8>, Vec<Entry>) {
                 scope.spawn(move || writer.run(changes).unwrap());
             }
         });
-        working.store(false, SeqCst);
+        drop(stop_settling);
         settler.join().unwrap();
     });
     let log = disk.recorded();

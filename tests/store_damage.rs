@@ -842,5 +842,6 @@ fn a_torn_block_full_of_what_looks_like_records_does_not_stall_recovery() {
     change(&storage, &last, |bytes| bytes.truncate(bytes.len() - 1));
     let start = std::time::Instant::now();
     assert_eq!(contents(&open(&storage).expect("open")).len(), 1);
-    assert!(start.elapsed() < std::time::Duration::from_secs(5));
+    // Searched record by record it would take hours.
+    assert!(start.elapsed() < std::time::Duration::from_secs(60));
 }

@@ -1,5 +1,8 @@
 //! Reclaim survives a crash at any operation, needs little space, and disturbs nobody.
 
+#[path = "common/stop.rs"]
+mod stop;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -8,6 +11,8 @@ use s2sfs::store::{
     BlockId, ExtentRef, Fault, NewBlock, Op, OpenOptions, Reclaim, ReclaimReport, SimStorage,
     Store, StoreError, Transaction,
 };
+
+use stop::StopWhenDropped;
 
 const SEGMENT: u64 = 8 << 10;
 
@@ -169,15 +174,6 @@ fn a_crash_at_any_operation_of_reclaim_loses_nothing_and_the_next_one_goes_on() 
             let usage = store.usage().expect("usage");
             assert!(usage.dead_bytes < usage.log_bytes * 2 / 3, "{usage:?}");
         }
-    }
-}
-
-/// Ends the reading thread, also when a test fails.
-struct StopWhenDropped<'a>(&'a AtomicBool);
-
-impl Drop for StopWhenDropped<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::SeqCst);
     }
 }
 

@@ -1,5 +1,8 @@
 //! Many threads at once: commits, syncs, reads, checkpoints and reclaim on one store.
 
+#[path = "common/stop.rs"]
+mod stop;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -7,6 +10,8 @@ use s2sfs::store::{
     BlockId, ExtentRef, NewBlock, Op, OpenOptions, RealStorage, Reclaim, Store, StoreError,
     Transaction,
 };
+
+use stop::StopWhenDropped;
 
 const WRITERS: u64 = 4;
 const ROUNDS: u64 = 400;
@@ -113,6 +118,7 @@ fn threads_do_not_disturb_each_other() {
         let store = open();
         let stop = AtomicBool::new(false);
         std::thread::scope(|scope| {
+            let _stop = StopWhenDropped(&stop);
             let writers: Vec<_> = (0..WRITERS)
                 .map(|writer| {
                     scope.spawn({
@@ -136,7 +142,6 @@ fn threads_do_not_disturb_each_other() {
             for writer in writers {
                 writer.join().expect("writer");
             }
-            stop.store(true, Ordering::Relaxed);
         });
         verify(&store);
         drop(store);

@@ -2,20 +2,17 @@
 
 mod common;
 
+use common::gate::Gate;
+use common::patient::wait_until;
+use common::stop::StopWhenDropped;
 use common::*;
 use s2sfs::store::{Fault, OpenOptions, SimStorage, Store};
 use s2sfs::volume::{POLICY, ROOT, Recoded, Volume, VolumeError, VolumeOptions, WriteMode};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
 const KIB: usize = 1 << 10;
-
-fn set(volume: &Volume, ino: u64, policy: &str) {
-    volume
-        .setxattr(ino, POLICY, policy.as_bytes(), false, false)
-        .unwrap();
-}
 
 /// Codes again and fails if anything could not be.
 fn again(volume: &Arc<Volume>, inos: &[u64]) -> Recoded {
@@ -25,22 +22,6 @@ fn again(volume: &Arc<Volume>, inos: &[u64]) -> Recoded {
     recoded
 }
 
-fn codecs_of(volume: &Volume, ino: u64) -> Vec<String> {
-    let info = volume.file_info(ino).unwrap();
-    info.codecs.keys().cloned().collect()
-}
-
-fn check(storage: &SimStorage) {
-    let options = OpenOptions {
-        read_only: true,
-        memory_index: true,
-        ..OpenOptions::default()
-    };
-    let store = Arc::new(Store::open(Arc::new(storage.clone()), &options).unwrap());
-    let report = s2sfs::volume::check(&store, &codecs(), 1, &|_, _| {}).unwrap();
-    assert!(report.damage.is_empty(), "{}", report.damage[0].what);
-}
-
 #[test]
 fn another_policy_is_applied_to_old_data_only_when_asked_for() {
     let (storage, volume) = fresh();
@@ -48,7 +29,7 @@ fn another_policy_is_applied_to_old_data_only_when_asked_for() {
     let ino = put(&volume, "f.txt", &data).ino;
     settle(&volume);
     let small = volume.file_info(ino).unwrap().stored_bytes;
-    set(&volume, ROOT, "off");
+    set_policy(&volume, ROOT, "off");
     settle(&volume);
     assert_eq!(codecs_of(&volume, ino), ["zstd"], "as it was");
 
@@ -67,7 +48,7 @@ fn another_policy_is_applied_to_old_data_only_when_asked_for() {
     assert!(contents(&volume, ino) == data);
     volume.shutdown().unwrap();
     drop(volume);
-    check(&storage);
+    assert_sound(&storage);
 }
 
 #[test]
@@ -128,7 +109,7 @@ fn a_better_model_makes_old_data_smaller_and_packed_files_too() {
     read(&volume);
     volume.shutdown().unwrap();
     drop(volume);
-    check(&storage);
+    assert_sound(&storage);
     let volume = Volume::open(open_store(&storage), model_codecs(), options()).unwrap();
     read(&volume);
 }
@@ -148,7 +129,7 @@ fn a_file_with_many_names_is_coded_once_and_holes_stay_holes() {
         .write(sparse, 5 << 20, &data[..10_000], WriteMode::default())
         .unwrap();
     settle(&volume);
-    set(&volume, ROOT, "off");
+    set_policy(&volume, ROOT, "off");
     let recoded = again(&volume, &[ROOT, dir, ino]);
     assert_eq!(recoded.coded, data.len() as u64 + 10_000);
     assert_eq!(recoded.total, data.len() as u64 + (5 << 20) + 10_000);
@@ -180,20 +161,21 @@ fn writers_and_coding_again_race_without_losing_anything() {
     let mut data = text(1, 600 * KIB);
     let ino = put(&volume, "f.txt", &data).ino;
     settle(&volume);
+    let rounds = AtomicUsize::new(0);
     std::thread::scope(|scope| {
+        let _stop = StopWhenDropped(&stop);
         let recoder = scope.spawn(|| {
-            let mut rounds = 0;
             while !stop.load(SeqCst) {
-                set(&volume, ROOT, ["off", "fast"][rounds % 2]);
+                set_policy(&volume, ROOT, ["off", "fast"][rounds.load(SeqCst) % 2]);
                 let done = volume.settle_again(&[ROOT], Some(&|_, _| {})).unwrap();
                 assert_eq!(done.first_failure, None);
-                rounds += 1;
+                rounds.fetch_add(1, SeqCst);
             }
-            rounds
         });
         let mut random = random::Random::new(5);
         let until = Instant::now() + Duration::from_secs(4);
-        while Instant::now() < until {
+        let races = || Instant::now() < until || rounds.load(SeqCst) < 2;
+        while races() && !recoder.is_finished() {
             let (offset, len) = (random.below(590 * KIB), 1 + random.below(9000));
             let piece = text(random.next(), len);
             data[offset..offset + len].copy_from_slice(&piece);
@@ -204,16 +186,15 @@ fn writers_and_coding_again_race_without_losing_anything() {
             let from = random.below(590 * KIB);
             assert!(volume.read(ino, from as u64, 10_000).unwrap() == data[from..from + 10_000]);
         }
-        stop.store(true, SeqCst);
-        assert!(recoder.join().unwrap() > 1);
     });
+    assert!(rounds.into_inner() >= 2);
     assert!(contents(&volume, ino) == data);
     settle(&volume);
     let volume = remount(&storage, volume);
     assert!(contents(&volume, ino) == data);
     volume.shutdown().unwrap();
     drop(volume);
-    check(&storage);
+    assert_sound(&storage);
 }
 
 #[test]
@@ -229,7 +210,7 @@ fn damaged_blocks_are_named_and_the_rest_is_coded() {
     let mut bytes = storage.contents(&place.segment).unwrap();
     bytes[place.segment_offset as usize + 200] ^= 1;
     storage.set_contents(&place.segment, bytes);
-    set(&volume, ROOT, "off");
+    set_policy(&volume, ROOT, "off");
     let done = volume.settle_again(&[ROOT], Some(&|_, _| {})).unwrap();
     assert_eq!(done.failures, 1);
     assert!(
@@ -248,19 +229,23 @@ fn an_unmount_in_the_middle_ends_it_and_loses_nothing() {
         .map(|i| put(&volume, &format!("{i}.bin"), &text(i, 200 * KIB)).ino)
         .collect();
     settle(&volume);
-    set(&volume, ROOT, "off");
+    set_policy(&volume, ROOT, "off");
+    let gate = Gate::before_blocks(&storage);
     // Nobody waits for this one, which is shown as long as it is at work.
     volume.settle_again(&[ROOT], None).unwrap();
+    gate.wait();
     let waiting = std::thread::scope(|scope| {
         let second = scope.spawn(|| volume.settle_again(&[ROOT], Some(&|_, _| {})));
-        std::thread::sleep(Duration::from_millis(30));
-        volume.shutdown().unwrap();
+        wait_until("the second request", || {
+            let again = volume.status().unwrap().again;
+            again.is_some_and(|again| again.waiting == 1)
+        });
+        gate.shut_down_behind(&volume);
         second.join().unwrap()
     });
     let ended = match waiting {
-        Ok(recoded) => recoded.failures > 0 || recoded.passed == recoded.total,
-        Err(VolumeError::Closed) => true,
-        Err(_) => false,
+        Ok(recoded) => recoded.failures > 0,
+        Err(error) => matches!(error, VolumeError::Closed),
     };
     assert!(ended, "it ends with the volume");
     drop(volume);
@@ -268,9 +253,14 @@ fn an_unmount_in_the_middle_ends_it_and_loses_nothing() {
     for (i, ino) in files.iter().enumerate() {
         assert!(contents(&volume, *ino) == text(i as u64, 200 * KIB));
     }
+    let as_before = |ino: &&u64| codecs_of(&volume, **ino) == ["zstd"];
+    assert!(
+        files.iter().filter(as_before).count() > 6,
+        "it was in the middle"
+    );
     volume.shutdown().unwrap();
     drop(volume);
-    check(&storage);
+    assert_sound(&storage);
 }
 
 #[test]
@@ -300,7 +290,7 @@ fn a_power_cut_at_any_operation_of_coding_again_loses_nothing() {
             put(&volume, name, data);
         }
         settle(&volume);
-        set(&volume, ROOT, "off");
+        set_policy(&volume, ROOT, "off");
         volume.sync_log().unwrap();
         storage.set_fault(Some(Fault::PowerCutAt(at)));
         let done = volume.settle_again(&[ROOT], Some(&|_, _| {}));
@@ -322,7 +312,7 @@ fn a_power_cut_at_any_operation_of_coding_again_loses_nothing() {
         }
         volume.shutdown().unwrap();
         drop(volume);
-        check(&storage);
+        assert_sound(&storage);
         if complete {
             assert!(at > 6, "only {at} operations");
             return;

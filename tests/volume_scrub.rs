@@ -2,6 +2,8 @@
 
 mod common;
 
+use common::patient::wait_until;
+use common::stop::StopWhenDropped;
 use common::*;
 use s2sfs::control::{ScrubAction, ScrubOptions, ScrubState, ScrubStatus};
 use s2sfs::store::{OpenOptions, SimStorage, Store};
@@ -25,7 +27,7 @@ fn ask(volume: &Arc<Volume>, action: ScrubAction) -> ScrubStatus {
 }
 
 fn finished(volume: &Arc<Volume>) -> ScrubStatus {
-    let deadline = Instant::now() + Duration::from_secs(60);
+    let deadline = Instant::now() + Duration::from_secs(120);
     loop {
         let status = ask(volume, ScrubAction::Status);
         if !status.is_active() {
@@ -216,11 +218,9 @@ fn a_scrub_that_is_paused_keeps_its_place_over_a_remount_and_can_be_stopped() {
 }
 
 fn wait_for(volume: &Arc<Volume>, done: impl Fn(&ScrubStatus) -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(30);
-    while !done(&ask(volume, ScrubAction::Status)) {
-        assert!(Instant::now() < deadline, "nothing happens");
-        std::thread::sleep(Duration::from_millis(2));
-    }
+    wait_until("a step of the scrub", || {
+        done(&ask(volume, ScrubAction::Status))
+    });
 }
 
 #[test]
@@ -270,7 +270,7 @@ fn a_scrub_that_begins_as_the_last_one_ends_is_done_too() {
             return;
         }
         volume.scrub(ScrubAction::Start, FAST).expect("start");
-        let deadline = Instant::now() + Duration::from_secs(20);
+        let deadline = Instant::now() + Duration::from_secs(120);
         while ask(&volume, ScrubAction::Status).is_active() {
             assert!(Instant::now() < deadline, "nobody attends to it");
             std::hint::spin_loop();
@@ -316,15 +316,6 @@ fn writing_settling_and_reclaiming_meanwhile_is_no_damage() {
         }
     });
     assert_clean(&scrub(&volume, FULL));
-}
-
-/// Ends the other threads, also when the test fails.
-struct StopWhenDropped<'a>(&'a AtomicBool);
-
-impl Drop for StopWhenDropped<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, SeqCst);
-    }
 }
 
 fn churn(volume: &Volume, seed: u64, stop: &AtomicBool) {

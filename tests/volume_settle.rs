@@ -2,11 +2,14 @@
 
 mod common;
 
+use common::gate::Gate;
+use common::patient::wait_until;
+use common::stop::StopWhenDropped;
 use common::*;
 use s2sfs::settle::{Host, Wanted};
 use s2sfs::volume::{ROOT, Volume, VolumeOptions, WriteMode};
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 const KIB: usize = 1 << 10;
 
@@ -92,6 +95,7 @@ fn writers_and_settling_race_without_losing_anything() {
     let (storage, volume) = fresh();
     let stop = AtomicBool::new(false);
     let finals: Vec<(u64, Vec<u8>)> = std::thread::scope(|scope| {
+        let _stop = StopWhenDropped(&stop);
         let settler = scope.spawn(|| {
             while !stop.load(SeqCst) {
                 volume.settle(&|_, _| {}).expect("settling works");
@@ -156,11 +160,9 @@ fn settling_goes_on_after_a_restart_without_being_asked() {
         ..quiet_options()
     };
     let volume = open_with(&storage, options);
-    let deadline = Instant::now() + Duration::from_secs(60);
-    while volume.status().unwrap().settle.queue_bytes > 0 {
-        assert!(Instant::now() < deadline, "nothing was settled");
-        std::thread::sleep(Duration::from_millis(20));
-    }
+    wait_until("settling", || {
+        volume.status().unwrap().settle.queue_bytes == 0
+    });
     assert!(contents(&volume, ino) == text(1, 500 * KIB));
     assert_eq!(volume.file_info(ino).unwrap().staged_bytes, 0);
 }
@@ -217,18 +219,18 @@ fn shutting_down_does_not_wait_for_settling() {
     };
     let storage = s2sfs::store::SimStorage::new();
     let volume = open_with(&storage, options);
+    let gate = Gate::before_blocks(&storage);
     for i in 0..200 {
         put(&volume, &format!("{i}.txt"), &text(i, 300 * KIB));
     }
-    let begun = Instant::now();
-    volume.shutdown().unwrap();
-    assert!(
-        begun.elapsed() < Duration::from_secs(10),
-        "{:?}",
-        begun.elapsed()
-    );
+    gate.shut_down_behind(&volume);
     drop(volume);
     let volume = open(&storage);
+    let left = volume.status().unwrap().settle.queue_bytes;
+    assert!(
+        left > 150 * 300 << 10,
+        "only {left} bytes are left to settle"
+    );
     for i in (0..200).step_by(37) {
         let ino = volume
             .lookup(ROOT, format!("{i}.txt").as_bytes())

@@ -9,6 +9,7 @@
 mod common;
 
 use common::random::Random;
+use common::stop::StopWhenDropped;
 use common::*;
 use s2sfs::control::{ScrubAction, ScrubOptions};
 use s2sfs::settle::Host;
@@ -322,14 +323,5 @@ fn every_read_shows_a_state_that_some_order_of_writes_allows() {
                 );
             }
         }
-    }
-}
-
-/// Ends the other threads, also when the test fails.
-struct StopWhenDropped<'a>(&'a AtomicBool);
-
-impl Drop for StopWhenDropped<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, SeqCst);
     }
 }

@@ -419,6 +419,12 @@ impl Model {
 
     /// The model as a file.
     pub fn to_bytes(&self) -> Result<Vec<u8>, ModelError> {
+        self.packed(LEVEL)
+    }
+
+    /// The model as a file with its tables compressed at another level. For tests, which take long at the usual one.
+    #[doc(hidden)]
+    pub fn packed(&self, level: i32) -> Result<Vec<u8>, ModelError> {
         let mut file = MAGIC.to_vec();
         let info = serde_json::to_vec(&self.info).map_err(|e| damaged(e.to_string()))?;
         let vocabulary = self.tokenizer.to_json()?;
@@ -464,7 +470,7 @@ impl Model {
         let logits: Vec<u8> = self.logits.iter().flat_map(|x| x.to_le_bytes()).collect();
         put_section(&mut file, b"logi", &logits, LEVEL)?;
         put_section(&mut file, b"parm", &params, LEVEL)?;
-        put_section(&mut file, b"tabl", &planes_of(&self.tables), LEVEL)?;
+        put_section(&mut file, b"tabl", &planes_of(&self.tables), level)?;
         Ok(file)
     }
 

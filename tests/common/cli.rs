@@ -94,7 +94,7 @@ impl Bed {
 
     pub fn umount(&self) {
         // Whoever looks at all mounts, or is just ending, may hold this one for a moment.
-        let deadline = Instant::now() + Duration::from_secs(5);
+        let deadline = Instant::now() + Duration::from_secs(60);
         loop {
             let output = s2sfs(["umount".as_ref(), self.mnt.as_os_str()]);
             if output.status.success() {
@@ -153,7 +153,7 @@ impl Drop for Bed {
 /// Kills a daemon and waits until nothing of it is left.
 pub fn kill(pid: Pid) {
     kill_process(pid, Signal::KILL).unwrap();
-    let deadline = Instant::now() + Duration::from_secs(10);
+    let deadline = Instant::now() + Duration::from_secs(60);
     // The launcher that the test started is its parent no longer; init collects it.
     while test_kill_process(pid).is_ok() && !is_zombie(pid) {
         assert!(Instant::now() < deadline, "the daemon survived SIGKILL");
@@ -181,6 +181,18 @@ pub fn program() -> Command {
     Command::new(env!("CARGO_BIN_EXE_s2sfs"))
 }
 
+/// The program where everybody may run it: a copy in `dir`.
+///
+/// Another process writes it: a child of another test would else have it open for writing until its own exec, and
+/// a file that is being written cannot be run.
+pub fn program_in(dir: &Path) -> PathBuf {
+    let copy = dir.join("s2sfs");
+    let mut cp = Command::new("cp");
+    let output = finish(cp.arg(env!("CARGO_BIN_EXE_s2sfs")).arg(&copy));
+    assert!(output.status.success(), "cp: {}", text(&output));
+    copy
+}
+
 /// Runs `s2sfs` with these arguments.
 pub fn s2sfs<A: AsRef<std::ffi::OsStr>>(arguments: impl IntoIterator<Item = A>) -> Output {
     finish(program().args(arguments))
@@ -189,6 +201,19 @@ pub fn s2sfs<A: AsRef<std::ffi::OsStr>>(arguments: impl IntoIterator<Item = A>) 
 /// Runs a command that must come to an end by itself.
 pub fn finish(command: &mut Command) -> Output {
     command.stdin(Stdio::null()).output().unwrap()
+}
+
+/// Runs a command again while it finds the store in use. Where a test opens stores itself, programs that other tests
+/// start have copies of its locks until they have got as far as their exec.
+pub fn unless_busy(mut run: impl FnMut() -> Output) -> Output {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    loop {
+        let output = run();
+        if output.status.code() != Some(exit::BUSY) || Instant::now() > deadline {
+            return output;
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
 }
 
 pub fn text(output: &Output) -> String {
@@ -200,6 +225,10 @@ pub fn text(output: &Output) -> String {
     )
 }
 
+pub fn assert_ok(output: &Output) {
+    assert_eq!(output.status.code(), Some(exit::OK), "{}", text(output));
+}
+
 /// Asserts the exit code, and that standard error says `words`.
 pub fn assert_refused(output: &Output, code: i32, words: &str) {
     let stderr = String::from_utf8_lossy(&output.stderr);
@@ -209,7 +238,7 @@ pub fn assert_refused(output: &Output, code: i32, words: &str) {
 
 /// Polls until `condition` holds.
 pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(30);
+    let deadline = Instant::now() + Duration::from_secs(120);
     while !condition() {
         assert!(Instant::now() < deadline, "{what} did not happen");
         std::thread::sleep(Duration::from_millis(10));

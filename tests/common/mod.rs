@@ -2,15 +2,18 @@
 #![allow(dead_code)]
 
 pub mod disk;
+pub mod gate;
 pub mod ledger;
 pub mod mounted;
 pub mod oracle;
+pub mod patient;
 pub mod random;
+pub mod stop;
 
 pub use random::noise;
 use s2sfs::codec::Codecs;
 use s2sfs::store::{OpenOptions, SimStorage, Store};
-use s2sfs::volume::{Caller, ROOT, Stat, Volume, VolumeOptions, WriteMode};
+use s2sfs::volume::{Caller, POLICY, ROOT, Stat, Volume, VolumeOptions, WriteMode};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -107,6 +110,37 @@ pub fn settle(volume: &Volume) {
     volume.settle(&|_, _| {}).expect("settling works");
     let status = volume.status().expect("status");
     assert_eq!(status.settle.queue_bytes, 0, "something is still staged");
+}
+
+pub fn set_policy(volume: &Volume, ino: u64, policy: &str) {
+    volume
+        .setxattr(ino, POLICY, policy.as_bytes(), false, false)
+        .expect("setting a policy");
+}
+
+/// The codecs of a file that is settled.
+pub fn codecs_of(volume: &Volume, ino: u64) -> Vec<String> {
+    let info = volume.file_info(ino).expect("info");
+    assert_eq!(info.staged_bytes, 0, "it is settled");
+    info.codecs.keys().cloned().collect()
+}
+
+/// What a failure is for the kernel.
+pub fn errno<T: std::fmt::Debug>(result: s2sfs::volume::Result<T>) -> i32 {
+    result.expect_err("it did not fail").errno()
+}
+
+/// Checks a whole store that is closed.
+pub fn assert_sound(storage: &SimStorage) {
+    let options = OpenOptions {
+        read_only: true,
+        memory_index: true,
+        ..OpenOptions::default()
+    };
+    let store =
+        Arc::new(Store::open(Arc::new(storage.clone()), &options).expect("the store opens"));
+    let report = s2sfs::volume::check(&store, &codecs(), 1, &|_, _| {}).expect("checking");
+    assert!(report.damage.is_empty(), "{:?}", report.damage);
 }
 
 /// Text that compresses, different for every seed.

@@ -1,9 +1,9 @@
 //! A real mount of a store in a temporary directory.
 #![allow(dead_code)]
 
-use super::{codecs, quiet_options};
+use super::{codecs, patient, quiet_options};
 use s2sfs::fuse::{MountHandle, MountOptions, mount};
-use s2sfs::store::{OpenOptions, RealStorage, Store, StoreError};
+use s2sfs::store::{OpenOptions, Store};
 use s2sfs::volume::{Volume, VolumeOptions};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
@@ -65,17 +65,8 @@ impl Mounted {
         self.handle = Some(mount(volume, &self.path(), &mount_options).expect("mounting works"));
     }
 
-    /// A child of another test that has not got as far as its program yet has our lock, too.
     fn open_store(&self, options: &OpenOptions) -> Store {
-        let deadline = Instant::now() + Duration::from_secs(5);
-        loop {
-            match Store::open(Arc::new(RealStorage::new(self.store_path())), options) {
-                Err(StoreError::Locked(_)) if Instant::now() < deadline => {
-                    std::thread::sleep(Duration::from_millis(10));
-                }
-                result => return result.expect("the store opens"),
-            }
-        }
+        patient::open_store(&self.store_path(), options).expect("the store opens")
     }
 
     pub fn store_path(&self) -> PathBuf {
@@ -103,7 +94,7 @@ impl Mounted {
         if let Some(handle) = self.handle.take() {
             // Whoever looks at all mounts, such as df, holds this one for a moment, and so does a child
             // of another test that has not got as far as its program yet.
-            let deadline = Instant::now() + Duration::from_secs(5);
+            let deadline = Instant::now() + Duration::from_secs(60);
             while let Err(error) = handle.unmount() {
                 assert!(error.is_busy() && Instant::now() < deadline, "{error}");
                 std::thread::sleep(Duration::from_millis(20));
