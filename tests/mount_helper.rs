@@ -312,8 +312,9 @@ fn with_mount(bed: &Bed, script: &str) -> bool {
         Command::new("unshare")
             .args([
                 "--mount",
+                // The unmounts of other tests take effect there, too; else they would wait for its end.
                 "--propagation",
-                "private",
+                "slave",
                 "bash",
                 "-c",
                 &prepared,
