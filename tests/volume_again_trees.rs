@@ -7,7 +7,7 @@ mod patience;
 use common::*;
 use patience::soon;
 use s2sfs::store::{Op, OpenOptions, SimStorage, Storage, Store, Transaction};
-use s2sfs::volume::{POLICY, ROOT, Recoded, Volume};
+use s2sfs::volume::{POLICY, ROOT, Recoded, Volume, VolumeOptions};
 use std::sync::Arc;
 
 const KIB: usize = 1 << 10;
@@ -113,7 +113,12 @@ fn space_that_coding_again_leaves_behind_is_used_before_the_disk_counts_as_full(
         ..OpenOptions::default()
     };
     let store = Store::open(Arc::new(storage.clone()), &options).unwrap();
-    let volume = Volume::open(store, codecs(), quiet_options()).unwrap();
+    // Small blocks, of which many fit into what settling leaves free of a disk of a few megabytes.
+    let options = VolumeOptions {
+        extent: 16 << 10,
+        ..quiet_options()
+    };
+    let volume = Volume::open(store, codecs(), options).unwrap();
     set(&volume, ROOT, "off");
     // Half of every byte can be saved, but not by LZ4.
     let data = |i| -> Vec<u8> { noise(i, 1 << 20).iter().map(|byte| byte & 15).collect() };
