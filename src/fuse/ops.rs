@@ -3,7 +3,7 @@
 use super::convert::{BLOCK_SIZE, errno, file_attr, requested, timestamp};
 use super::dirs::Dirs;
 use super::groups::is_member;
-use super::held::Held;
+use super::held::HeldRequests;
 use super::replies::{ATTR_TTL, ENTRY_TTL, GENERATION, reply_attr, reply_empty, reply_xattr};
 use crate::volume::{
     AclKind, Allocate, AllocateMode, Caller, CopyRange, NAME_MAX, Place, ROOT, RenameMode, SetAttr,
@@ -25,8 +25,9 @@ use std::time::SystemTime;
 
 /// Longest write request.
 const MAX_WRITE: u32 = 1 << 20;
-/// Requests of read-ahead and the like that the kernel may have under way.
-const MAX_BACKGROUND: u16 = 64;
+/// Requests of read-ahead, write-back and the like that the kernel may have under way. While the volume is
+/// frozen, write-back that waits takes places from read-ahead, so there are many.
+pub(super) const MAX_BACKGROUND: u16 = 1024;
 /// Most bytes of one copy_file_range, so that it comes to an end in sensible time.
 const MAX_COPY: u64 = 1 << 30;
 
@@ -35,13 +36,16 @@ pub struct Requests {
     volume: Arc<Volume>,
     dirs: Dirs,
     /// Everything that changes the volume goes through here.
-    held: Arc<Held>,
+    held: Arc<HeldRequests>,
+    /// What stages or syncs. Apart from the changes, because those may wait for much longer.
+    syncs: Arc<HeldRequests>,
 }
 
 impl Requests {
     pub fn new(volume: Arc<Volume>) -> Requests {
         Requests {
-            held: Held::new(volume.clone()),
+            held: HeldRequests::new(volume.clone()),
+            syncs: HeldRequests::new(volume.clone()),
             volume,
             dirs: Dirs::default(),
         }
@@ -417,9 +421,9 @@ impl Filesystem for Requests {
         match self.volume.try_change() {
             Some(_pass) => write.carry_out(&self.volume, data, reply),
             None => {
-                let (data, data_len) = (data.to_vec(), data.len());
+                let data = data.to_vec();
                 let work = move |volume: &Volume| write.carry_out(volume, &data, reply);
-                self.held.later(data_len, Box::new(work));
+                self.held.later(Box::new(work));
             }
         }
     }
@@ -432,7 +436,9 @@ impl Filesystem for Requests {
         _lock_owner: LockOwner,
         reply: ReplyEmpty,
     ) {
-        reply_empty("close", self.volume.flush(ino.0), reply);
+        self.syncs.stage(move |volume| {
+            reply_empty("close", volume.flush(ino.0), reply);
+        });
     }
 
     fn release(
@@ -457,7 +463,9 @@ impl Filesystem for Requests {
         _datasync: bool,
         reply: ReplyEmpty,
     ) {
-        reply_empty("fsync", self.volume.fsync(ino.0), reply);
+        self.syncs.stage(move |volume| {
+            reply_empty("fsync", volume.fsync(ino.0), reply);
+        });
     }
 
     fn opendir(&self, _req: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
@@ -511,11 +519,13 @@ impl Filesystem for Requests {
     ) {
         // Names are in the log as soon as they are changed. There is no request for syncfs, so that
         // syncing the root directory stands for it.
-        let result = match ino.0 {
-            ROOT => self.volume.sync_everything(),
-            _ => self.volume.sync_log(),
-        };
-        reply_empty("fsyncdir", result, reply);
+        self.syncs.stage(move |volume| {
+            let result = match ino.0 {
+                ROOT => volume.sync_everything(),
+                _ => volume.sync_log(),
+            };
+            reply_empty("fsyncdir", result, reply);
+        });
     }
 
     fn statfs(&self, _req: &Request, _ino: INodeNo, reply: ReplyStatfs) {
@@ -652,13 +662,15 @@ impl Filesystem for Requests {
             libc::SEEK_HOLE => false,
             _ => return reply.error(Errno::EINVAL),
         };
-        let result = match u64::try_from(offset) {
-            Ok(offset) => self.volume.seek(ino.0, offset, data),
-            Err(_) => Err(VolumeError::NoData),
-        };
-        match result {
-            Ok(at) => reply.offset(at as i64),
-            Err(error) => reply.error(errno("lseek", &error)),
-        }
+        self.syncs.stage(move |volume| {
+            let result = match u64::try_from(offset) {
+                Ok(offset) => volume.seek(ino.0, offset, data),
+                Err(_) => Err(VolumeError::NoData),
+            };
+            match result {
+                Ok(at) => reply.offset(at as i64),
+                Err(error) => reply.error(errno("lseek", &error)),
+            }
+        });
     }
 }

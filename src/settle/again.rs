@@ -165,7 +165,7 @@ impl Settler {
         if !step.windows.is_empty() {
             self.settle_batch(host, &step.windows, Reason::Again(&again));
         }
-        let full = matches!(host.has_room(), Ok(false));
+        let full = !step.last && !self.make_room(host);
         if full {
             again.note_failure("the disk is full".into());
         }

@@ -1,8 +1,8 @@
 //! One turn of settling: gather, plan, encode, swap.
 
 use super::plan::{Class, Job, plan};
-use super::{Again, Candidate, Host, Run, Settler, Wanted, Window};
-use crate::codec::{ANCHOR_BYTES, AnchorSource, EncodeOptions, Verify};
+use super::{Again, Candidate, Cost, Host, Run, Settler, Wanted, Window};
+use crate::codec::{ANCHOR_BYTES, AnchorSource, EncodeOptions, Encoded, Policy, Verify};
 use crate::store::BlockId;
 use lru::LruCache;
 use parking_lot::Mutex;
@@ -26,6 +26,11 @@ const TICK: Duration = Duration::from_secs(1);
 const HOUSEKEEPING: Duration = Duration::from_secs(300);
 /// Rounds of reclaiming at the end of forced settling.
 pub(super) const RECLAIM_ROUNDS: usize = 16;
+/// With `verify=sample`, so many blocks of a mount are verified before sampling begins.
+const VERIFIED_FIRST: u64 = 16;
+/// A block that is coded again waits for readers to have been gone for so long, though not for ever.
+const READERS_GONE: Duration = Duration::from_millis(20);
+const LONGEST_YIELD: Duration = Duration::from_millis(200);
 
 /// Anchors that are at hand.
 pub struct Anchors {
@@ -43,12 +48,6 @@ impl Default for Anchors {
         }
     }
 }
-
-/// With `verify=sample`, so many blocks of a mount are verified before sampling begins.
-const VERIFIED_FIRST: u64 = 16;
-/// A block that is coded again waits for readers to have been gone for so long, though not for ever.
-const READERS_GONE: Duration = Duration::from_millis(20);
-const LONGEST_YIELD: Duration = Duration::from_millis(200);
 
 /// An encoded block that is appended but not shown yet.
 struct Done {
@@ -215,7 +214,7 @@ impl Settler {
     }
 
     /// Frees space if there is none to settle in. Returns whether there is some.
-    fn make_room(&self, host: &dyn Host) -> bool {
+    pub(super) fn make_room(&self, host: &dyn Host) -> bool {
         for _ in 0..RECLAIM_ROUNDS {
             match host.has_room() {
                 Ok(true) => return true,
@@ -244,12 +243,23 @@ impl Settler {
             let next = AtomicUsize::new(0);
             let done = Mutex::new(Vec::new());
             let threads = self.options.threads.min(jobs.len());
-            std::thread::scope(|scope| {
-                for _ in 0..threads {
-                    scope.spawn(|| self.work(host, &jobs, &next, &done, reason));
+            loop {
+                std::thread::scope(|scope| {
+                    for _ in 0..threads {
+                        scope.spawn(|| self.work(host, &jobs, &next, &done, reason));
+                    }
+                });
+                self.swap_all(host, std::mem::take(&mut *done.lock()), reason);
+                let left = next.load(SeqCst) < jobs.len() && !self.is_stopping();
+                if !left || reason.again().is_none() {
+                    break;
                 }
-            });
-            self.swap_all(host, done.into_inner(), reason);
+                // The disk is full, and no next pass comes: what was coded so far may have left some space.
+                if !self.make_room(host) {
+                    note_failure(reason, "looking for space", "the disk is full");
+                    return;
+                }
+            }
         }
     }
 
@@ -269,12 +279,13 @@ impl Settler {
                 None if !self.may_work(host) => return,
                 None => {}
             }
-            let Some(job) = jobs.get(next.fetch_add(1, SeqCst)) else {
-                return;
-            };
+            // Before a job is taken, so that none is forgotten.
             if !matches!(host.has_room(), Ok(true)) {
                 return;
             }
+            let Some(job) = jobs.get(next.fetch_add(1, SeqCst)) else {
+                return;
+            };
             let encoded = match (self.encode(host, job, reason), reason) {
                 // Perhaps its anchor died meanwhile, and no next pass comes.
                 (Err(_), Reason::Again(_)) => self.encode(host, job, reason),
@@ -336,6 +347,7 @@ impl Settler {
         let again = reason.again();
         let mut raw = Vec::with_capacity(job.len);
         let mut runs = Vec::with_capacity(job.runs.len());
+        let mut skipped = 0;
         for run in &job.runs {
             let bytes = match again {
                 Some(_) => host.read_settled(run)?,
@@ -346,31 +358,45 @@ impl Settler {
                     raw.extend_from_slice(&bytes);
                     runs.push(run.clone());
                 }
-                None => note_skipped(reason, u64::from(run.len)),
+                None => skipped += u64::from(run.len),
             }
         }
-        if raw.is_empty() {
-            return Ok(None);
-        }
+        let job = Job {
+            runs,
+            ..job.clone()
+        };
+        let done = match raw.is_empty() {
+            true => None,
+            false => self.encode_raw(host, job, &raw, again)?,
+        };
+        // Only now: whoever fails is tried again.
+        note_skipped(reason, skipped);
+        Ok(done)
+    }
+
+    /// Encodes and appends the bytes of a job. `None` if its blocks stay as they are.
+    fn encode_raw(
+        &self,
+        host: &dyn Host,
+        job: Job,
+        raw: &[u8],
+        again: Option<&Again>,
+    ) -> Result<Option<Done>, String> {
         let options = EncodeOptions {
             policy: job.class.policy,
             group: *self.group.lock(),
             verify: self.verify_next(),
         };
-        let anchor = self.anchor_for(host, job);
+        let anchor = self.anchor_for(host, &job);
         let encoded = host
             .codecs()
-            .encode(&raw, &options, anchor.as_deref())
+            .encode(raw, &options, anchor.as_deref())
             .map_err(|e| e.to_string())?;
         let mut before = 0;
         if let Some(again) = again {
-            let cost = host.cost(&runs)?;
+            let cost = host.cost(&job.runs)?;
             before = cost.stored;
-            let layout = host.codecs().open(&encoded.payload);
-            let layout = layout.map_err(|e| e.to_string())?;
-            let read = host.codecs().read_cost(&layout);
-            let stored = encoded.payload.len() as u64;
-            if super::again::stays(options.policy, &cost, stored, read) {
+            if stays_as_it_is(host, options.policy, &cost, &encoded)? {
                 again.note_kept(raw.len() as u64, before);
                 return Ok(None);
             }
@@ -386,12 +412,8 @@ impl Settler {
             }
         };
         if encoded.anchor.is_none() && job.continues.is_none() && raw.len() >= MIN_ANCHOR_BYTES {
-            self.offer_to_class(&job.class, block, &raw);
+            self.offer_to_class(&job.class, block, raw);
         }
-        let job = Job {
-            runs,
-            ..job.clone()
-        };
         Ok(Some(Done {
             block,
             job,
@@ -531,6 +553,20 @@ impl Settler {
     fn forget_class(&self, class: &Class) {
         self.anchors.lock().classes.pop(class);
     }
+}
+
+/// Whether the blocks that hold some data, at this cost, are no worse than what it was encoded to.
+fn stays_as_it_is(
+    host: &dyn Host,
+    policy: Policy,
+    cost: &Cost,
+    encoded: &Encoded,
+) -> Result<bool, String> {
+    let layout = host.codecs().open(&encoded.payload);
+    let layout = layout.map_err(|e| e.to_string())?;
+    let read = host.codecs().read_cost(&layout);
+    let stored = encoded.payload.len() as u64;
+    Ok(super::again::stays(policy, cost, stored, read))
 }
 
 fn shows(run: &Run, block: BlockId) -> bool {

@@ -1,5 +1,7 @@
 //! Carrying a store elsewhere: the files that it consists of, and giving copies of them another uuid.
 
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+
 use parking_lot::MutexGuard;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -28,7 +30,14 @@ pub struct StoreFile {
 /// held; what is written meanwhile is not part of it. Checkpoints, reclaiming and closing wait.
 pub struct Held<'a> {
     _maintenance: MutexGuard<'a, Maintenance>,
+    held: &'a AtomicBool,
     files: Vec<StoreFile>,
+}
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        self.held.store(false, SeqCst);
+    }
 }
 
 impl Held<'_> {
@@ -63,8 +72,10 @@ impl Store {
                 files.push(self.whole(path)?);
             }
         }
+        self.held.store(true, SeqCst);
         Ok(Held {
             _maintenance: maintenance,
+            held: &self.held,
             files,
         })
     }

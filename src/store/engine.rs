@@ -4,9 +4,10 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 use uuid::Uuid;
 
 use super::adaptive_index::{AdaptiveIndex, CleanState};
@@ -35,6 +36,8 @@ const CHECKPOINT_JOURNAL_BYTES: u64 = 16 << 20;
 const CHECKPOINT_STAGED_BYTES: u64 = 1 << 30;
 /// How often a read looks for a block again that was being relocated.
 const RELOCATION_RETRIES: usize = 8;
+/// How often who waits for maintenance looks whether the store is held.
+const LOOK_FOR_HOLDER: Duration = Duration::from_millis(20);
 
 /// An open store. All methods may be called from any thread.
 pub struct Store {
@@ -47,6 +50,8 @@ pub struct Store {
     pub(super) commit: Mutex<CommitState>,
     /// Held by checkpoint, reclaim and close: one of them at a time.
     pub(super) maintenance: Mutex<Maintenance>,
+    /// Somebody holds it as [`super::carry::Held`], perhaps for long.
+    pub(super) held: AtomicBool,
     pub(super) next_block: AtomicU64,
     /// Bytes staged since the last checkpoint.
     pub(super) staged_since: AtomicU64,
@@ -172,8 +177,11 @@ impl Store {
         }
     }
 
-    /// Gives up a block that no transaction will refer to.
+    /// Gives up a block that the caller will not refer to. It stays if a transaction has adopted it
+    /// meanwhile, as the anchor of another one.
     pub fn discard(&self, id: BlockId) {
+        // A commit that has looked the block up must not find it gone when it is written.
+        let _commit = self.commit.lock();
         if let Some(entry) = self.pending.lock().remove(&id) {
             self.log.drop_live(entry.seq, entry.record_len());
         }
@@ -318,6 +326,11 @@ impl Store {
         Ok(entry.info)
     }
 
+    /// Whether a block that was looked up before has died since.
+    pub fn is_gone(&self, id: BlockId) -> bool {
+        matches!(self.block_info(id), Err(StoreError::NoSuchBlock(_)))
+    }
+
     /// The payload of a block, with its checksum verified.
     pub fn read_block(&self, id: BlockId) -> Result<Vec<u8>> {
         let (mut entry, _) = self.lookup(id)?.ok_or(StoreError::NoSuchBlock(id))?;
@@ -363,9 +376,30 @@ impl Store {
     /// Writes a snapshot of the metadata, so that recovery need not read the journal before it, and
     /// drops the segments that are not needed any more.
     pub fn checkpoint(&self) -> Result<()> {
-        let mut maintenance = self.maintenance.lock();
-        self.checkpoint_locked(&mut maintenance, CHECKPOINT_LEVEL)?;
-        self.drop_dead(&maintenance, &mut ReclaimReport::default())
+        self.checkpoint_and_drop(&mut self.maintenance.lock())
+    }
+
+    /// As [`Store::checkpoint`], but returns false instead of waiting for who holds the store.
+    pub fn try_checkpoint(&self) -> Result<bool> {
+        match self.maintenance_unless_held() {
+            Some(mut maintenance) => self.checkpoint_and_drop(&mut maintenance).map(|()| true),
+            None => Ok(false),
+        }
+    }
+
+    /// Waits for other maintenance, but not for who holds the store.
+    pub(super) fn maintenance_unless_held(&self) -> Option<MutexGuard<'_, Maintenance>> {
+        loop {
+            let maintenance = self.maintenance.try_lock_for(LOOK_FOR_HOLDER);
+            if maintenance.is_some() || self.held.load(Ordering::SeqCst) {
+                return maintenance;
+            }
+        }
+    }
+
+    fn checkpoint_and_drop(&self, maintenance: &mut Maintenance) -> Result<()> {
+        self.checkpoint_locked(maintenance, CHECKPOINT_LEVEL)?;
+        self.drop_dead(maintenance, &mut ReclaimReport::default())
     }
 
     /// Writes a checkpoint if the journal since the last one has become long. A failure is no
@@ -384,10 +418,7 @@ impl Store {
         if !due {
             return;
         }
-        let written = self
-            .checkpoint_locked(&mut maintenance, CHECKPOINT_LEVEL)
-            .and_then(|()| self.drop_dead(&maintenance, &mut ReclaimReport::default()));
-        if let Err(error) = written {
+        if let Err(error) = self.checkpoint_and_drop(&mut maintenance) {
             log::warn!("no checkpoint: {error}");
         }
     }

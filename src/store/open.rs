@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 
 use parking_lot::Mutex;
 use uuid::Uuid;
@@ -147,6 +147,7 @@ impl Store {
                 journal_bytes: recovered.replayed_bytes,
             }),
             maintenance: Mutex::new(maintenance),
+            held: AtomicBool::new(false),
             next_block: AtomicU64::new(recovered.next_block.max(1)),
             lsn: AtomicU64::new(recovered.lsn),
             staged_since: AtomicU64::new(0),

@@ -57,10 +57,25 @@ impl Store {
     /// Frees space: drops dead segments and copies live blocks out of mostly dead ones, so that those
     /// die too. Needs no more space at any time than the live part of one segment and two checkpoints.
     pub fn reclaim(&self, want: Reclaim) -> Result<ReclaimReport> {
+        self.reclaim_and_restore(&mut self.maintenance.lock(), want)
+    }
+
+    /// As [`Store::reclaim`], but returns `None` instead of waiting for who holds the store.
+    pub fn try_reclaim(&self, want: Reclaim) -> Result<Option<ReclaimReport>> {
+        match self.maintenance_unless_held() {
+            Some(mut maintenance) => self.reclaim_and_restore(&mut maintenance, want).map(Some),
+            None => Ok(None),
+        }
+    }
+
+    fn reclaim_and_restore(
+        &self,
+        maintenance: &mut Maintenance,
+        want: Reclaim,
+    ) -> Result<ReclaimReport> {
         self.log.check_writable()?;
-        let mut maintenance = self.maintenance.lock();
         let min = MIN_GARBAGE.min(self.log.segment_bytes / 4);
-        let report = self.reclaim_locked(&mut maintenance, want, min);
+        let report = self.reclaim_locked(maintenance, want, min);
         self.space.restore_reserve(&*self.log.storage);
         report
     }

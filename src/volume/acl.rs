@@ -181,7 +181,7 @@ impl Volume {
         keep_setgid: bool,
     ) -> Result<()> {
         self.writable()?;
-        let _pass = self.gate.enter();
+        let _pass = self.gate.enter()?;
         let acl = match value {
             Some(value) => Acl::parse(value)?,
             None => None,

@@ -50,15 +50,18 @@ enum Place {
 /// Goes over the regular files of some trees, each once.
 struct Walk {
     todo: Vec<Place>,
-    /// Files with several names that were met.
-    linked: HashSet<u64>,
+    roots: HashSet<u64>,
+    /// What can be met more than once: roots, files with several names, and directories, because one root
+    /// may lie in another one, and in a damaged tree a directory in itself.
+    met: HashSet<u64>,
 }
 
 impl Walk {
     fn new(roots: &[u64]) -> Walk {
         Walk {
             todo: roots.iter().rev().copied().map(Place::Inode).collect(),
-            linked: HashSet::new(),
+            roots: roots.iter().copied().collect(),
+            met: HashSet::new(),
         }
     }
 
@@ -74,14 +77,16 @@ impl Walk {
                         Err(VolumeError::Stale(_)) => continue,
                         Err(error) => return Err(error),
                     };
+                    let once = attr.nlink < 2 && !attr.is_dir() && !self.roots.contains(&ino);
+                    if !once && !self.met.insert(ino) {
+                        continue;
+                    }
                     match attr.kind {
                         FileKind::Directory => {
                             let (from, _) = keys::range_of(b'D', ino);
                             self.todo.push(Place::Names(ino, from));
                         }
-                        FileKind::Regular if attr.nlink < 2 || self.linked.insert(ino) => {
-                            return Ok(Some((ino, attr.size)));
-                        }
+                        FileKind::Regular => return Ok(Some((ino, attr.size))),
                         _ => {}
                     }
                 }
@@ -158,6 +163,9 @@ impl Volume {
         self.sync_now()?;
         let (mut walk, mut total) = (Walk::new(inos), 0);
         while let Some((_, size)) = walk.next(self)? {
+            if self.is_stopping() {
+                return Err(VolumeError::Closed);
+            }
             total += size;
         }
         let mut windows = Windows {

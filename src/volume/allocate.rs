@@ -39,7 +39,7 @@ impl Volume {
     /// less free space than the range lacks, and with `FileTooLarge` past the largest file.
     pub fn allocate(&self, ino: u64, offset: u64, len: u64, mode: AllocateMode) -> Result<()> {
         self.writable()?;
-        let _pass = self.gate.enter();
+        let _pass = self.gate.enter()?;
         if len == 0 {
             return Err(VolumeError::Invalid("empty range"));
         }

@@ -51,7 +51,8 @@ impl Volume {
         if state.gone || !is_due(&state.attr, now) {
             return;
         }
-        // As on other file systems, reading what is frozen leaves no trace.
+        // As on other file systems, reading what is frozen leaves no trace. Under a lock this is the one
+        // way to get a pass, because it never waits.
         let Some(_pass) = self.gate.try_enter() else {
             return;
         };

@@ -48,7 +48,7 @@ impl Volume {
     /// many bytes were copied: fewer than asked for only at the end of the source.
     pub fn copy_range(&self, copy: CopyRange) -> Result<u64> {
         self.writable()?;
-        let _pass = self.gate.enter();
+        let _pass = self.gate.enter()?;
         let (source, target) = (self.inode(copy.from)?, self.inode(copy.to)?);
         let size = {
             let state = source.state.lock();
@@ -72,6 +72,10 @@ impl Volume {
         }
         let mut done = 0;
         while done < len {
+            // The end of the volume waits for operations under way.
+            if self.is_stopping() {
+                return Err(VolumeError::Closed);
+            }
             let step = CopyRange {
                 from_offset: copy.from_offset + done,
                 to_offset: copy.to_offset + done,

@@ -47,6 +47,8 @@ pub enum VolumeError {
     Frozen,
     #[error("the file system is not frozen")]
     NotFrozen,
+    #[error("not frozen: operations under way did not end in time")]
+    NotDrained,
     /// Metadata that this layer wrote does not parse.
     #[error("damaged {what}: {why}")]
     Damaged { what: String, why: String },
@@ -84,6 +86,7 @@ impl VolumeError {
             VolumeError::Closed => libc::EIO,
             VolumeError::Frozen => libc::EBUSY,
             VolumeError::NotFrozen => libc::EINVAL,
+            VolumeError::NotDrained => libc::EBUSY,
             VolumeError::Damaged { .. }
             | VolumeError::Unreadable { .. }
             | VolumeError::NewerFormat { .. } => libc::EIO,

@@ -112,7 +112,7 @@ impl Volume {
 
     pub fn setattr(&self, ino: u64, set: SetAttr) -> Result<Stat> {
         self.writable()?;
-        let _pass = self.gate.enter();
+        let _pass = self.gate.enter()?;
         let inode = self.inode(ino)?;
         if let Some(size) = set.size {
             self.truncate(&inode, size, set.clear_privileges)?;
@@ -235,7 +235,7 @@ impl Volume {
     /// Writes and returns the new stat. Waits while too much is dirty.
     pub fn write(&self, ino: u64, offset: u64, data: &[u8], mode: WriteMode) -> Result<Stat> {
         self.writable()?;
-        let _pass = self.gate.enter();
+        let _pass = self.gate.enter()?;
         let begun = Instant::now();
         let inode = self.inode(ino)?;
         let len = data.len() as u64;
@@ -368,12 +368,8 @@ impl Volume {
             return Ok(false);
         }
         let store = self.store()?;
-        Ok(extents.iter().filter(|e| !e.is_lost()).any(|e| {
-            matches!(
-                store.block_info(e.block),
-                Err(crate::store::StoreError::NoSuchBlock(_))
-            )
-        }))
+        let mut shown = extents.iter().filter(|e| !e.is_lost());
+        Ok(shown.any(|e| store.is_gone(e.block)))
     }
 
     /// Reads committed bytes of a file, once: what extents show, without dirty data. Holes are zero.

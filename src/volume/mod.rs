@@ -105,6 +105,8 @@ pub type Result<T> = std::result::Result<T, VolumeError>;
 pub const ROOT: u64 = 1;
 /// Inodes that are kept in memory, beyond those in use.
 const INODES_IN_MEMORY: usize = 1 << 16;
+/// How long operations under way are waited for when the volume is shut down.
+const OPERATIONS_END: Duration = Duration::from_secs(20);
 /// Threads that move dirty data into the log.
 const STAGING_THREADS: usize = 2;
 
@@ -496,15 +498,15 @@ impl Volume {
         self.stop_threads();
         let mut result = Ok(());
         if !self.options.read_only {
+            // Whatever is written from now on is refused, so nothing that was acknowledged is left behind.
+            let _pass = self.gate.shut(OPERATIONS_END);
             self.forget_everything();
             result = self.stage_everything();
             self.store_accesses();
             if let Err(error) = &result {
                 error!("data that could not be staged is lost: {error}");
             }
-            if self.scrubber.status().is_active() {
-                self.save_scrub();
-            }
+            self.keep_scrub();
             result = result.and(self.store_counters());
         }
         self.cache.stop();
@@ -515,7 +517,7 @@ impl Volume {
     /// Writes a checkpoint of the store, which otherwise happens now and then. For tests.
     #[doc(hidden)]
     pub fn checkpoint(&self) -> Result<()> {
-        let _pass = self.gate.enter();
+        let _pass = self.gate.enter()?;
         Ok(self.store()?.checkpoint()?)
     }
 

@@ -182,7 +182,7 @@ impl Volume {
         caller: Caller,
     ) -> Result<(Arc<Inode>, Stat)> {
         check_name(name)?;
-        let _pass = self.gate.enter();
+        let _pass = self.gate.enter()?;
         let mut names = self.names()?;
         let dir = self.inode(parent)?;
         let mut dir_state = dir.state.lock();
@@ -244,7 +244,7 @@ impl Volume {
     /// Gives an inode one more name.
     pub fn link(&self, ino: u64, parent: u64, name: &[u8]) -> Result<Stat> {
         check_name(name)?;
-        let _pass = self.gate.enter();
+        let _pass = self.gate.enter()?;
         let _names = self.names()?;
         let (inode, dir) = (self.inode(ino)?, self.inode(parent)?);
         if ino == parent {
@@ -304,7 +304,7 @@ impl Volume {
         if name.len() > NAME_MAX {
             return Err(VolumeError::NameTooLong);
         }
-        let _pass = self.gate.enter();
+        let _pass = self.gate.enter()?;
         let names = self.names()?;
         let entry = self.existing(parent, name)?;
         match (directory, entry.kind == FileKind::Directory) {

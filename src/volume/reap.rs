@@ -24,8 +24,13 @@ impl Volume {
                 return;
             }
         }
-        let Some(_pass) = self.gate.try_enter() else {
-            return self.gate.remove_later(inode.ino);
+        let _pass = loop {
+            match self.gate.try_enter() {
+                Some(pass) => break pass,
+                None if self.gate.remove_later(inode.ino) => return,
+                // Thawed between the two.
+                None => {}
+            }
         };
         if let Err(error) = self.reap(inode) {
             warn!("inode {} stays until the next mount: {error}", inode.ino);

@@ -37,7 +37,7 @@ impl Volume {
     pub fn rename(&self, from: Place<'_>, to: Place<'_>, mode: RenameMode) -> Result<()> {
         check_name(from.name)?;
         check_name(to.name)?;
-        let _pass = self.gate.enter();
+        let _pass = self.gate.enter()?;
         self.stage_before_rename(from)?;
         if mode == RenameMode::Exchange {
             self.stage_before_rename(to)?;

@@ -73,6 +73,8 @@ struct Inner {
     /// found that there is nothing more to do, so a scrub that begins later starts another thread.
     attended: bool,
     saved: Option<Instant>,
+    /// Somebody has started, stopped, paused or resumed it since.
+    unsaved: bool,
 }
 
 /// The state of scrubbing. See the module.
@@ -172,6 +174,7 @@ impl Volume {
             };
         }
         inner.status.state = state;
+        inner.unsaved = true;
         if state == ScrubState::Idle {
             inner.status.failed = Some("it was stopped".into());
         }
@@ -255,9 +258,18 @@ impl Volume {
     /// One turn; returns how long to rest after it.
     fn scrub_turn(&self, turns: &mut Turns) -> Duration {
         // Held up while the volume is frozen: whoever copies the store has the disk for himself.
-        let _pass = self.gate.enter();
+        let Ok(_pass) = self.gate.enter() else {
+            return Duration::ZERO;
+        };
         let begun = Instant::now();
-        let position = self.scrubber.inner.lock().position;
+        let position = {
+            let inner = self.scrubber.inner.lock();
+            // Stopped or paused while it was held up.
+            if inner.status.state != ScrubState::Running {
+                return Duration::ZERO;
+            }
+            inner.position
+        };
         let done = match position.phase {
             Phase::Log => self.scrub_log(position),
             Phase::Models => self.scrub_model(position, turns),
@@ -378,7 +390,7 @@ impl Volume {
             // Most of it may be garbage, or readable: a live block is damaged if it cannot be read.
             let mut hit = BTreeSet::new();
             for block in self.store()?.blocks_at(bad.number, bad.offset, bad.len)? {
-                if self.store()?.scrub_block(block).is_err() && !self.is_gone(block) {
+                if self.store()?.scrub_block(block).is_err() && !self.store.is_gone(block) {
                     hit.insert(block);
                 }
             }
@@ -433,7 +445,7 @@ impl Volume {
         let verified = self.verify_block(*id, block, &mut turns.anchors);
         let mut damaged = false;
         if let Err(why) = verified
-            && !self.is_gone(*id)
+            && !self.store.is_gone(*id)
         {
             damaged = true;
             self.note_damaged_blocks(BTreeSet::from([*id]), &why)?;
@@ -519,18 +531,30 @@ impl Volume {
         Ok(())
     }
 
+    /// Keeps the position of a scrub under way, and what was asked for since it was last kept.
+    pub(super) fn keep_scrub(&self) {
+        let due = {
+            let inner = self.scrubber.inner.lock();
+            inner.unsaved || inner.status.is_active()
+        };
+        if due {
+            self.save_scrub();
+        }
+    }
+
     /// Keeps the position. Failing costs a scrub its place, no more.
     pub(super) fn save_scrub(&self) {
-        // While the volume is frozen the place is not kept; the next turn or the unmount does it.
+        // While the volume is frozen the place is not kept; the thaw or the unmount does it.
         let Some(_pass) = self.gate.try_enter() else {
             return;
         };
         let value = {
             let mut inner = self.scrubber.inner.lock();
-            if inner.saved.is_none() && !inner.status.is_active() {
+            if inner.saved.is_none() && !inner.unsaved && !inner.status.is_active() {
                 return;
             }
             inner.saved = Some(Instant::now());
+            inner.unsaved = false;
             encode(&inner.status, &inner.position)
         };
         if self.options.read_only {

@@ -124,11 +124,6 @@ impl Volume {
         Ok(state)
     }
 
-    /// The block has died since it was looked up.
-    pub(super) fn is_gone(&self, id: BlockId) -> bool {
-        matches!(self.store.block_info(id), Err(StoreError::NoSuchBlock(_)))
-    }
-
     /// Blocks whose anchor is one of these, with the anchor.
     pub(super) fn anchored_to(&self, damaged: &BTreeSet<BlockId>) -> Result<Vec<(BlockId, u64)>> {
         let (mut found, mut after) = (Vec::new(), 0);

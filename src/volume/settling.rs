@@ -8,6 +8,7 @@ use crate::codec::{CodecId, Codecs, Encoded, Policy, ReadCost};
 use crate::fault;
 use crate::settle::{Candidate, Cost, Extent, Host, HostResult, Run, Swapped, Wanted, Window};
 use crate::store::{BlockId, NewBlock, Reclaim, StoreError};
+use log::warn;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -15,8 +16,8 @@ use std::time::Duration;
 
 /// Extents and blocks that one scan reads.
 const PAGE: usize = 1024;
-/// Entries of a directory that are looked at for the names of one batch. What is settled together is ordered by names, which is
-/// not worth a scan of a huge directory for every batch of its files.
+/// Entries of a directory that are looked at for the names of one batch. What is settled together is
+/// ordered by names, which is not worth a scan of a huge directory for every batch of its files.
 const NAMES_LOOKED_AT: usize = 1 << 16;
 /// Sparse blocks that are looked for at a time.
 const MAX_SPARSE: usize = 1 << 16;
@@ -40,7 +41,7 @@ impl Host for Volume {
     }
 
     fn candidates(&self, windows: &[Window], wanted: Wanted<'_>) -> HostResult<Vec<Candidate>> {
-        let _pass = self.gate.enter();
+        let _pass = self.gate.enter().map_err(text)?;
         self.find_candidates(windows, wanted).map_err(text)
     }
 
@@ -102,7 +103,7 @@ impl Host for Volume {
             anchor: encoded.anchor,
             payload: &encoded.payload,
         };
-        let _pass = self.gate.enter();
+        let _pass = self.gate.enter().map_err(text)?;
         self.store.append(&block).map_err(|e| e.to_string())
     }
 
@@ -116,12 +117,12 @@ impl Host for Volume {
     }
 
     fn sync_blocks(&self) -> HostResult<()> {
-        let _pass = self.gate.enter();
+        let _pass = self.gate.enter().map_err(text)?;
         self.store.sync_blocks().map_err(|e| e.to_string())
     }
 
     fn swap(&self, block: BlockId, runs: &[Run]) -> HostResult<Swapped> {
-        let _pass = self.gate.enter();
+        let _pass = self.gate.enter().map_err(text)?;
         let result = self.swap_runs(block, runs);
         if !matches!(&result, Ok(swapped) if swapped.settled > 0) {
             self.store.discard(block);
@@ -159,8 +160,8 @@ impl Host for Volume {
     }
 
     fn reclaim(&self) -> HostResult<u64> {
-        let report = self.reclaim_once(Reclaim::default());
-        report.map(|report| report.bytes_freed).map_err(text)
+        let report = self.reclaim_once(Reclaim::default()).map_err(text)?;
+        Ok(report.map_or(0, |report| report.bytes_freed))
     }
 
     fn codecs(&self) -> &Codecs {
@@ -193,7 +194,12 @@ impl Volume {
 
     /// Stages and syncs everything. Refused while the volume is frozen.
     pub(super) fn sync_now(&self) -> Result<()> {
-        let _pass = self.gate.try_enter().ok_or(VolumeError::Frozen)?;
+        let Some(_pass) = self.gate.try_enter() else {
+            return Err(match self.is_stopping() {
+                true => VolumeError::Closed,
+                false => VolumeError::Frozen,
+            });
+        };
         self.stage_everything()?;
         self.store()?.sync()?;
         Ok(())
@@ -240,7 +246,15 @@ impl Volume {
         for (parent, inos) in by_parent {
             self.names_in(parent, &inos, NAMES_LOOKED_AT, &mut names)?;
             for ino in inos {
-                policies.insert(ino, self.policy_of_file(ino, parent)?);
+                match self.policy_of_file(ino, parent) {
+                    Ok(policy) => policies.insert(ino, policy),
+                    Err(VolumeError::Closed) => return Err(VolumeError::Closed),
+                    // Damage above one file must not keep the others from being settled.
+                    Err(error) => {
+                        warn!("inode {ino} gets the policy of the mount: {error}");
+                        None
+                    }
+                };
             }
         }
         let mount = *self.policy.lock();
@@ -374,7 +388,7 @@ impl Volume {
         let read = match CodecId::from_byte(info.codec) {
             Some(CodecId::Model) => match self.cache.layout(block) {
                 Ok(layout) => self.codecs.read_cost(&layout),
-                Err(_) if self.is_gone(block) => {
+                Err(_) if self.store.is_gone(block) => {
                     cost.staged = true;
                     return Ok(());
                 }
@@ -390,12 +404,7 @@ impl Volume {
     }
 
     fn blocks_are_gone(&self, run: &Run) -> bool {
-        run.extents.iter().any(|e| {
-            matches!(
-                self.store.block_info(e.block),
-                Err(StoreError::NoSuchBlock(_))
-            )
-        })
+        run.extents.iter().any(|e| self.store.is_gone(e.block))
     }
 
     /// The settled block that begins a file, or the anchor of that block.

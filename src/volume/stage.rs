@@ -466,6 +466,9 @@ impl Volume {
     /// One turn of a staging thread: what was queued, or everything once memory is tight.
     pub(super) fn stage_turn(&self, next: Option<(Arc<Inode>, StageMode)>) {
         let Some(_pass) = self.gate.enter_staging() else {
+            if let Some((inode, _)) = next {
+                inode.state.lock().stage_queued = false;
+            }
             return;
         };
         if let Some((inode, mode)) = next {

@@ -6,7 +6,7 @@ use super::{Result, Volume, VolumeError};
 use crate::codec::CodecId;
 use crate::control::FileUsage;
 use crate::settle::Extent;
-use crate::store::{Store, StoreError};
+use crate::store::Store;
 
 /// Extents that one step reads.
 const PAGE: usize = 512;
@@ -82,10 +82,7 @@ fn add_extents(store: &Store, usage: &mut FileUsage, page: &[(Vec<u8>, Vec<u8>)]
 
 /// Whether settling replaced a block after its extent was looked up.
 fn was_replaced(store: &Store, page: &[(Vec<u8>, Vec<u8>)]) -> bool {
-    let gone = |extent: Extent| {
-        let info = store.block_info(extent.block);
-        !extent.is_lost() && matches!(info, Err(StoreError::NoSuchBlock(_)))
-    };
+    let gone = |extent: Extent| !extent.is_lost() && store.is_gone(extent.block);
     page.iter()
         .filter_map(|(key, value)| keys::decode_extent(key, value).ok())
         .any(gone)

@@ -89,7 +89,7 @@ impl Volume {
         replace: bool,
     ) -> Result<()> {
         self.writable()?;
-        let _pass = self.gate.enter();
+        let _pass = self.gate.enter()?;
         if name.starts_with(VIRTUAL) && name != POLICY {
             return Err(VolumeError::NotPermitted);
         }
@@ -121,7 +121,7 @@ impl Volume {
 
     pub fn removexattr(&self, ino: u64, name: &[u8]) -> Result<()> {
         self.writable()?;
-        let _pass = self.gate.enter();
+        let _pass = self.gate.enter()?;
         if name.starts_with(VIRTUAL) && name != POLICY {
             return Err(VolumeError::NotPermitted);
         }
