@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 
 use s2sfs::transfer::tree::{Attribute, Contents, Meta, Output, Result, Target, Tree, TreeError};
-use s2sfs::transfer::{CopyError, CopyOptions, HostTree, Report, Verify, copy};
+use s2sfs::transfer::{CopyError, CopyOptions, HostTree, Report, Verify, Watch, copy};
 
 /// What goes wrong with a target.
 #[derive(Clone, Copy, PartialEq)]
@@ -199,14 +199,12 @@ fn copied(fault: Fault, verify: Verify, to: &Path) -> std::result::Result<Report
         as_root: root.is_root(),
         owner: (root.as_raw(), rustix::process::getegid().as_raw()),
     };
-    copy(
-        &source,
-        &target,
-        &options,
-        &AtomicBool::new(false),
-        &|_| {},
-        &|| {},
-    )
+    let watch = Watch {
+        stop: &AtomicBool::new(false),
+        progress: &|_| {},
+        last: &|| {},
+    };
+    copy(&source, &target, &options, &watch)
 }
 
 fn names(dir: &Path) -> Vec<String> {

@@ -8,11 +8,11 @@ use std::sync::atomic::AtomicBool;
 
 use clap::Args;
 
-use super::moving::{self, CopyArguments};
+use super::moving::{self, Copied, CopyArguments};
 use crate::exit::{Context, Failure, Outcome};
 use crate::mount;
 use crate::options::Settings;
-use crate::transfer::{CopyError, HostTree, Report, Tree, VolumeTree};
+use crate::transfer::{HostTree, Tree, VolumeTree};
 
 /// In a directory that an export is not done with: it is filled by the next export of the same store.
 const MARK: &str = ".s2sfs-export";
@@ -41,8 +41,6 @@ pub struct ExportArguments {
     #[command(flatten)]
     copy: CopyArguments,
 }
-
-type Copied = Result<Report, CopyError>;
 
 pub fn run(arguments: &ExportArguments) -> Outcome<()> {
     let mut settings = Settings::parse(&arguments.options).map_err(Failure::usage)?;

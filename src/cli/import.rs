@@ -5,13 +5,13 @@ use std::sync::atomic::AtomicBool;
 
 use clap::Args;
 
-use super::moving::{self, CopyArguments};
+use super::moving::{self, Copied, CopyArguments};
 use super::{output, target};
 use crate::control::mountinfo::Mount;
 use crate::exit::{Context, Exit, Failure, Outcome};
 use crate::mount;
 use crate::options::Settings;
-use crate::transfer::{CopyError, HostTree, Report, VolumeTree};
+use crate::transfer::{CopyError, HostTree, VolumeTree};
 
 /// What `--help` says besides.
 const HELP: &str = "\
@@ -79,8 +79,6 @@ fn inside(path: &Path) -> Outcome<PathBuf> {
     }
     Ok(inside)
 }
-
-type Copied = Result<Report, CopyError>;
 
 fn into_mount(
     arguments: &ImportArguments,

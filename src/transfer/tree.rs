@@ -82,6 +82,30 @@ impl CopyError {
     }
 }
 
+/// Says which of two trees an error is of.
+pub(super) trait Of<T> {
+    fn of_source(self) -> std::result::Result<T, CopyError>;
+    fn of_target(self) -> std::result::Result<T, CopyError>;
+}
+
+impl<T> Of<T> for Result<T> {
+    fn of_source(self) -> std::result::Result<T, CopyError> {
+        self.map_err(CopyError::Source)
+    }
+
+    fn of_target(self) -> std::result::Result<T, CopyError> {
+        self.map_err(CopyError::Target)
+    }
+}
+
+/// The path of a name in the directory at `path`, which is empty for the root.
+pub(super) fn join(path: &[u8], name: &[u8]) -> Vec<u8> {
+    match path {
+        b"" => name.to_vec(),
+        path => [path, b"/", name].concat(),
+    }
+}
+
 /// What `stat` says of something, as far as copies care.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Meta {

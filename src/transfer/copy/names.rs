@@ -1,0 +1,96 @@
+//! What is to be done with each name of a directory.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+
+use super::{BATCH_BYTES, Copier, Dir, Result, Written};
+use crate::transfer::links::Claim;
+use crate::transfer::tree::{CopyError, Of, Target, Tree, join};
+use crate::volume::FileKind;
+
+impl<S: Tree, T: Target> Copier<'_, S, T> {
+    pub(super) fn entries(&self, dir: Arc<Dir<S, T>>, names: &[Vec<u8>]) -> Result<()> {
+        let mut written = Vec::new();
+        let outcome = self.copy_names(&dir, names, &mut written);
+        for file in &written {
+            // Not committed: the copy was interrupted, or has failed. What cannot be removed now is
+            // removed by the next one.
+            let _ = self.target.remove(&dir.target, &file.partial);
+        }
+        outcome?;
+        self.release(dir)
+    }
+
+    /// Leaves in `written` what has not got its name.
+    pub(super) fn copy_names(
+        &self,
+        dir: &Arc<Dir<S, T>>,
+        names: &[Vec<u8>],
+        written: &mut Vec<Written>,
+    ) -> Result<()> {
+        let mut bytes = 0;
+        for name in names {
+            if self.watch.stop.load(Relaxed) {
+                return Err(CopyError::Interrupted);
+            }
+            let path = join(&dir.path, name);
+            let before = written.len();
+            let copied = self.entry(dir, name, &path, written);
+            self.note(&path, copied)?;
+            bytes += written[before..]
+                .iter()
+                .map(|file| file.meta.size)
+                .sum::<u64>();
+            if bytes >= BATCH_BYTES {
+                self.commit(dir, written)?;
+                bytes = 0;
+            }
+        }
+        self.commit(dir, written)
+    }
+
+    /// Copies one name, or begins to.
+    pub(super) fn entry(
+        &self,
+        dir: &Arc<Dir<S, T>>,
+        name: &[u8],
+        path: &[u8],
+        written: &mut Vec<Written>,
+    ) -> Result<()> {
+        let meta = self.source.meta(&dir.source, name).of_source()?;
+        if self.options.leaves_out(path, &meta) {
+            self.count(|report| report.excluded += 1);
+            return Ok(());
+        }
+        if meta.is_dir() {
+            return self.directory(dir, name, path, meta);
+        }
+        if meta.nlink > 1 {
+            match self
+                .links
+                .claim(meta.id, meta.nlink, (dir.clone(), name.to_vec()))
+            {
+                Claim::First => {}
+                Claim::Waits => return Ok(()),
+                Claim::Link(existing) => return self.link(dir, name, &existing),
+                Claim::Failed => return Err(CopyError::OtherName),
+            }
+        }
+        let id = (meta.nlink > 1).then_some(meta.id);
+        let copied = match meta.kind {
+            FileKind::Regular => self.regular(dir, name, &meta),
+            _ => self.special(dir, name, path, &meta).map(|()| None),
+        };
+        match copied {
+            Ok(Some(file)) => {
+                written.push(file);
+                Ok(())
+            }
+            Ok(None) => self.finish_links(id, Some(path)),
+            Err(error) => {
+                self.finish_links(id, None)?;
+                Err(error)
+            }
+        }
+    }
+}
