@@ -51,8 +51,12 @@ impl Tree for Faulty {
         self.tree.symlink_target(dir, name)
     }
 
-    fn attributes(&self, dir: &Dir, name: &[u8]) -> Result<Vec<Attribute>> {
-        self.tree.attributes(dir, name)
+    fn attribute_names(&self, dir: &Dir, name: &[u8]) -> Result<Vec<Vec<u8>>> {
+        self.tree.attribute_names(dir, name)
+    }
+
+    fn attribute(&self, dir: &Dir, name: &[u8], key: &[u8]) -> Result<Option<Vec<u8>>> {
+        self.tree.attribute(dir, name, key)
     }
 
     fn open(&self, dir: &Dir, name: &[u8]) -> Result<Box<dyn Contents + '_>> {
@@ -113,6 +117,10 @@ impl Target for Faulty {
 
     fn barrier(&self) -> Result<()> {
         self.tree.barrier()
+    }
+
+    fn sync_all(&self) -> Result<()> {
+        self.tree.sync_all()
     }
 
     fn reopen(&self, dir: &Dir, name: &[u8]) -> Result<Box<dyn Contents + '_>> {

@@ -1,20 +1,25 @@
 //! Owners, modes, times and extended attributes.
 
 use super::{Copier, Result};
-use crate::transfer::attributes::{Difference, OWN};
-use crate::transfer::tree::{Attribute, CopyError, Meta, Of, Target, Tree, TreeError};
+use crate::transfer::attributes::{Attributes, Difference, OWN};
+use crate::transfer::tree::{CopyError, Meta, Of, Target, Tree, TreeError};
 use crate::volume::FileKind;
 
 impl<S: Tree, T: Target> Copier<'_, S, T> {
+    /// The attributes of an original. What cannot be read of them is noted when its copy is given the others.
+    pub(super) fn attributes(&self, dir: &S::Dir, name: &[u8]) -> Attributes {
+        Attributes::read(self.source, dir, name, self.options.as_root)
+    }
+
     /// Gives a copy the owner, attributes, mode and times of its original. An attribute that cannot be
-    /// set is noted, and does not keep the rest from being set.
+    /// read or set is noted, and does not keep the rest from being set.
     pub(super) fn dress(
         &self,
         path: &[u8],
         dir: &T::Dir,
         name: &[u8],
         original: &Meta,
-        attributes: &[Attribute],
+        attributes: &Attributes,
     ) -> Result<()> {
         let wanted = self.options.wanted(original);
         let now = self.target.meta(dir, name).of_target()?;
@@ -23,9 +28,11 @@ impl<S: Tree, T: Target> Copier<'_, S, T> {
             let owned = self.target.set_owner(dir, name, &wanted);
             owned.of_target()?;
         }
-        let there = self.target.attributes(dir, name);
-        let there = there.of_target()?;
-        let difference = Difference::of(attributes, &there, self.options.as_root);
+        let there = Attributes::read(self.target, dir, name, self.options.as_root);
+        for why in attributes.unread.iter().chain(&there.unread) {
+            self.count(|report| report.fail(path, why));
+        }
+        let difference = Difference::of(attributes, &there);
         for key in &difference.remove {
             let removed = self.target.remove_attribute(dir, name, key);
             self.note_attribute(path, key, removed)?;

@@ -1,6 +1,6 @@
 //! Further names of files with several.
 
-use super::{Copier, Dir, Result, partial_name};
+use super::{Copier, Dir, Job, Result, partial_name};
 use crate::transfer::links::FileId;
 use crate::transfer::tree::{CopyError, Meta, Of, Target, Tree, join};
 
@@ -8,6 +8,16 @@ impl<S: Tree, T: Target> Copier<'_, S, T> {
     /// Whether what is there can have the same names as the original.
     pub(super) fn is_linked_alike(&self, meta: &Meta, found: &Meta) -> bool {
         found.nlink == 1 || meta.nlink > 1 && self.links.keep(found.id, meta.id)
+    }
+
+    /// What a name that was the first of a file with several has become is another file now: the other names
+    /// are looked at afresh.
+    pub(super) fn begin_links_again(&self, id: FileId) {
+        let waiting = self.links.forget(id).into_iter();
+        let jobs: Vec<Job<S, T>> = waiting
+            .map(|(dir, name)| Job::Entries(dir, vec![name]))
+            .collect();
+        self.queue.add(jobs.into_iter());
     }
 
     /// Links the names that have waited for a file, which is complete at `path` or has failed.

@@ -17,14 +17,12 @@ use std::sync::atomic::AtomicBool;
 
 use parking_lot::Mutex;
 
+use super::attributes::Attributes;
 use super::digest::Hash;
-use super::links::Links;
+use super::links::{FileId, Links};
 use super::queue::Queue;
-use super::tree::{Attribute, CopyError, Meta, Of, SELF, Target, Tree};
+use super::tree::{CopyError, Meta, Of, SELF, Target, Tree, join};
 use super::{CopyOptions, PARTIAL, Report};
-
-/// Bytes that are written before files get their names.
-const BATCH_BYTES: u64 = 64 << 20;
 
 /// What whoever has asked for a copy has to do with it meanwhile.
 pub struct Watch<'a> {
@@ -40,7 +38,8 @@ type Result<T> = std::result::Result<T, CopyError>;
 
 /// Copies everything under the root of `source`, and the attributes of the root itself. What cannot be
 /// read or written is in the report; only what makes going on senseless is an error, and then everything
-/// that has its name is complete all the same.
+/// that has its name is complete all the same. Without one, all that was copied is durable on return, unless
+/// the report says otherwise.
 pub fn copy<S: Tree, T: Target>(
     source: &S,
     target: &T,
@@ -75,10 +74,7 @@ pub fn copy<S: Tree, T: Target>(
         }
         copier.work();
     });
-    match copier.fatal.into_inner() {
-        Some(error) => Err(error),
-        None => Ok(copier.report.into_inner()),
-    }
+    copier.end()
 }
 
 /// A directory whose contents are being copied. Whoever drops the last reference, by [`Copier::release`],
@@ -94,8 +90,20 @@ struct Dir<S: Tree, T: Tree> {
     is_new: bool,
 }
 
+impl<S: Tree, T: Tree> Dir<S, T> {
+    /// Whether this directory, or one that it lies in, is the one with this id.
+    fn is_within(&self, id: FileId) -> bool {
+        let mut up = std::iter::successors(Some(self), |dir| dir.parent.as_deref());
+        up.any(|dir| dir.meta.id == id)
+    }
+}
+
 enum Job<S: Tree, T: Tree> {
+    /// The root is to be listed.
     List(Arc<Dir<S, T>>),
+    /// A directory is to be made, and listed.
+    Directory(Arc<Dir<S, T>>, Vec<u8>, Meta),
+    /// These names are to be copied.
     Entries(Arc<Dir<S, T>>, Vec<Vec<u8>>),
 }
 
@@ -106,9 +114,12 @@ type Waiting<S, T> = (Arc<Dir<S, T>>, Vec<u8>);
 struct Written {
     name: Vec<u8>,
     partial: Vec<u8>,
+    /// Of what was read at last.
     meta: Meta,
-    attributes: Vec<Attribute>,
+    attributes: Attributes,
     hash: Hash,
+    /// The file with several names that this was when it was found, whose other names may wait for it.
+    claimed: Option<FileId>,
 }
 
 struct Copier<'a, S: Tree, T: Target> {
@@ -126,16 +137,43 @@ struct Copier<'a, S: Tree, T: Target> {
 impl<S: Tree, T: Target> Copier<'_, S, T> {
     fn work(&self) {
         while let Some(job) = self.queue.take() {
-            let outcome = match job {
-                Job::List(dir) => self.list(dir),
-                Job::Entries(dir, names) => self.entries(dir, &names),
-            };
-            if let Err(error) = outcome {
+            let _turn = Turn(&self.queue);
+            if let Err(error) = self.job(job) {
                 self.fatal.lock().get_or_insert(error);
                 self.queue.close();
             }
-            self.queue.done();
         }
+    }
+
+    fn job(&self, job: Job<S, T>) -> Result<()> {
+        match job {
+            Job::List(dir) => self.list(dir),
+            Job::Directory(dir, name, meta) => {
+                let path = join(&dir.path, &name);
+                let made = self.directory(&dir, &name, &path, meta);
+                self.note(&path, made)?;
+                self.release(dir)
+            }
+            Job::Entries(dir, names) => self.entries(dir, &names),
+        }
+    }
+
+    /// When no job is left.
+    fn end(self) -> Result<Report> {
+        if let Some(error) = self.fatal.lock().take() {
+            return Err(error);
+        }
+        // Whoever copies a file says how that ended, so that nobody waits now. If somebody did, it would
+        // be lost without a word.
+        for (dir, name) in self.links.waiting() {
+            self.count(|report| report.fail(&join(&dir.path, &name), CopyError::OtherName));
+            self.release(dir)?;
+        }
+        let mut report = self.report.into_inner();
+        if let Err(error) = self.target.sync_all() {
+            report.fail(b"", CopyError::Sync(error));
+        }
+        Ok(report)
     }
 
     fn count(&self, count: impl FnOnce(&mut Report)) {
@@ -160,6 +198,19 @@ impl<S: Tree, T: Target> Copier<'_, S, T> {
             Err(error) if error.is_missing() => Ok(None),
             Err(error) => Err(CopyError::Target(error)),
         }
+    }
+}
+
+/// A job that is under way. A panic in it ends the work of all threads, none of which would otherwise learn
+/// that it is over.
+struct Turn<'a, J>(&'a Queue<J>);
+
+impl<J> Drop for Turn<'_, J> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.close();
+        }
+        self.0.done();
     }
 }
 

@@ -3,10 +3,13 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
-use super::{BATCH_BYTES, Copier, Dir, Result, Written};
+use super::{Copier, Dir, Job, Result, Written};
 use crate::transfer::links::Claim;
 use crate::transfer::tree::{CopyError, Of, Target, Tree, join};
 use crate::volume::FileKind;
+
+/// Bytes that are written before files get their names.
+const BATCH_BYTES: u64 = 64 << 20;
 
 impl<S: Tree, T: Target> Copier<'_, S, T> {
     pub(super) fn entries(&self, dir: Arc<Dir<S, T>>, names: &[Vec<u8>]) -> Result<()> {
@@ -22,7 +25,7 @@ impl<S: Tree, T: Target> Copier<'_, S, T> {
     }
 
     /// Leaves in `written` what has not got its name.
-    pub(super) fn copy_names(
+    fn copy_names(
         &self,
         dir: &Arc<Dir<S, T>>,
         names: &[Vec<u8>],
@@ -50,7 +53,7 @@ impl<S: Tree, T: Target> Copier<'_, S, T> {
     }
 
     /// Copies one name, or begins to.
-    pub(super) fn entry(
+    fn entry(
         &self,
         dir: &Arc<Dir<S, T>>,
         name: &[u8],
@@ -63,22 +66,23 @@ impl<S: Tree, T: Target> Copier<'_, S, T> {
             return Ok(());
         }
         if meta.is_dir() {
-            return self.directory(dir, name, path, meta);
+            // Opened when it is its turn, so that few directories are open.
+            let job = Job::Directory(dir.clone(), name.to_vec(), meta);
+            self.queue.add([job].into_iter());
+            return Ok(());
         }
-        if meta.nlink > 1 {
-            match self
-                .links
-                .claim(meta.id, meta.nlink, (dir.clone(), name.to_vec()))
-            {
+        let claimed = (meta.nlink > 1).then_some(meta.id);
+        if let Some(id) = claimed {
+            let waiting = (dir.clone(), name.to_vec());
+            match self.links.claim(id, meta.nlink, waiting) {
                 Claim::First => {}
                 Claim::Waits => return Ok(()),
                 Claim::Link(existing) => return self.link(dir, name, &existing),
                 Claim::Failed => return Err(CopyError::OtherName),
             }
         }
-        let id = (meta.nlink > 1).then_some(meta.id);
         let copied = match meta.kind {
-            FileKind::Regular => self.regular(dir, name, &meta),
+            FileKind::Regular => self.regular(dir, name, meta, claimed),
             _ => self.special(dir, name, path, &meta).map(|()| None),
         };
         match copied {
@@ -86,9 +90,9 @@ impl<S: Tree, T: Target> Copier<'_, S, T> {
                 written.push(file);
                 Ok(())
             }
-            Ok(None) => self.finish_links(id, Some(path)),
+            Ok(None) => self.finish_links(claimed, Some(path)),
             Err(error) => {
-                self.finish_links(id, None)?;
+                self.finish_links(claimed, None)?;
                 Err(error)
             }
         }

@@ -7,7 +7,8 @@ use super::{Copier, Dir, Result, Written, partial_name};
 use crate::transfer::Verify;
 use crate::transfer::digest::Hash;
 use crate::transfer::files::{copy_data, hash_source, hash_target};
-use crate::transfer::tree::{CopyError, Meta, Of, Target, Tree, join};
+use crate::transfer::links::FileId;
+use crate::transfer::tree::{Contents, CopyError, Meta, Of, Target, Tree, join};
 
 /// With [`Verify::Sample`], one file out of so many is read back.
 const SAMPLE: u8 = 16;
@@ -18,59 +19,50 @@ impl<S: Tree, T: Target> Copier<'_, S, T> {
         &self,
         dir: &Dir<S, T>,
         name: &[u8],
-        meta: &Meta,
+        mut meta: Meta,
+        claimed: Option<FileId>,
     ) -> Result<Option<Written>> {
-        let attributes = self.source.attributes(&dir.source, name);
-        let attributes = attributes.of_source()?;
+        // Read after `meta`, so that whoever finds the file unchanged since knows the same of these.
+        let mut attributes = self.attributes(&dir.source, name);
         match self.existing(dir, name)? {
             Some(found) if found.is_dir() => return Err(CopyError::InTheWay("a directory")),
-            Some(found) if self.is_copied(dir, name, meta, &found)? => {
+            Some(found) if self.is_copied(dir, name, &meta, &found)? => {
                 let path = join(&dir.path, name);
-                self.dress(&path, &dir.target, name, meta, &attributes)?;
+                self.dress(&path, &dir.target, name, &meta, &attributes)?;
                 self.count(|report| report.unchanged += 1);
                 return Ok(None);
             }
             _ => {}
         }
         let partial = partial_name();
-        let mut meta = meta.clone();
-        for last in [false, true] {
-            let copied = self.write(dir, name, &partial, &meta);
-            match copied {
-                Ok(hash) => {
-                    let name = name.to_vec();
-                    return Ok(Some(Written {
-                        name,
-                        partial,
-                        meta,
-                        attributes,
-                        hash,
-                    }));
-                }
-                Err(error) => {
-                    let _ = self.target.remove(&dir.target, &partial);
-                    if last || !matches!(error, CopyError::Changed) {
-                        return Err(error);
-                    }
-                }
-            }
-            let again = self.source.meta(&dir.source, name);
-            meta = again.of_source()?;
+        let mut written = self.write(dir, name, &partial, &meta);
+        if matches!(written, Err(CopyError::Changed)) {
+            let _ = self.target.remove(&dir.target, &partial);
+            meta = self.source.meta(&dir.source, name).of_source()?;
             if !meta.is_regular() {
                 return Err(CopyError::Changed);
             }
+            attributes = self.attributes(&dir.source, name);
+            written = self.write(dir, name, &partial, &meta);
         }
-        Err(CopyError::Changed)
+        match written {
+            Ok(hash) => Ok(Some(Written {
+                name: name.to_vec(),
+                partial,
+                meta,
+                attributes,
+                hash,
+                claimed,
+            })),
+            Err(error) => {
+                let _ = self.target.remove(&dir.target, &partial);
+                Err(error)
+            }
+        }
     }
 
     /// Whether an earlier copy has brought this file.
-    pub(super) fn is_copied(
-        &self,
-        dir: &Dir<S, T>,
-        name: &[u8],
-        meta: &Meta,
-        found: &Meta,
-    ) -> Result<bool> {
+    fn is_copied(&self, dir: &Dir<S, T>, name: &[u8], meta: &Meta, found: &Meta) -> Result<bool> {
         if !found.is_regular() || (found.size, found.mtime) != (meta.size, meta.mtime) {
             return Ok(false);
         }
@@ -81,9 +73,12 @@ impl<S: Tree, T: Target> Copier<'_, S, T> {
             (self.watch.progress)(meta.size);
             return Ok(true);
         }
-        let there = self.target.open(&dir.target, name);
-        let there = there.of_target()?;
-        // What cannot be read there is written anew.
+        // What cannot be opened or read there is written anew.
+        let there = match self.target.open(&dir.target, name).of_target() {
+            Ok(there) => there,
+            Err(error) if error.is_fatal() => return Err(error),
+            Err(_) => return Ok(false),
+        };
         let there = match hash_target(&*there, meta.size, self.watch.stop) {
             Err(CopyError::Interrupted) => return Err(CopyError::Interrupted),
             other => other.unwrap_or(None),
@@ -91,34 +86,49 @@ impl<S: Tree, T: Target> Copier<'_, S, T> {
         let Some(there) = there else {
             return Ok(false);
         };
-        let contents = self.source.open(&dir.source, name);
-        let contents = contents.of_source()?;
-        Ok(hash_source(&*contents, meta.size, self.watch.stop, self.watch.progress)? == there)
+        match self.hash(dir, name, meta) {
+            Err(CopyError::Changed) => Ok(false),
+            here => Ok(here? == there),
+        }
     }
 
-    pub(super) fn write(
+    fn hash(&self, dir: &Dir<S, T>, name: &[u8], meta: &Meta) -> Result<Hash> {
+        let contents = self.open_source(dir, name, meta)?;
+        let watch = self.watch;
+        let hash = hash_source(&*contents, meta.size, watch.stop, watch.progress)?;
+        match contents.meta().of_source()?.is_as_before(meta) {
+            true => Ok(hash),
+            false => Err(CopyError::Changed),
+        }
+    }
+
+    /// Opens an original that has not changed since it was looked at.
+    fn open_source(
         &self,
         dir: &Dir<S, T>,
         name: &[u8],
-        partial: &[u8],
         meta: &Meta,
-    ) -> Result<Hash> {
-        let contents = self.source.open(&dir.source, name);
-        let contents = contents.of_source()?;
+    ) -> Result<Box<dyn Contents + '_>> {
+        let contents = self.source.open(&dir.source, name).of_source()?;
         let opened = contents.meta().of_source()?;
-        if opened.id != meta.id || !opened.is_as_before(meta) {
-            return Err(CopyError::Changed);
+        match opened.id == meta.id && opened.is_as_before(meta) {
+            true => Ok(contents),
+            false => Err(CopyError::Changed),
         }
+    }
+
+    fn write(&self, dir: &Dir<S, T>, name: &[u8], partial: &[u8], meta: &Meta) -> Result<Hash> {
+        let contents = self.open_source(dir, name, meta)?;
         let wanted = self.options.wanted(meta);
         let output = self.target.create(&dir.target, partial, &wanted);
-        let output = output.of_target()?;
         let bytes = Cell::new(0);
-        let hash = copy_data(&*contents, meta.size, output, self.watch.stop, &|piece| {
+        let progress = |piece| {
             bytes.set(bytes.get() + piece);
             (self.watch.progress)(piece);
-        })?;
-        let after = contents.meta().of_source()?;
-        if !after.is_as_before(meta) {
+        };
+        let output = output.of_target()?;
+        let hash = copy_data(&*contents, meta.size, output, self.watch.stop, &progress)?;
+        if !contents.meta().of_source()?.is_as_before(meta) {
             return Err(CopyError::Changed);
         }
         self.count(|report| report.bytes += bytes.get());
@@ -137,15 +147,18 @@ impl<S: Tree, T: Target> Copier<'_, S, T> {
             if named.is_err() {
                 let _ = self.target.remove(&dir.target, &file.partial);
             }
-            let id = (file.meta.nlink > 1).then_some(file.meta.id);
+            let (claimed, id) = (file.claimed, file.meta.id);
             written.pop();
             let done = self.note(&path, named)?.is_some();
-            self.finish_links(id, done.then_some(&path))?;
+            match claimed {
+                Some(claimed) if claimed != id => self.begin_links_again(claimed),
+                _ => self.finish_links(claimed, done.then_some(&path))?,
+            }
         }
         Ok(())
     }
 
-    pub(super) fn give_name(&self, dir: &Dir<S, T>, path: &[u8], file: &Written) -> Result<()> {
+    fn give_name(&self, dir: &Dir<S, T>, path: &[u8], file: &Written) -> Result<()> {
         let sampled = file.hash[0].is_multiple_of(SAMPLE);
         let verify = match self.options.verify {
             Verify::Full => true,

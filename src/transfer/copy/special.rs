@@ -18,11 +18,13 @@ impl<S: Tree, T: Target> Copier<'_, S, T> {
             return Err(CopyError::Device);
         }
         let target = match meta.kind {
-            FileKind::Symlink => Some(self.source.symlink_target(&dir.source, name).of_source()?),
+            FileKind::Symlink => {
+                let target = self.source.symlink_target(&dir.source, name);
+                Some(target.of_source()?)
+            }
             _ => None,
         };
-        let attributes = self.source.attributes(&dir.source, name);
-        let attributes = attributes.of_source()?;
+        let attributes = self.attributes(&dir.source, name);
         let found = self.existing(dir, name)?;
         if found.as_ref().is_some_and(Meta::is_dir) {
             return Err(CopyError::InTheWay("a directory"));
