@@ -185,8 +185,18 @@ fn measure_for<S: Tree>(bar: &ProgressBar, source: &S, options: &CopyOptions, do
     }
 }
 
-/// Tells what was copied, and fails if anything was not.
-pub fn tell(arguments: &CopyArguments, copied: Copied) -> Outcome<()> {
+/// Tells what was copied, and fails if anything was not, or if what had to be done after it has failed.
+pub fn tell(arguments: &CopyArguments, copied: Copied, after: Outcome<()>) -> Outcome<()> {
+    match (tell_copied(arguments, copied), after) {
+        (Err(copied), Err(after)) => {
+            eprintln!("s2sfs: {copied}");
+            Err(after)
+        }
+        (copied, after) => copied.and(after),
+    }
+}
+
+fn tell_copied(arguments: &CopyArguments, copied: Copied) -> Outcome<()> {
     let report = copied.map_err(|error| match error {
         CopyError::Interrupted => {
             Failure::failed("interrupted; the same command goes on where this one has ended")
