@@ -473,6 +473,11 @@ fn run(command: &str, arguments: &[&Path]) -> Ended {
     finish(program().arg(command).args(arguments))
 }
 
+/// Imports or exports without loading a model for it.
+fn quick(command: &str, arguments: &[&Path]) -> Ended {
+    finish(program().args([command, "-opolicy=fast"]).args(arguments))
+}
+
 fn assert_ok(output: &Ended) {
     assert_eq!(output.status.code(), Some(exit::OK), "{}", text(output));
 }
@@ -482,7 +487,10 @@ fn make_store(place: &Place) {
     fs::write(place.path("from/file"), "x").unwrap();
     fs::create_dir(place.path("from/dir")).unwrap();
     fs::write(place.path("from/dir/below"), "y").unwrap();
-    assert_ok(&run("import", &[&place.path("from"), &place.path("store")]));
+    assert_ok(&quick(
+        "import",
+        &[&place.path("from"), &place.path("store")],
+    ));
 }
 
 fn dirent(parent: u64, name: &[u8]) -> Vec<u8> {
@@ -511,7 +519,7 @@ fn a_store_whose_names_lead_elsewhere_is_damaged_and_nothing_is_written_there() 
         plant(&store, ROOT, name, value);
         drop(store);
         let copy = place.path("to/deep");
-        let output = run("export", &[&place.path("store"), &copy]);
+        let output = quick("export", &[&place.path("store"), &copy]);
         assert_refused(&output, exit::FAILED, "damaged directory entry: bad name");
         assert!(!copy.exists() && !place.path("to/evil").exists());
         let key = dirent(ROOT, name);
@@ -534,7 +542,7 @@ fn a_store_whose_directories_hold_themselves_is_exported_without_end_of_them() {
     plant(&store, dir, b"up", root);
     drop(store);
     let copy = place.path("copy");
-    let output = run("export", &[&place.path("store"), &copy]);
+    let output = quick("export", &[&place.path("store"), &copy]);
     for name in ["again", "up"] {
         let words = format!("dir/{name}: it is a directory that it lies in");
         assert_refused(&output, exit::FAILED, &words);
@@ -550,7 +558,7 @@ fn the_mark_of_an_export_takes_no_name_that_somebody_has() {
     fs::write(place.path("from/.s2sfs-export"), "of the user").unwrap();
     make_store(&place);
     let (store, copy) = (place.path("store"), place.path("copy"));
-    assert_ok(&run("export", &[&store, &copy]));
+    assert_ok(&quick("export", &[&store, &copy]));
     let mut names: Vec<_> = fs::read_dir(&copy)
         .unwrap()
         .map(|entry| entry.unwrap().file_name())
@@ -569,11 +577,18 @@ fn the_mark_of_an_export_is_not_written_through_a_symlink_and_knows_the_store() 
     fs::create_dir(&copy).unwrap();
     fs::write(place.path("victim"), "precious").unwrap();
     symlink(place.path("victim"), copy.join(".s2sfs-export")).unwrap();
-    let refused = run("export", &[&store, &copy]);
+    let refused = quick("export", &[&store, &copy]);
     assert_refused(&refused, exit::USAGE, "is not empty");
-    assert_ok(&run("export", &[&store, &copy, Path::new("--force")]));
+    assert_ok(&quick("export", &[&store, &copy, Path::new("--force")]));
     assert_eq!(fs::read(place.path("victim")).unwrap(), b"precious");
     assert!(copy.join(".s2sfs-export").is_symlink());
+
+    // An export that was killed at once has left no more than the name of its mark.
+    let begun = place.path("begun");
+    fs::create_dir(&begun).unwrap();
+    fs::write(begun.join(".s2sfs-export"), "").unwrap();
+    assert_ok(&quick("export", &[&store, &begun]));
+    assert!(begun.join("file").exists() && !begun.join(".s2sfs-export").exists());
 
     // A store that was moved is the same one; one in its place is not.
     let uuid = s2sfs_uuid(&store);
@@ -581,10 +596,10 @@ fn the_mark_of_an_export_is_not_written_through_a_symlink_and_knows_the_store() 
     fs::write(copy.join(".s2sfs-export"), &uuid).unwrap();
     let moved = place.path("moved");
     fs::rename(&store, &moved).unwrap();
-    assert_ok(&run("import", &[&place.path("from"), &store]));
-    let refused = run("export", &[&store, &copy]);
+    assert_ok(&quick("import", &[&place.path("from"), &store]));
+    let refused = quick("export", &[&store, &copy]);
     assert_refused(&refused, exit::USAGE, "is not empty");
-    assert_ok(&run("export", &[&moved, &copy]));
+    assert_ok(&quick("export", &[&moved, &copy]));
     assert!(!copy.join(".s2sfs-export").exists());
 }
 
@@ -673,7 +688,7 @@ fn a_wide_directory_does_not_take_all_open_files() {
     for number in 0..800 {
         fs::create_dir(place.path(&format!("from/{number}"))).unwrap();
     }
-    let script = "ulimit -n 150 && exec \"$0\" import --threads 1 \"$1\" \"$2\"";
+    let script = "ulimit -n 150 && exec \"$0\" import -opolicy=fast --threads 1 \"$1\" \"$2\"";
     let program = env!("CARGO_BIN_EXE_s2sfs");
     let mut command = std::process::Command::new("sh");
     command.args(["-c", script, program]);
@@ -720,5 +735,27 @@ fn nothing_is_imported_through_symlinks_in_a_mount_or_from_its_own_store() {
     let output = run("import", &[&bed.store, &bed.mnt]);
     assert_refused(&output, exit::USAGE, "must not lie inside each other");
     assert_ok(&run("import", &[&from, &bed.mnt]));
+    bed.umount();
+}
+
+#[test]
+fn what_was_not_copied_is_told_even_if_settling_fails_after_it() {
+    if !can_mount() {
+        return;
+    }
+    let place = Place::new();
+    fs::create_dir(place.path("from/both")).unwrap();
+    let bed = Bed::mounted("policy=fast");
+    fs::write(bed.mnt.join("both"), "a file").unwrap();
+    // Nobody answers who could settle.
+    let (socket, aside) = (bed.store.join("control.sock"), bed.store.join("aside"));
+    fs::rename(&socket, &aside).unwrap();
+    let arguments = [&place.path("from"), &bed.mnt, Path::new("--settle")];
+    let output = run("import", &arguments);
+    fs::rename(&aside, &socket).unwrap();
+    let words = "both: a file of the same name is in its place";
+    assert_refused(&output, exit::FAILED, words);
+    assert_refused(&output, exit::FAILED, "1 thing could not be copied");
+    assert_refused(&output, exit::FAILED, "cannot reach the daemon");
     bed.umount();
 }

@@ -138,15 +138,22 @@ impl Export<'_> {
             if has(names, &name) {
                 continue;
             }
-            if !has(&there, &name) {
+            let path = self.dir.join(&name);
+            if has(&there, &name) {
+                let found = read_mark(target.directory(), &name);
+                if found.as_ref() == Some(&text) {
+                    return Ok(name);
+                }
+                // Alone and empty it is of an export that was killed before it had written its mark.
+                if there.len() > 1 || found.as_deref() != Some("") {
+                    continue;
+                }
+                unlinkat(target.directory(), &name, AtFlags::empty()).context(path.display())?;
+            } else {
                 self.check_empty(&there)?;
-                let path = self.dir.join(&name);
-                write_mark(target.directory(), &name, &text).context(path.display())?;
-                return Ok(name);
             }
-            if read_mark(target.directory(), &name).is_some_and(|found| found == text) {
-                return Ok(name);
-            }
+            write_mark(target.directory(), &name, &text).context(path.display())?;
+            return Ok(name);
         }
     }
 
@@ -172,8 +179,9 @@ impl Export<'_> {
 
 fn write_mark(dir: &OwnedFd, name: &str, text: &str) -> io::Result<()> {
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let file = openat(dir, name, flags, Mode::RUSR | Mode::WUSR)?;
-    File::from(file).write_all(text.as_bytes())
+    let mut file = File::from(openat(dir, name, flags, Mode::RUSR | Mode::WUSR)?);
+    file.write_all(text.as_bytes())?;
+    file.sync_all()
 }
 
 /// None: it is no file that can be read.
