@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 
 use s2sfs::transfer::tree::{Attribute, Contents, Meta, Output, Result, Target, Tree, TreeError};
-use s2sfs::transfer::{CopyError, CopyOptions, HostTree, Report, Verify, copy};
+use s2sfs::transfer::{CopyError, CopyOptions, HostTree, Report, Verify, Watch, copy};
 
 /// What goes wrong with a target.
 #[derive(Clone, Copy, PartialEq)]
@@ -51,8 +51,12 @@ impl Tree for Faulty {
         self.tree.symlink_target(dir, name)
     }
 
-    fn attributes(&self, dir: &Dir, name: &[u8]) -> Result<Vec<Attribute>> {
-        self.tree.attributes(dir, name)
+    fn attribute_names(&self, dir: &Dir, name: &[u8]) -> Result<Vec<Vec<u8>>> {
+        self.tree.attribute_names(dir, name)
+    }
+
+    fn attribute(&self, dir: &Dir, name: &[u8], key: &[u8]) -> Result<Option<Vec<u8>>> {
+        self.tree.attribute(dir, name, key)
     }
 
     fn open(&self, dir: &Dir, name: &[u8]) -> Result<Box<dyn Contents + '_>> {
@@ -113,6 +117,10 @@ impl Target for Faulty {
 
     fn barrier(&self) -> Result<()> {
         self.tree.barrier()
+    }
+
+    fn sync_all(&self) -> Result<()> {
+        self.tree.sync_all()
     }
 
     fn reopen(&self, dir: &Dir, name: &[u8]) -> Result<Box<dyn Contents + '_>> {
@@ -199,14 +207,12 @@ fn copied(fault: Fault, verify: Verify, to: &Path) -> std::result::Result<Report
         as_root: root.is_root(),
         owner: (root.as_raw(), rustix::process::getegid().as_raw()),
     };
-    copy(
-        &source,
-        &target,
-        &options,
-        &AtomicBool::new(false),
-        &|_| {},
-        &|| {},
-    )
+    let watch = Watch {
+        stop: &AtomicBool::new(false),
+        progress: &|_| {},
+        last: &|| {},
+    };
+    copy(&source, &target, &options, &watch)
 }
 
 fn names(dir: &Path) -> Vec<String> {

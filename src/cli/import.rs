@@ -5,13 +5,13 @@ use std::sync::atomic::AtomicBool;
 
 use clap::Args;
 
-use super::moving::{self, CopyArguments};
+use super::moving::{self, Copied, CopyArguments};
 use super::{output, target};
 use crate::control::mountinfo::Mount;
 use crate::exit::{Context, Exit, Failure, Outcome};
 use crate::mount;
 use crate::options::Settings;
-use crate::transfer::{CopyError, HostTree, Report, VolumeTree};
+use crate::transfer::{CopyError, HostTree, VolumeTree};
 
 /// What `--help` says besides.
 const HELP: &str = "\
@@ -57,11 +57,11 @@ pub fn run(arguments: &ImportArguments) -> Outcome<()> {
     moving::check_apart(&dir, &store)?;
     moving::raise_open_files();
     let stop = moving::stop_on_signals()?;
-    let outcome = match moving::mount_of(&store)? {
+    let (copied, after) = match moving::mount_of(&store)? {
         Some(mount) => into_mount(arguments, &dir, &source, &mount, &into, &stop)?,
         None => into_store(arguments, &source, &store, &into, &stop)?,
     };
-    moving::tell(&arguments.copy, outcome)
+    moving::tell(&arguments.copy, copied, after)
 }
 
 /// A path in the store, as one under its root.
@@ -80,8 +80,6 @@ fn inside(path: &Path) -> Outcome<PathBuf> {
     Ok(inside)
 }
 
-type Copied = Result<Report, CopyError>;
-
 fn into_mount(
     arguments: &ImportArguments,
     dir: &Path,
@@ -89,7 +87,7 @@ fn into_mount(
     mount: &Mount,
     into: &Path,
     stop: &AtomicBool,
-) -> Outcome<Copied> {
+) -> Outcome<(Copied, Outcome<()>)> {
     let point = mount.point.display();
     if moving::is_read_only(mount) {
         let message = format!("the store is mounted read-only at {point}; unmount it first");
@@ -100,23 +98,29 @@ fn into_mount(
         return Err(Failure::usage(message));
     }
     moving::check_apart(dir, &mount.point)?;
+    moving::check_apart(dir, &mount.store())?;
     let path = mount.point.join(into);
-    std::fs::create_dir_all(&path).context(path.display())?;
-    let target = HostTree::open(&path).context(path.display())?;
+    let target = HostTree::within(&mount.point, into).context(path.display())?;
     let options = arguments
         .copy
         .options(Settings::default().threads, arguments.one_file_system);
     let copied = moving::copy_tree("importing", source, &target, &options, stop, &|| {});
-    if arguments.settle && copied.is_ok() {
-        let bar = output::progress_bar("settling");
-        let settled = target::client(mount)?.settle(|done, total| {
-            bar.set_length(total);
-            bar.set_position(done);
-        });
-        bar.finish_and_clear();
-        settled.context(point)?;
-    }
-    Ok(copied)
+    let settled = match arguments.settle && copied.is_ok() {
+        true => settle_mount(mount),
+        false => Ok(()),
+    };
+    Ok((copied, settled))
+}
+
+fn settle_mount(mount: &Mount) -> Outcome<()> {
+    let client = target::client(mount)?;
+    let bar = output::progress_bar("settling");
+    let settled = client.settle(|done, total| {
+        bar.set_length(total);
+        bar.set_position(done);
+    });
+    bar.finish_and_clear();
+    settled.context(mount.point.display()).map(|_| ())
 }
 
 fn into_store(
@@ -125,7 +129,7 @@ fn into_store(
     store: &Path,
     into: &Path,
     stop: &AtomicBool,
-) -> Outcome<Copied> {
+) -> Outcome<(Copied, Outcome<()>)> {
     let mut settings = Settings::parse(&arguments.options).map_err(Failure::usage)?;
     if settings.read_only {
         return Err(Failure::usage("a store that is read-only takes nothing in"));
@@ -154,6 +158,5 @@ fn into_store(
         false => Ok(()),
     };
     let closed = volume.shutdown();
-    settled.and(closed).map_err(failed)?;
-    Ok(copied)
+    Ok((copied, settled.and(closed).map_err(failed)))
 }

@@ -19,7 +19,7 @@ use crate::control::mountinfo::{self, Mount};
 use crate::exit::{Context, Exit, Failure, Outcome};
 use crate::mount;
 use crate::transfer::{
-    CopyError, CopyOptions, Pattern, Report, Target, Tree, Verify, WireError, copy, measure,
+    CopyError, CopyOptions, Pattern, Report, Target, Tree, Verify, Watch, WireError, copy, measure,
 };
 
 /// Options of import and export.
@@ -27,7 +27,7 @@ use crate::transfer::{
 pub struct CopyArguments {
     /// How much of what was written is read back and compared with what was read
     #[arg(long, value_enum, default_value_t, value_name = "HOW")]
-    verify: Verify,
+    verify: VerifyArgument,
     /// Leave out what this pattern matches: names, or with a slash in it paths (can be given several times)
     #[arg(long, value_name = "PATTERN")]
     exclude: Vec<OsString>,
@@ -39,13 +39,34 @@ pub struct CopyArguments {
     json: bool,
 }
 
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
+enum VerifyArgument {
+    /// Every file
+    #[default]
+    Full,
+    /// One file out of 16
+    Sample,
+    /// No file; files that are there already are believed to be the same if size and time are
+    Off,
+}
+
+impl From<VerifyArgument> for Verify {
+    fn from(argument: VerifyArgument) -> Verify {
+        match argument {
+            VerifyArgument::Full => Verify::Full,
+            VerifyArgument::Sample => Verify::Sample,
+            VerifyArgument::Off => Verify::Off,
+        }
+    }
+}
+
 impl CopyArguments {
     pub fn options(&self, threads: usize, one_file_system: bool) -> CopyOptions {
         let (user, group) = (rustix::process::geteuid(), rustix::process::getegid());
         let patterns = self.exclude.iter();
         CopyOptions {
             threads: self.threads.map_or(threads, usize::from),
-            verify: self.verify,
+            verify: self.verify.into(),
             exclude: patterns.map(|text| Pattern::new(text.as_bytes())).collect(),
             one_file_system,
             as_root: user.is_root(),
@@ -126,6 +147,9 @@ pub fn check_apart(one: &Path, other: &Path) -> Outcome<()> {
     Ok(())
 }
 
+/// How a copy has ended.
+pub type Copied = Result<Report, CopyError>;
+
 /// Copies a tree with a progress bar, whose length is found out meanwhile.
 pub fn copy_tree<S: Tree, T: Target>(
     what: &'static str,
@@ -134,14 +158,19 @@ pub fn copy_tree<S: Tree, T: Target>(
     options: &CopyOptions,
     stop: &AtomicBool,
     last: &(dyn Fn() + Sync),
-) -> Result<Report, CopyError> {
+) -> Copied {
     let bar = output::progress_bar(what);
     let done = AtomicBool::new(false);
     let result = std::thread::scope(|scope| {
         if !bar.is_hidden() {
             scope.spawn(|| measure_for(&bar, source, options, &done));
         }
-        let result = copy(source, target, options, stop, &|bytes| bar.inc(bytes), last);
+        let watch = Watch {
+            stop,
+            progress: &|bytes| bar.inc(bytes),
+            last,
+        };
+        let result = copy(source, target, options, &watch);
         done.store(true, Relaxed);
         result
     });
@@ -156,9 +185,19 @@ fn measure_for<S: Tree>(bar: &ProgressBar, source: &S, options: &CopyOptions, do
     }
 }
 
-/// Tells what was copied, and fails if anything was not.
-pub fn tell(arguments: &CopyArguments, outcome: Result<Report, CopyError>) -> Outcome<()> {
-    let report = outcome.map_err(|error| match error {
+/// Tells what was copied, and fails if anything was not, or if what had to be done after it has failed.
+pub fn tell(arguments: &CopyArguments, copied: Copied, after: Outcome<()>) -> Outcome<()> {
+    match (tell_copied(arguments, copied), after) {
+        (Err(copied), Err(after)) => {
+            eprintln!("s2sfs: {copied}");
+            Err(after)
+        }
+        (copied, after) => copied.and(after),
+    }
+}
+
+fn tell_copied(arguments: &CopyArguments, copied: Copied) -> Outcome<()> {
+    let report = copied.map_err(|error| match error {
         CopyError::Interrupted => {
             Failure::failed("interrupted; the same command goes on where this one has ended")
         }

@@ -21,7 +21,10 @@ The stream goes to standard output, and `s2sfs receive` makes a store of it, suc
     s2sfs send STORE | ssh HOST s2sfs receive NEWSTORE
 
 Nothing is coded again: the stream is as long as the data in the log. Every record is verified on the way. A store
-that is mounted is sent as it is at the beginning; writing to it goes on meanwhile.";
+that is mounted is sent as it is at the beginning; writing to it goes on meanwhile.
+
+The mount options of the store, in its options.toml, are not sent: copy that file into the new store if they are
+wanted there.";
 
 #[derive(Debug, Args)]
 #[command(after_help = HELP)]

@@ -47,7 +47,7 @@ pub use salvage::LostCommits;
 pub use scrub::{BadRange, ScrubEnd, ScrubStep};
 pub use simulated::{Fault, SimOp, SimStorage};
 pub use snapshot::LostKeys;
-pub use storage::{Entry, LockGuard, RealStorage, Space, Storage, StorageFile};
+pub use storage::{Entry, LOCK_FILE, LockGuard, RealStorage, Space, Storage, StorageFile};
 pub use watched::WatchedStorage;
 
 /// Result of every operation of this layer.

@@ -80,7 +80,8 @@ pub struct RealStorage {
     root: PathBuf,
 }
 
-const LOCK_FILE: &str = "lock";
+/// Name of the lock under the root.
+pub const LOCK_FILE: &str = "lock";
 
 impl RealStorage {
     /// `root` need not exist yet: opening a store with `create` makes it.

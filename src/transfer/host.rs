@@ -7,7 +7,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::FileExt;
-use std::path::Path;
+use std::path::{Component, Path};
 
 use rustix::fs::{
     Advice, AtFlags, CWD, Dir, FileType, Gid, Mode, OFlags, SeekFrom, Stat, Timespec, Timestamps,
@@ -33,6 +33,49 @@ impl HostTree {
     pub fn open(path: &Path) -> io::Result<HostTree> {
         let root = rustix::fs::openat(CWD, path, DIRECTORY, Mode::empty())?;
         Ok(HostTree { root })
+    }
+
+    /// The directory at `inside` under `path`; it is made if it is missing, and so are directories on the
+    /// way. Symbolic links on the way are not followed, as they may lead out of `path`.
+    pub fn within(path: &Path, inside: &Path) -> io::Result<HostTree> {
+        let mut root = HostTree::open(path)?.root;
+        for part in inside.components() {
+            let Component::Normal(name) = part else {
+                continue;
+            };
+            let flags = DIRECTORY | OFlags::NOFOLLOW;
+            let open = || rustix::fs::openat(&root, name, flags, Mode::empty());
+            let opened = match open() {
+                Err(Errno::NOENT) => {
+                    let mode = Mode::RWXU | Mode::RWXG | Mode::RWXO;
+                    rustix::fs::mkdirat(&root, name, mode)?;
+                    open()?
+                }
+                other => other?,
+            };
+            root = opened;
+        }
+        Ok(HostTree { root })
+    }
+
+    /// The directory itself, for what has to be done in it besides.
+    pub fn directory(&self) -> &OwnedFd {
+        &self.root
+    }
+
+    /// The topmost directory of the same mount, as far up as directories may be opened. FUSE has no request
+    /// for syncfs: on a mount of s2sfs an fsync of the root directory stands for it.
+    fn top(&self) -> io::Result<OwnedFd> {
+        let mut dir = self.root.try_clone()?;
+        let mut id = meta_of(&rustix::fs::fstat(&dir)?)?.id;
+        while let Ok(above) = rustix::fs::openat(&dir, "..", DIRECTORY, Mode::empty()) {
+            let next = meta_of(&rustix::fs::fstat(&above)?)?.id;
+            if next.0 != id.0 || next == id {
+                break;
+            }
+            (dir, id) = (above, next);
+        }
+        Ok(dir)
     }
 }
 
@@ -87,6 +130,18 @@ fn open_file(dir: &OwnedFd, name: &[u8]) -> Result<HostFile> {
     })
 }
 
+/// Changes the mode of a file, but not through a symlink that has taken its place.
+fn set_mode(dir: &OwnedFd, name: &[u8], wanted: &Meta) -> Result<()> {
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let file = rustix::fs::openat(dir, name, flags, Mode::empty())?;
+    if meta_of(&rustix::fs::fstat(&file)?)?.kind != wanted.kind {
+        return Err(io::Error::other("something else has taken its place").into());
+    }
+    // A descriptor of this kind has no fchmod of its own.
+    let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+    Ok(rustix::fs::chmod(path, Mode::from_raw_mode(wanted.perm))?)
+}
+
 impl Tree for HostTree {
     type Dir = OwnedFd;
 
@@ -119,28 +174,31 @@ impl Tree for HostTree {
         Ok(rustix::fs::readlinkat(dir, name, Vec::new())?.into_bytes())
     }
 
-    fn attributes(&self, dir: &OwnedFd, name: &[u8]) -> Result<Vec<Attribute>> {
+    fn attribute_names(&self, dir: &OwnedFd, name: &[u8]) -> Result<Vec<Vec<u8>>> {
         let path = by_descriptor(dir, name);
         let mut buffer = vec![0; MAX_ATTRIBUTE];
         let len = match rustix::fs::llistxattr(&path, &mut buffer[..]) {
             Err(Errno::NOTSUP | Errno::NOSYS) => return Ok(Vec::new()),
             other => other?,
         };
-        let names: Vec<Vec<u8>> = buffer[..len]
+        let names = buffer[..len]
             .split(|&byte| byte == 0)
             .filter(|name| !name.is_empty())
-            .map(<[u8]>::to_vec)
-            .collect();
-        let mut attributes = Vec::with_capacity(names.len());
-        for name in names {
-            match rustix::fs::lgetxattr(&path, &name, &mut buffer[..]) {
-                Ok(len) => attributes.push((name, buffer[..len].to_vec())),
-                // Removed since it was listed, or listed but hidden.
-                Err(Errno::NODATA | Errno::NOTSUP) => {}
-                Err(error) => return Err(error.into()),
+            .map(<[u8]>::to_vec);
+        Ok(names.collect())
+    }
+
+    fn attribute(&self, dir: &OwnedFd, name: &[u8], key: &[u8]) -> Result<Option<Vec<u8>>> {
+        let mut buffer = vec![0; MAX_ATTRIBUTE];
+        match rustix::fs::lgetxattr(by_descriptor(dir, name), key, &mut buffer[..]) {
+            Ok(len) => {
+                buffer.truncate(len);
+                Ok(Some(buffer))
             }
+            // Removed since it was listed, or listed but hidden.
+            Err(Errno::NODATA | Errno::NOTSUP) => Ok(None),
+            Err(error) => Err(error.into()),
         }
-        Ok(attributes)
     }
 
     fn open(&self, dir: &OwnedFd, name: &[u8]) -> Result<Box<dyn Contents + '_>> {
@@ -205,8 +263,7 @@ impl Target for HostTree {
 
     fn set_mode_and_times(&self, dir: &OwnedFd, name: &[u8], wanted: &Meta) -> Result<()> {
         if wanted.kind != FileKind::Symlink {
-            let mode = Mode::from_raw_mode(wanted.perm);
-            rustix::fs::chmodat(dir, name, mode, AtFlags::empty())?;
+            set_mode(dir, name, wanted)?;
         }
         let spec = |time: Timestamp| Timespec {
             tv_sec: time.secs,
@@ -238,6 +295,14 @@ impl Target for HostTree {
 
     fn barrier(&self) -> Result<()> {
         Ok(rustix::fs::syncfs(&self.root)?)
+    }
+
+    fn sync_all(&self) -> Result<()> {
+        rustix::fs::syncfs(&self.root)?;
+        if rustix::fs::fstatfs(&self.root)?.f_type == libc::FUSE_SUPER_MAGIC {
+            rustix::fs::fsync(self.top()?)?;
+        }
+        Ok(())
     }
 
     fn reopen(&self, dir: &OwnedFd, name: &[u8]) -> Result<Box<dyn Contents + '_>> {
@@ -301,6 +366,8 @@ impl Output for HostFile {
         if self.file.metadata()?.len() != size {
             self.file.set_len(size)?;
         }
+        // What a file system can say only now, such as that the disk is full, would be lost in a drop.
+        nix::unistd::close(self.file).map_err(io::Error::from)?;
         Ok(())
     }
 }

@@ -81,6 +81,24 @@ impl<W> Links<W> {
         claim
     }
 
+    /// Forgets a file whose first name has become another file; returns the names that wait.
+    pub fn forget(&self, id: FileId) -> Vec<W> {
+        match self.files.lock().remove(&id).map(|known| known.state) {
+            Some(State::Copying(waiting)) => waiting,
+            _ => Vec::new(),
+        }
+    }
+
+    /// Takes all names that still wait.
+    pub fn waiting(&self) -> Vec<W> {
+        let files = std::mem::take(&mut *self.files.lock());
+        let waiting = files.into_values().map(|known| match known.state {
+            State::Copying(waiting) => waiting,
+            _ => Vec::new(),
+        });
+        waiting.flatten().collect()
+    }
+
     /// Says that the first name is complete at `path`, or has failed; returns the names that wait.
     pub fn finish(&self, id: FileId, path: Option<&[u8]>) -> Vec<W> {
         let mut files = self.files.lock();

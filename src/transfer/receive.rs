@@ -7,7 +7,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::{self, Read};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
@@ -15,10 +15,12 @@ use uuid::Uuid;
 
 use super::wire::{FrameKind, FrameReader, Result, WireError};
 use crate::store::carry::{self, StoreFile};
-use crate::store::{RealStorage, Storage, StoreError};
+use crate::store::{LOCK_FILE, RealStorage, Storage, StoreError};
 
 /// No path of a file in a store is longer.
 const MAX_PATH: usize = 300;
+/// What an interrupted attempt can have left besides its lock, in the order in which it is removed.
+const LEFT: [&str; 5] = ["s2sfs.toml", "s2sfs.toml.tmp", "index", "log", "models"];
 
 /// A store that has arrived.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -241,11 +243,17 @@ impl Landing {
     /// Makes the directory, without what an interrupted attempt has left there.
     fn begin(self) -> Result<Site> {
         let storage = RealStorage::new(&self.site);
-        storage.mkdir("").map_err(at("mkdir", &self.site))?;
+        match fs::DirBuilder::new().mode(0o700).create(&self.site) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => self.check_left()?,
+            made => made.map_err(at("mkdir", &self.site))?,
+        }
         let lock = storage.lock(true).map_err(at("lock", &self.site))?;
         let lock = lock.ok_or_else(|| WireError::Busy(self.site.display().to_string()))?;
-        for dir in ["log", "models", "s2sfs.toml", "s2sfs.toml.tmp"] {
-            storage.remove_tree(dir).map_err(at("remove", &self.site))?;
+        // What makes it a store first, as in `discard`.
+        for path in LEFT {
+            storage
+                .remove_tree(path)
+                .map_err(at("remove", &self.site))?;
         }
         for dir in ["log", "models"] {
             storage.mkdir(dir).map_err(at("mkdir", &self.site))?;
@@ -255,6 +263,23 @@ impl Landing {
             storage,
             _lock: lock,
         })
+    }
+
+    /// Whether what is there was left by an interrupted attempt of the same user: nothing else is deleted.
+    fn check_left(&self) -> Result<()> {
+        let refused = |why| WireError::Refused(format!("{}: {why}", self.site.display()));
+        let meta = fs::symlink_metadata(&self.site).map_err(at("stat", &self.site))?;
+        if !meta.is_dir() || meta.uid() != rustix::process::geteuid().as_raw() {
+            return Err(refused("it is no directory of yours"));
+        }
+        for entry in fs::read_dir(&self.site).map_err(at("read", &self.site))? {
+            let name = entry.map_err(at("read", &self.site))?.file_name();
+            if name != LOCK_FILE && LEFT.iter().all(|left| name != **left) {
+                let why = "it has files that no interrupted receive has left there";
+                return Err(refused(why));
+            }
+        }
+        Ok(())
     }
 }
 

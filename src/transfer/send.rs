@@ -67,7 +67,7 @@ fn send_file(
         let piece = &mut buffer[..want];
         if opened.read_at(at, piece).map_err(failed)? < want {
             let why = "it has become shorter while it was read";
-            return Err(WireError::Refused(format!("{}: {why}", file.path)));
+            return Err(StoreError::damaged("file", &file.path, why).into());
         }
         hash.update(piece);
         frames.frame(FrameKind::Data, &[piece])?;

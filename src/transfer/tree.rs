@@ -57,6 +57,12 @@ pub enum CopyError {
     Target(#[source] TreeError),
     #[error("cannot write attribute {name}: {error}")]
     Attribute { name: String, error: TreeError },
+    #[error("cannot make it durable: {0}")]
+    Sync(#[source] TreeError),
+    #[error("this cannot be the name of a file")]
+    Name,
+    #[error("it is a directory that it lies in")]
+    Loop,
     #[error("it changed while it was read")]
     Changed,
     #[error("the copy reads back with other contents than were written")]
@@ -79,6 +85,30 @@ impl CopyError {
             CopyError::Target(error) => error.hits_everything(),
             _ => false,
         }
+    }
+}
+
+/// Says which of two trees an error is of.
+pub(super) trait Of<T> {
+    fn of_source(self) -> std::result::Result<T, CopyError>;
+    fn of_target(self) -> std::result::Result<T, CopyError>;
+}
+
+impl<T> Of<T> for Result<T> {
+    fn of_source(self) -> std::result::Result<T, CopyError> {
+        self.map_err(CopyError::Source)
+    }
+
+    fn of_target(self) -> std::result::Result<T, CopyError> {
+        self.map_err(CopyError::Target)
+    }
+}
+
+/// The path of a name in the directory at `path`, which is empty for the root.
+pub(super) fn join(path: &[u8], name: &[u8]) -> Vec<u8> {
+    match path {
+        b"" => name.to_vec(),
+        path => [path, b"/", name].concat(),
     }
 }
 
@@ -131,8 +161,10 @@ pub trait Tree: Sync {
     fn meta(&self, dir: &Self::Dir, name: &[u8]) -> Result<Meta>;
     fn open_dir(&self, dir: &Self::Dir, name: &[u8]) -> Result<Self::Dir>;
     fn symlink_target(&self, dir: &Self::Dir, name: &[u8]) -> Result<Vec<u8>>;
-    /// All attributes that can be read; none where there is no such thing.
-    fn attributes(&self, dir: &Self::Dir, name: &[u8]) -> Result<Vec<Attribute>>;
+    /// Names of all extended attributes; none where there is no such thing.
+    fn attribute_names(&self, dir: &Self::Dir, name: &[u8]) -> Result<Vec<Vec<u8>>>;
+    /// The value of an attribute. None: it is gone, or hidden.
+    fn attribute(&self, dir: &Self::Dir, name: &[u8], key: &[u8]) -> Result<Option<Vec<u8>>>;
     /// Opens a regular file. Reading it leaves its access time alone, where that can be had.
     fn open(&self, dir: &Self::Dir, name: &[u8]) -> Result<Box<dyn Contents + '_>>;
 
@@ -184,6 +216,8 @@ pub trait Target: Tree {
     fn remove_attribute(&self, dir: &Self::Dir, name: &[u8], attribute: &[u8]) -> Result<()>;
     /// Everything written so far is durable before anything that is renamed from now on.
     fn barrier(&self) -> Result<()>;
+    /// Everything that was done so far is durable on return.
+    fn sync_all(&self) -> Result<()>;
     /// Opens a file to see what was really written.
     fn reopen(&self, dir: &Self::Dir, name: &[u8]) -> Result<Box<dyn Contents + '_>>;
 }

@@ -126,14 +126,15 @@ impl Tree for VolumeTree {
         Ok(self.volume.readlink(self.ino(*dir, name)?)?)
     }
 
-    fn attributes(&self, dir: &u64, name: &[u8]) -> Result<Vec<Attribute>> {
-        let ino = self.ino(*dir, name)?;
-        let mut attributes = Vec::new();
-        for key in self.volume.listxattr(ino)? {
-            let value = self.volume.getxattr(ino, &key)?;
-            attributes.push((key, value));
+    fn attribute_names(&self, dir: &u64, name: &[u8]) -> Result<Vec<Vec<u8>>> {
+        Ok(self.volume.listxattr(self.ino(*dir, name)?)?)
+    }
+
+    fn attribute(&self, dir: &u64, name: &[u8], key: &[u8]) -> Result<Option<Vec<u8>>> {
+        match self.volume.getxattr(self.ino(*dir, name)?, key) {
+            Err(VolumeError::NoAttribute) => Ok(None),
+            other => Ok(Some(other?)),
         }
-        Ok(attributes)
     }
 
     fn open(&self, dir: &u64, name: &[u8]) -> Result<Box<dyn Contents + '_>> {
@@ -222,6 +223,10 @@ impl Target for VolumeTree {
     /// The volume itself never makes a rename durable before the data of the file.
     fn barrier(&self) -> Result<()> {
         Ok(())
+    }
+
+    fn sync_all(&self) -> Result<()> {
+        Ok(self.volume.sync_everything()?)
     }
 
     /// Everything was flushed, so this reads the log.

@@ -2,7 +2,7 @@
 
 use super::attr::FileKind;
 use super::keys;
-use super::namespace::Dirent;
+use super::namespace::{Dirent, check_name};
 use super::{Result, Volume, VolumeError};
 
 /// Entries that one scan reads.
@@ -65,8 +65,11 @@ impl DirStream {
         self.complete = page.len() < PAGE;
         for (key, value) in page {
             let entry = Dirent::decode(&value)?;
+            let name = key.get(9..).unwrap_or_default();
+            // Whoever copies the directory elsewhere makes a path of it.
+            check_name(name).map_err(|_| keys::damaged("directory entry", "bad name"))?;
             self.entries.push(DirEntry {
-                name: key.get(9..).unwrap_or_default().to_vec(),
+                name: name.to_vec(),
                 ino: entry.ino,
                 kind: entry.kind,
             });
