@@ -89,9 +89,11 @@ fn is_right(codecs: &Codecs, encoded: &Encoded, raw: &[u8]) -> bool {
         .is_ok_and(|found| found == raw)
 }
 
+type Contents = Vec<Vec<u8>>;
+
 /// Contents that are verified when one of sixteen is, and others.
-fn contents_by_fate() -> &'static (Vec<Vec<u8>>, Vec<Vec<u8>>) {
-    static FATES: OnceLock<(Vec<Vec<u8>>, Vec<Vec<u8>>)> = OnceLock::new();
+fn contents_by_fate() -> &'static (Contents, Contents) {
+    static FATES: OnceLock<(Contents, Contents)> = OnceLock::new();
     FATES.get_or_init(|| {
         let (mut verified, mut others) = (Vec::new(), Vec::new());
         let (mut codecs, _) = faulty(true);

@@ -143,7 +143,7 @@ impl ByteCode {
             }
             *place = length;
             let share = 1 << (WORD_BITS - u32::from(length));
-            if next % share != 0 || next + share > 1 << WORD_BITS {
+            if !next.is_multiple_of(share) || next + share > 1 << WORD_BITS {
                 return Err(refuse());
             }
             words[usize::from(byte)] = next as u16;
