@@ -228,7 +228,7 @@ fn shutting_down_does_not_wait_for_settling() {
     let volume = open(&storage);
     let left = volume.status().unwrap().settle.queue_bytes;
     assert!(
-        left > 150 * 300 << 10,
+        left > (150 * 300) << 10,
         "only {left} bytes are left to settle"
     );
     for i in (0..200).step_by(37) {
