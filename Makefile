@@ -131,9 +131,10 @@ man: build ## Make the manual pages anew from the program's own tables
 demo: build ## Copy this tree into a temporary store, settle, show the ratios, read back, compare
 	@scripts/demo.sh $(BUILT) $(HELPER)
 
-# CORPUS is a directory with one directory per class. Without it, the project's own text is measured.
-bench: build bench-packages ## Measure everything in docs/benchmarks.md: make bench [CORPUS=dir] [SPLICE=1]
-	$(BUILT) bench-store --results $(RESULTS) $(if $(CORPUS),--corpus $(CORPUS)) $(MOUNT_ARGS) \
+# CORPUS is a directory with one directory per class. Without it, the project's own text is measured. ALONE leaves out other
+# file systems and programs.
+bench: build bench-packages ## Measure everything in docs/benchmarks.md: make bench [CORPUS=dir] [ALONE=1] [SPLICE=1]
+	$(BUILT) bench-store --results $(RESULTS) $(if $(CORPUS),--corpus $(CORPUS)) $(MOUNT_ARGS) $(if $(ALONE),--alone) \
 		$(if $(SPLICE),--splice docs/benchmarks.md --splice README.md)
 
 # A program that BUILT= names on the command line is taken as it is.

@@ -198,7 +198,11 @@ pub fn mount(
     std::thread::Builder::new()
         .name("session".into())
         .spawn(move || {
-            let result = session.run().map_err(|e| e.to_string());
+            let result = match session.run() {
+                // A request was being read just when the unmount ended the connection (fs/fuse/dev.c).
+                Err(error) if error.raw_os_error() == Some(libc::ECONNABORTED) => Ok(()),
+                result => result.map_err(|e| e.to_string()),
+            };
             let closed = served
                 .shutdown()
                 .map_err(|e| format!("closing the volume: {e}"));
