@@ -20,13 +20,19 @@ use cli::{finish, program, skipped, text};
 use markdown::Block;
 
 /// The documents whose commands are run, and what was done before: nothing, or what the user guide begins with.
-const DOCUMENTS: [(&str, &str); 5] = [
+const DOCUMENTS: [(&str, &str); 6] = [
     ("README.md", ""),
     ("docs/user-guide.md", ""),
     ("docs/operations.md", INSTALLED),
     ("docs/expectations.md", INSTALLED),
     ("docs/troubleshooting.md", INSTALLED),
+    ("docs/metrics.md", NOT_MOUNTED),
 ];
+
+const NOT_MOUNTED: &str = "\
+make install BUILT=target/release/s2sfs >/dev/null
+mkdir -p /data /mnt
+";
 
 const INSTALLED: &str = "\
 make install BUILT=target/release/s2sfs >/dev/null
@@ -36,7 +42,7 @@ cp -r ~/texts /mnt
 ";
 
 /// Commands that begin like this are not run here, and why. What can be known of them without running is tested.
-const NOT_RUN: [(&str, &str); 8] = [
+const NOT_RUN: [(&str, &str); 9] = [
     ("make test", "this test is a part of it"),
     (
         "make deb",
@@ -57,6 +63,10 @@ const NOT_RUN: [(&str, &str); 8] = [
         "takes minutes; tests/train_model.rs trains, and another model stands for its result",
     ),
     ("s2sfs freeze /mnt -- lvcreate", "needs a volume group"),
+    (
+        "curl http://127.0.0.1:9464/metrics",
+        "another program may have the port; tests/cli_metrics.rs takes a free one",
+    ),
 ];
 
 /// Programs that not every machine has: where they are missing, their commands are not run, loudly.
@@ -224,6 +234,11 @@ fn the_commands_of_the_operations_guide_work() {
 #[test]
 fn the_commands_of_the_page_of_expectations_work() {
     run("docs/expectations.md");
+}
+
+#[test]
+fn the_commands_of_the_page_of_metrics_work() {
+    run("docs/metrics.md");
 }
 
 #[test]
