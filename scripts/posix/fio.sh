@@ -7,7 +7,7 @@ size=${FIO_SIZE:-64M}
 mount_store
 run() {
     say "$*"
-    fio --directory="$mnt" --size="$size" --verify=crc32c --do_verify=1 --verify_fatal=1 --group_reporting \
+    fio --directory="$mnt" --aux-path="$dir" --size="$size" --verify=crc32c --do_verify=1 --verify_fatal=1 --group_reporting \
         --output="$dir/fio.log" "$@" || { cat "$dir/fio.log"; fail "fio $1"; }
     rm -f "$mnt"/*.0
 }
