@@ -1,12 +1,12 @@
 //! A frozen mount: what waits takes nothing from those who read.
 
 mod common;
-#[path = "common/patience.rs"]
-mod patience;
+#[path = "common/in_time.rs"]
+mod in_time;
 
 use common::mounted::Mounted;
 use common::noise;
-use patience::{SOON, soon};
+use in_time::{SOON, soon};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::time::Duration;

@@ -1,11 +1,11 @@
 //! Coding again trees that lie in each other, or in themselves, on full disks, and below damage.
 
 mod common;
-#[path = "common/patience.rs"]
-mod patience;
+#[path = "common/in_time.rs"]
+mod in_time;
 
 use common::*;
-use patience::soon;
+use in_time::soon;
 use s2sfs::store::{Op, OpenOptions, SimStorage, Storage, Store, Transaction};
 use s2sfs::volume::{POLICY, ROOT, Recoded, Volume, VolumeOptions};
 use std::sync::Arc;

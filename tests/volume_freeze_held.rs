@@ -1,11 +1,11 @@
 //! Freezing, settling and ending beside whoever holds the store, waits, or fails.
 
 mod common;
-#[path = "common/patience.rs"]
-mod patience;
+#[path = "common/in_time.rs"]
+mod in_time;
 
 use common::*;
-use patience::{SOON, aside, soon};
+use in_time::{SOON, aside, soon};
 use s2sfs::control::{ScrubAction, ScrubOptions, ScrubState};
 use s2sfs::settle::Host;
 use s2sfs::store::{Fault, SimOp};

@@ -94,17 +94,24 @@ pub fn run(arguments: &PolicyArguments) -> Outcome<()> {
 
 fn show(path: &Path) -> Outcome<Shown> {
     let name = path.display();
-    let effective = attribute(path, EFFECTIVE).context(&name)?.ok_or_else(|| {
+    policies_of(path).context(&name)?.ok_or_else(|| {
         Failure::new(
             Exit::NotAStore,
             format!("{name} does not lie on an s2sfs mount"),
         )
-    })?;
-    Ok(Shown {
-        path: name.to_string(),
-        own: attribute(path, OWN).context(&name)?,
-        effective,
     })
+}
+
+/// `None` elsewhere than on a mount.
+fn policies_of(path: &Path) -> io::Result<Option<Shown>> {
+    let Some(effective) = attribute(path, EFFECTIVE)? else {
+        return Ok(None);
+    };
+    Ok(Some(Shown {
+        path: path.display().to_string(),
+        own: attribute(path, OWN)?,
+        effective,
+    }))
 }
 
 /// An attribute; `None` where there is none, or attributes are not known.
@@ -184,16 +191,10 @@ fn look(path: &Path, device: u64) -> io::Result<(Option<Shown>, bool)> {
     if meta.dev() != device || !(meta.is_dir() || meta.is_file()) {
         return Ok((None, false));
     }
-    let own = attribute(path, OWN)?;
-    let effective = match own {
-        Some(_) => attribute(path, EFFECTIVE)?,
+    let shown = match attribute(path, OWN)? {
+        Some(_) => policies_of(path)?,
         None => None,
     };
-    let shown = effective.map(|effective| Shown {
-        path: path.display().to_string(),
-        own,
-        effective,
-    });
     Ok((shown, meta.is_dir()))
 }
 

@@ -23,10 +23,9 @@ pub struct UmountArguments {
 pub fn run(arguments: &UmountArguments) -> Outcome<()> {
     let name = arguments.mountpoint.display();
     let mount = mountinfo::mount_at(&arguments.mountpoint)
-        .context(name)?
+        .context(&name)?
         .filter(Mount::is_s2sfs);
     let Some(mount) = mount else {
-        let name = arguments.mountpoint.display();
         return match arguments.dead {
             true => Ok(()),
             false => Err(Failure::new(

@@ -19,8 +19,6 @@ const WORD_BITS: u32 = 16;
 /// A prefix code of the 256 bytes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ByteCode {
-    /// The bytes in the order of their codewords.
-    order: [u8; 256],
     lengths: [u8; 256],
     /// Codewords, the first decision in the highest bit.
     words: [u16; 256],
@@ -30,14 +28,14 @@ pub struct ByteCode {
 
 /// What follows a decision.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Child(u16);
+struct Child(u16);
 
 impl Child {
     const LEAF: u16 = 256;
 
     /// The byte, if it is complete.
     #[inline(always)]
-    pub fn byte(self) -> Option<u8> {
+    fn byte(self) -> Option<u8> {
         (self.0 >= Child::LEAF).then_some(self.0 as u8)
     }
 
@@ -106,6 +104,17 @@ impl Spot {
     pub fn begins_bucket(self) -> bool {
         self.slot == 1
     }
+
+    #[inline(always)]
+    fn follow(self, node: u8, bit: u32) -> Spot {
+        let slot = self.slot << 1 | bit as u8 & 1;
+        Spot {
+            slot: if slot < 16 { slot } else { 1 },
+            node,
+            depth: self.depth + 1,
+            path: self.path << 1 | bit as u16 & 1,
+        }
+    }
 }
 
 impl Default for ByteCode {
@@ -117,10 +126,8 @@ impl Default for ByteCode {
 impl ByteCode {
     /// The eight bits of a byte, the highest first.
     pub fn plain() -> ByteCode {
-        let (order, lengths) = (std::array::from_fn(|byte| byte as u8), [8; 256]);
-        let words = std::array::from_fn(|byte| (byte as u16) << 8);
+        let (lengths, words) = ([8; 256], std::array::from_fn(|byte| (byte as u16) << 8));
         ByteCode {
-            order,
             lengths,
             words,
             children: children(&lengths, &words),
@@ -151,7 +158,6 @@ impl ByteCode {
         }
         match next == 1 << WORD_BITS {
             true => Ok(ByteCode {
-                order: *order,
                 children: children(&by_byte, &words),
                 lengths: by_byte,
                 words,
@@ -162,36 +168,35 @@ impl ByteCode {
 
     /// The code in which texts with so many of each byte take the fewest decisions, with bytes that are alike side by side
     /// and no codeword longer than [`LONGEST`].
-    ///
-    /// # Errors
-    /// None that can occur.
-    pub fn for_counts(counts: &[u64; 256]) -> Result<ByteCode, ModelError> {
-        let mut order: [u8; 256] = std::array::from_fn(|byte| byte as u8);
+    pub fn for_counts(counts: &[u64; 256]) -> ByteCode {
+        let mut order = in_order();
         order.sort_by_key(|&byte| (kind_of(byte), Reverse(counts[usize::from(byte)])));
         let total: u64 = counts.iter().sum::<u64>().max(1);
         // A greater floor makes the longest codewords shorter; with all bytes alike they have eight decisions.
         let mut floor = total >> 15;
         loop {
             let weights = order.map(|byte| counts[usize::from(byte)].max(floor));
-            let lengths = optimal(&weights);
-            if lengths.iter().all(|&length| u32::from(length) <= LONGEST) {
-                return ByteCode::new(&order, &lengths);
+            // Refused where a codeword is too long.
+            if let Ok(code) = ByteCode::new(&order, &optimal(&weights)) {
+                return code;
             }
             floor = (floor * 5 / 4 + 1).min(total);
         }
     }
 
     /// The bytes in the order of their codewords, and the lengths of these in the same order: what [`ByteCode::new`] takes.
-    pub fn parts(&self) -> (&[u8; 256], [u8; 256]) {
-        (
-            &self.order,
-            self.order.map(|byte| self.lengths[usize::from(byte)]),
-        )
+    pub fn parts(&self) -> ([u8; 256], [u8; 256]) {
+        let mut order = in_order();
+        order.sort_by_key(|&byte| self.word(byte));
+        (order, order.map(|byte| self.lengths[usize::from(byte)]))
     }
 
     /// Whether these are the bits of bytes.
     pub fn is_plain(&self) -> bool {
-        *self == ByteCode::plain()
+        // Codewords that are all 2^8 apart have eight decisions.
+        in_order()
+            .iter()
+            .all(|&byte| self.word(byte) == u16::from(byte) << 8)
     }
 
     /// The codeword of a byte, its first decision in the highest bit.
@@ -221,17 +226,9 @@ impl ByteCode {
     }
 }
 
-impl Spot {
-    #[inline(always)]
-    fn follow(self, node: u8, bit: u32) -> Spot {
-        let slot = self.slot << 1 | bit as u8 & 1;
-        Spot {
-            slot: if slot < 16 { slot } else { 1 },
-            node,
-            depth: self.depth + 1,
-            path: self.path << 1 | bit as u16 & 1,
-        }
-    }
+/// All bytes.
+fn in_order() -> [u8; 256] {
+    std::array::from_fn(|byte| byte as u8)
 }
 
 /// Numbers the inner nodes of a complete code level by level, from 1 on.
@@ -352,7 +349,7 @@ mod tests {
         }
         assert_eq!(nodes.len(), 255);
         let (order, lengths) = code.parts();
-        assert_eq!(ByteCode::new(order, &lengths).unwrap(), *code);
+        assert_eq!(ByteCode::new(&order, &lengths).unwrap(), *code);
     }
 
     #[test]
@@ -378,7 +375,7 @@ mod tests {
 
     #[test]
     fn what_is_no_code_is_refused() {
-        let order: [u8; 256] = std::array::from_fn(|byte| byte as u8);
+        let order = in_order();
         assert!(ByteCode::new(&order, &[8; 256]).unwrap().is_plain());
         let mut twice = order;
         twice[7] = 8;
@@ -411,7 +408,7 @@ mod tests {
         let text = include_bytes!("bytecode.rs");
         let mut counts = [0; 256];
         text.iter().for_each(|&byte| counts[usize::from(byte)] += 1);
-        let code = ByteCode::for_counts(&counts).unwrap();
+        let code = ByteCode::for_counts(&counts);
         assert_is_a_code(&code);
         let decisions: usize = text
             .iter()
@@ -428,7 +425,7 @@ mod tests {
         #[test]
         fn any_counts_give_a_code(counts in prop::collection::vec(0..=40u32, 256), base in 0..3u64) {
             let counts: [u64; 256] = std::array::from_fn(|byte| base.pow(counts[byte]));
-            assert_is_a_code(&ByteCode::for_counts(&counts).unwrap());
+            assert_is_a_code(&ByteCode::for_counts(&counts));
         }
     }
 }

@@ -465,7 +465,7 @@ impl Model {
         put_section(&mut file, b"dict", &self.dictionary, LEVEL)?;
         if version == CODE_VERSION {
             let (order, lengths) = self.code.parts();
-            put_section(&mut file, b"code", &[*order, lengths].concat(), LEVEL)?;
+            put_section(&mut file, b"code", &[order, lengths].concat(), LEVEL)?;
         }
         let logits: Vec<u8> = self.logits.iter().flat_map(|x| x.to_le_bytes()).collect();
         put_section(&mut file, b"logi", &logits, LEVEL)?;
@@ -561,9 +561,7 @@ impl Model {
     ) -> Result<Model, ModelError> {
         let base = base_from(&sections.section(b"base")?)?;
         let base = base.map(|hash| find_base(&hash, bases)).transpose()?;
-        if base.as_ref().is_some_and(|base| !base.code.is_plain()) {
-            return Err(damaged("the base of a network has a code of bytes"));
-        }
+        base.as_deref().map(Model::check_joinable).transpose()?;
         let tokenizer = Tokenizer::from_json(&sections.section(b"tokn")?)?;
         let params = sections.section(b"parm")?;
         let params = match &base {

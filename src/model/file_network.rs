@@ -84,11 +84,7 @@ impl Model {
         if base.is_some_and(|base| base.base.is_some() || base.network.is_some()) {
             return Err(damaged("a base cannot have a base or a network itself"));
         }
-        if base.is_some_and(|base| !base.code.is_plain()) {
-            return Err(damaged(
-                "a network joins tables that know bytes by their bits (train --plain)",
-            ));
-        }
+        base.map(Model::check_joinable).transpose()?;
         let mut expert = Expert::new(&parts.tokenizer, parts.network)?;
         expert.set_prior(parts.prior)?;
         let params = match base {
@@ -154,6 +150,16 @@ impl Model {
             network: Some(expert),
             base_params: self.base_params.clone(),
         })
+    }
+
+    /// Whether a network can join these tables.
+    pub(super) fn check_joinable(&self) -> Result<(), ModelError> {
+        match self.code.is_plain() {
+            true => Ok(()),
+            false => Err(damaged(
+                "a network joins tables that know bytes by their bits (train --plain)",
+            )),
+        }
     }
 
     /// A model with a network of its parts.

@@ -34,7 +34,7 @@ pub(crate) fn tiny_coded_model() -> Model {
     SAMPLE
         .iter()
         .for_each(|&byte| counts[usize::from(byte)] += 1);
-    tiny_model_of(ByteCode::for_counts(&counts).expect("a code"))
+    tiny_model_of(ByteCode::for_counts(&counts))
 }
 
 fn tiny_model_of(code: ByteCode) -> Model {

@@ -223,7 +223,7 @@ pub fn train(dir: &Path, options: &TrainOptions, progress: &Progress) -> Result<
     let dictionary = dictionary(&corpus, &parts.tables, options.dictionary);
     let code = match options.plain {
         true => ByteCode::plain(),
-        false => code(&corpus, &parts.tables)?,
+        false => code(&corpus, &parts.tables),
     };
     let tables = train_tables(&corpus, &parts.tables, &code, options, progress);
     let info = ModelInfo {
@@ -251,14 +251,14 @@ pub fn train(dir: &Path, options: &TrainOptions, progress: &Progress) -> Result<
 }
 
 /// The code in which these pieces take the fewest decisions.
-fn code(corpus: &Corpus, pieces: &[Piece]) -> Result<ByteCode, TrainError> {
+fn code(corpus: &Corpus, pieces: &[Piece]) -> ByteCode {
     let mut counts = [0u64; 256];
     for &piece in pieces {
         for &byte in corpus.bytes(piece) {
             counts[usize::from(byte)] += 1;
         }
     }
-    Ok(ByteCode::for_counts(&counts)?)
+    ByteCode::for_counts(&counts)
 }
 
 fn train_tables(
