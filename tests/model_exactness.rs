@@ -4,7 +4,7 @@ use std::sync::{Arc, OnceLock};
 
 use s2sfs::codec::Codecs;
 use s2sfs::model::adaptive::Histories;
-use s2sfs::model::predictor::{BitCoder, Predictor};
+use s2sfs::model::predictor::{Adaptation, BitCoder, Predictor};
 use s2sfs::model::{Cost, Model, ModelError};
 
 fn file() -> &'static [u8] {
@@ -103,13 +103,27 @@ fn a_mixer_survives_its_file_and_needs_its_base() {
     let of = |m: &Model| probabilities(Predictor::new(m, m.fresh(bytes.len())), bytes);
     assert_eq!(of(&again), of(lean()));
     assert_ne!(of(&again), of(model()));
+    // those of before 2026-11-22 have no runs
+    let without = Adaptation {
+        runs: None,
+        ..lean().adaptation()
+    };
+    let without = model().with_mixer_for("old".into(), Histories::Lean, without);
+    let without = without.unwrap();
+    let again = on_base(&without.to_bytes().unwrap()).unwrap();
+    assert_eq!(again.adaptation(), without.adaptation());
+    assert_eq!(of(&again), of(&without));
     let alone = Model::from_bytes(lean_file());
     assert!(matches!(alone, Err(ModelError::NeedsBase(_))), "{alone:?}");
     let other = Model::from_bytes_and(lean_file(), &|_| {
         Some(Arc::new(on_base(lean_file()).unwrap()))
     });
     assert!(matches!(other, Err(ModelError::Damaged(_))), "{other:?}");
-    assert!(lean().lean("again".into(), lean().adaptation()).is_err());
+    assert!(
+        lean()
+            .with_mixer_for("again".into(), Histories::Lean, lean().adaptation())
+            .is_err()
+    );
 }
 
 #[test]

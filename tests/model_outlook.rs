@@ -51,6 +51,7 @@ fn after(len: usize) -> State {
         histories: 15,
         curves: 15,
         least_error: 0,
+        runs: None,
     };
     state
 }

@@ -49,7 +49,7 @@ fn mix(base: Option<&Model>, network: (Network, Tokenizer)) -> Result<Model, Tra
         bytes: 96 << 10,
         seed: 1,
         threads: 1,
-        lean: false,
+        mixer: None,
     };
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/model");
     let progress = Progress::new(&|_, _, _, _| ());

@@ -86,7 +86,7 @@ fn random_model() -> Vec<u8> {
         bytes: 256 << 10,
         seed: 1,
         threads: 1,
-        lean: false,
+        mixer: None,
     };
     let progress = Progress::new(&|_, _, _, _| ());
     let trained = Trained {

@@ -131,7 +131,7 @@ fn data_of_too_few_files_gives_no_model() {
             bytes,
             seed: 1,
             threads: 1,
-            lean: false,
+            mixer: None,
         };
         mixing::train(dir.path(), Some(&base), None, &options, &progress).err()
     };

@@ -102,7 +102,7 @@ fn matcher() -> Part {
     let run = || -> Run {
         let text = text(TEXT);
         Box::new(move || {
-            let (mut matcher, mut right) = (Matcher::new(5, TEXT), 0);
+            let (mut matcher, mut right) = (Matcher::new(5, TEXT, true), 0);
             for at in 0..text.len() {
                 match matcher.predicted(&text[..at]) {
                     Some(byte) if byte == text[at] => right += 1,

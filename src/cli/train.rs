@@ -13,6 +13,7 @@ use super::train_network::{self, NetworkArguments};
 use super::train_s2s;
 use crate::codec::LatentWriter;
 use crate::exit::{Context, Exit, Failure, Outcome};
+use crate::model::adaptive::Histories;
 use crate::model::network::Network;
 use crate::model::tokenizer::Tokenizer;
 use crate::model::{Model, hash_of, hex};
@@ -47,6 +48,9 @@ pub struct TrainArguments {
     /// Train a mixer that is faster and asks half of the histories; the model names the base and is only good with it
     #[arg(long, requires = "base", conflicts_with = "with_network")]
     lean: bool,
+    /// As --lean, with all histories
+    #[arg(long, requires = "base", conflicts_with_all = ["with_network", "lean"])]
+    thorough: bool,
     /// Directory of a trained network that joins the base, or codes alone if there is none
     #[arg(long, value_name = "DIR")]
     with_network: Option<PathBuf>,
@@ -106,7 +110,11 @@ fn train_mixer(
     let options = MixingOptions {
         name,
         bytes: arguments.mixer_bytes,
-        lean: arguments.lean,
+        mixer: match (arguments.lean, arguments.thorough) {
+            (true, _) => Some(Histories::Lean),
+            (_, true) => Some(Histories::All),
+            _ => None,
+        },
         seed,
         threads: std::thread::available_parallelism().map_or(1, |n| n.get()),
     };

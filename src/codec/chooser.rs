@@ -82,30 +82,30 @@ fn demanded(options: &EncodeOptions, gain: f64) -> f64 {
     }
 }
 
-/// The model itself or its base: the slower of them if a sample of the extent gets enough smaller by it. A network is slower
-/// than its base, a lean mixer faster. Also what the sample costs with that model, where it is known.
+/// The model itself or the one beside it: the slower of them if a sample of the extent gets enough smaller by it. A network is
+/// slower than its base, a lean mixer faster. Also what the sample costs with that model, where it is known.
 fn paying_model(
     codecs: &Codecs,
     model: &Arc<Model>,
     raw: &[u8],
     options: &EncodeOptions,
 ) -> Result<(Arc<Model>, Option<f64>)> {
-    let Some(base) = codecs.base_of(model) else {
+    let Some(other) = codecs.beside(model) else {
         return Ok((model.clone(), None));
     };
     let engines = codecs.engines.of(model);
     let sample = sample_of(raw);
     let own = Sample::new(model, engines.as_ref(), sample)?.cost(model, None)?;
-    let of_base = Sample::new(&base, None, sample)?.cost(&base, None)?;
+    let of_other = Sample::new(&other, None, sample)?.cost(&other, None)?;
     let has_network = model.network().is_some();
     let (slower, faster) = match has_network {
-        true => (own, of_base),
-        false => (of_base, own),
+        true => (own, of_other),
+        false => (of_other, own),
     };
     let pays = slower < faster * (1.0 - demanded(options, SLOWER_GAIN));
     Ok(match pays == has_network {
         true => (model.clone(), Some(own)),
-        false => (base, Some(of_base)),
+        false => (other, Some(of_other)),
     })
 }
 

@@ -331,10 +331,27 @@ impl Codecs {
         }
     }
 
+    /// The model that is tried beside another one: slower than a lean mixer, faster than a network. It has the same tables.
+    fn beside(&self, model: &Model) -> Option<Arc<Model>> {
+        match registry::slower_than(&registry::short(&model.hash)) {
+            Some(slower) => self.registry.get(&slower).ok(),
+            None => self.base_of(model),
+        }
+    }
+
     /// The model whose tables a model uses, if they are not its own.
     fn base_of(&self, model: &Model) -> Option<Arc<Model>> {
         let base = registry::short(&model.base()?);
         self.registry.get(&base).ok()
+    }
+
+    /// The file names of the models that are needed beside the embedded one of this name: those whose blocks it may leave.
+    pub fn names_beside(name: &str) -> Vec<String> {
+        let slower = registry::parse_name(name).and_then(|hash| registry::slower_than(&hash));
+        let base = Codecs::embedded_file(name).and_then(Codecs::base_name);
+        base.into_iter()
+            .chain(slower.as_ref().map(file_name))
+            .collect()
     }
 
     /// The file name of the model that the model in `file` needs as its base, if any.

@@ -4,6 +4,8 @@
 //! from its start. Every [`SPAN`] bytes of a group carry a checksum, so that a part can be verified
 //! without the rest. docs/format.md has the byte table.
 
+use std::cell::Cell;
+
 use crate::model::predictor::{Predictor, State};
 use crate::model::tokenizer::CHUNK_TOKENS;
 use crate::model::{Cost, Model, ModelError};
@@ -89,10 +91,17 @@ pub(super) fn start_state(
     snapshot: Option<&Snapshot>,
     latents: &[u16],
 ) -> State {
-    model.begin(latents, |more| match snapshot {
-        None => model.fresh(len + more),
-        Some(snapshot) => State::clone(&snapshot.state),
+    model.begin(latents, |more| match (snapshot, SPARE.take()) {
+        (None, None) => model.fresh(len + more),
+        (None, Some(spare)) => model.fresh_in(spare, len + more),
+        (Some(snapshot), None) => State::clone(&snapshot.state),
+        (Some(snapshot), Some(spare)) => snapshot.state.copied_into(spare),
     })
+}
+
+thread_local! {
+    /// A state that is not needed any more: it has megabytes, and new pages for every group take their time.
+    static SPARE: Cell<Option<State>> = const { Cell::new(None) };
 }
 
 /// What the groups of an extent begin with.
@@ -123,6 +132,7 @@ fn code_groups(
             for &byte in bytes {
                 predictor.byte(&mut encoder, byte);
             }
+            SPARE.set(Some(predictor.into_state()));
             codes.push(encoder.finish());
             rest = tail;
         }
@@ -237,6 +247,7 @@ pub(super) fn decode(
             break;
         }
     }
+    SPARE.set(Some(predictor.into_state()));
     Ok(())
 }
 
@@ -274,6 +285,7 @@ impl<'a> Sample<'a> {
                 for &byte in self.bytes {
                     predictor.byte(&mut cost, byte);
                 }
+                SPARE.set(Some(predictor.into_state()));
             }
         }
         Ok(cost.bits)

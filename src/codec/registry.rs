@@ -15,32 +15,46 @@ struct Embedded {
     name: &'static str,
     file: &'static [u8],
     hash: LazyLock<ShortHash>,
+    /// The model that codes what it makes enough smaller, instead of the base.
+    slower: Option<&'static str>,
 }
 
-/// The first one encodes if nothing else is said. It is a small one on top of the second, which codes what it pays for.
-static EMBEDDED: [Embedded; 4] = [
+/// The first one encodes if nothing else is said.
+static EMBEDDED: [Embedded; 5] = [
     Embedded {
         name: "default",
         file: LEAN,
         hash: LazyLock::new(|| short(&hash_of(LEAN))),
+        slower: Some("thorough"),
+    },
+    Embedded {
+        name: "thorough",
+        file: THOROUGH,
+        hash: LazyLock::new(|| short(&hash_of(THOROUGH))),
+        slower: None,
     },
     Embedded {
         name: "full",
         file: FULL,
         hash: LazyLock::new(|| short(&hash_of(FULL))),
+        slower: None,
     },
     Embedded {
         name: "plain",
         file: PLAIN,
         hash: LazyLock::new(|| short(&hash_of(PLAIN))),
+        slower: None,
     },
     Embedded {
         name: "net-small",
         file: NET_SMALL,
         hash: LazyLock::new(|| short(&hash_of(NET_SMALL))),
+        slower: None,
     },
 ];
 static LEAN: &[u8] = include_bytes!("../../models/default.s2m");
+static THOROUGH: &[u8] = include_bytes!("../../models/thorough.s2m");
+/// The base of the two above.
 static FULL: &[u8] = include_bytes!("../../models/full.s2m");
 /// The base of `net-small`.
 static PLAIN: &[u8] = include_bytes!("../../models/plain.s2m");
@@ -107,6 +121,12 @@ pub(super) fn embedded_named(name: &str) -> Option<ShortHash> {
 pub(super) fn embedded_file(hash: &ShortHash) -> Option<&'static [u8]> {
     let model = EMBEDDED.iter().find(|model| *model.hash == *hash);
     model.map(|model| model.file)
+}
+
+/// The embedded model that is slower than the one with this hash, and codes what it makes enough smaller.
+pub(super) fn slower_than(hash: &ShortHash) -> Option<ShortHash> {
+    let model = EMBEDDED.iter().find(|model| *model.hash == *hash)?;
+    embedded_named(model.slower?)
 }
 
 impl Registry {

@@ -2,7 +2,7 @@
 
 use super::logistic::Logistic;
 use super::mixer::{INPUTS, Inputs, Mix, Rates, SETS, Weights};
-use super::overlay::Overlay;
+use super::overlay::{Overlay, lines_for};
 use super::predictor::{average, has_avx2};
 use super::states::states;
 use super::tables::Tables;
@@ -184,7 +184,7 @@ impl Learning {
     /// An overlay for a group of `bytes` bytes.
     pub fn new(bytes: usize) -> Learning {
         Learning {
-            overlay: Overlay::for_bytes(bytes, super::contexts::CONTEXTS),
+            overlay: Overlay::with_lines(lines_for(bytes, super::contexts::CONTEXTS, false)),
             hashes: vec![0; OPERATIONS],
             round: 0,
         }

@@ -259,7 +259,7 @@ fn children(lengths: &[u8; 256], words: &[u16; 256]) -> [[Child; 2]; 256] {
 }
 
 /// Bytes of one kind are followed by the same: what lies side by side in a code for texts.
-fn kind_of(byte: u8) -> u8 {
+pub(super) fn kind_of(byte: u8) -> u8 {
     match byte {
         b' ' | b'\n' | b'\t' | b'\r' => 0,
         b'a' | b'e' | b'i' | b'o' | b'u' | b'y' => 1,

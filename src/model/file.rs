@@ -10,6 +10,7 @@ use super::contexts::CONTEXTS;
 use super::latents::LatentPrior;
 use super::mixer::{RATE_MAX, Rates, WEIGHT_MAX};
 use super::predictor::{Adaptation, Params};
+use super::runs::Runs;
 use super::tables::{BUCKET, Line, Tables, WAYS};
 use super::tokenizer::Tokenizer;
 use super::{Model, ModelError, ModelHash, file_network};
@@ -22,6 +23,8 @@ const NETWORK_VERSION: u32 = 2;
 const MIXER_VERSION: u32 = 3;
 /// Version of models whose tables know bytes by a code of their own.
 const CODE_VERSION: u32 = 4;
+/// Version of models that have a mixer of their own and runs.
+const RUNS_VERSION: u32 = 5;
 /// The sections, in their order.
 const TAGS: [&[u8; 4]; 6] = [b"info", b"tokn", b"dict", b"logi", b"parm", b"tabl"];
 const CODE_TAGS: [&[u8; 4]; 7] = [
@@ -29,6 +32,7 @@ const CODE_TAGS: [&[u8; 4]; 7] = [
 ];
 const NETWORK_TAGS: [&[u8; 4]; 6] = [b"info", b"base", b"tokn", b"parm", b"nete", b"netw"];
 const MIXER_TAGS: [&[u8; 4]; 4] = [b"info", b"base", b"hist", b"parm"];
+const RUNS_TAGS: [&[u8; 4]; 5] = [b"info", b"base", b"hist", b"parm", b"runs"];
 /// Level at which sections are compressed: models are made once and shipped.
 const LEVEL: i32 = 19;
 /// Most bytes of a section when unpacked; what a damaged header can make us allocate.
@@ -162,6 +166,7 @@ pub(super) fn split_sections(file: &[u8]) -> Result<Vec<Section>, ModelError> {
         VERSION => &TAGS,
         NETWORK_VERSION => &NETWORK_TAGS,
         MIXER_VERSION => &MIXER_TAGS,
+        RUNS_VERSION => &RUNS_TAGS,
         _ => &CODE_TAGS,
     };
     let mut all: Vec<Section> = tags
@@ -180,10 +185,10 @@ fn open(file: &[u8]) -> Result<(u32, Sections<'_>), ModelError> {
         return Err(ModelError::NotAModel);
     }
     let found = u32::from_le_bytes([file[8], file[9], file[10], file[11]]);
-    if !(VERSION..=CODE_VERSION).contains(&found) {
+    if !(VERSION..=RUNS_VERSION).contains(&found) {
         return Err(ModelError::Version {
             found,
-            known: CODE_VERSION,
+            known: RUNS_VERSION,
         });
     }
     Ok((found, Sections { rest: &file[12..] }))
@@ -206,12 +211,15 @@ pub fn base_of(file: &[u8]) -> Result<Option<ModelHash>, ModelError> {
 pub(super) fn join_sections(sections: &[Section]) -> Result<Vec<u8>, ModelError> {
     let mut file = MAGIC.to_vec();
     let has = |wanted: &[u8; 4]| sections.iter().any(|(tag, _)| tag == wanted);
-    let version = match (has(b"netw"), has(b"hist"), has(b"code")) {
-        (true, _, _) => NETWORK_VERSION,
-        (_, true, _) => MIXER_VERSION,
-        (_, _, true) => CODE_VERSION,
-        _ => VERSION,
-    };
+    // the rarest section first
+    let versions = [
+        (b"netw", NETWORK_VERSION),
+        (b"runs", RUNS_VERSION),
+        (b"hist", MIXER_VERSION),
+        (b"code", CODE_VERSION),
+    ];
+    let version = versions.iter().find(|(tag, _)| has(tag));
+    let version = version.map_or(VERSION, |&(_, version)| version);
     file.extend_from_slice(&version.to_le_bytes());
     for (tag, raw) in sections {
         put_section(&mut file, tag, raw, 1)?;
@@ -325,6 +333,7 @@ pub(super) fn adaptation_from(rates: [i32; 4]) -> Result<Adaptation, ModelError>
         histories: rates[2] as u32,
         curves: rates[3] as u32,
         least_error: 0,
+        runs: None,
     })
 }
 
@@ -401,19 +410,24 @@ impl Model {
         }
     }
 
-    /// The same tables and vocabulary with a mixer of its own, which learns from errors of at least `least_error` (in units
-    /// of 2^-16), and fewer histories. It has untrained parameters.
+    /// The same tables and vocabulary with a mixer of its own for these histories, in a model that names this one as its
+    /// base. It has untrained parameters.
     ///
     /// # Errors
     /// If this model has a base itself.
-    pub fn lean(&self, name: String, adaptation: Adaptation) -> Result<Model, ModelError> {
+    pub fn with_mixer_for(
+        &self,
+        name: String,
+        histories: Histories,
+        adaptation: Adaptation,
+    ) -> Result<Model, ModelError> {
         if self.base.is_some() || self.network.is_some() {
             return Err(damaged("a base cannot have a base itself"));
         }
         Ok(Model {
-            histories: Histories::Lean,
+            histories,
             base: Some(self.hash),
-            ..self.with_params(name, Params::default(), adaptation)
+            ..self.with_params(name, Params::untrained(&adaptation), adaptation)
         })
     }
 
@@ -448,11 +462,16 @@ impl Model {
         if let Some(base) = &self.base {
             let mut histories = self.histories.mask().to_le_bytes().to_vec();
             histories.extend((self.adaptation.least_error as u16).to_le_bytes());
-            file.extend_from_slice(&MIXER_VERSION.to_le_bytes());
+            let runs = self.adaptation.runs;
+            let version = runs.map_or(MIXER_VERSION, |_| RUNS_VERSION);
+            file.extend_from_slice(&version.to_le_bytes());
             put_section(&mut file, b"info", &info, LEVEL)?;
             put_section(&mut file, b"base", base, LEVEL)?;
             put_section(&mut file, b"hist", &histories, LEVEL)?;
             put_section(&mut file, b"parm", &params, LEVEL)?;
+            if let Some(runs) = runs {
+                put_section(&mut file, b"runs", &runs.to_bytes(&self.params.runs), LEVEL)?;
+            }
             return Ok(file);
         }
         let version = match self.code.is_plain() {
@@ -492,7 +511,8 @@ impl Model {
             VERSION | CODE_VERSION => {
                 Model::with_tables(info, &mut sections, version == CODE_VERSION)?
             }
-            MIXER_VERSION => Model::with_mixer(info, &mut sections, bases)?,
+            MIXER_VERSION => Model::with_mixer(info, &mut sections, bases, false)?,
+            RUNS_VERSION => Model::with_mixer(info, &mut sections, bases, true)?,
             _ => Model::read_network(info, &mut sections, bases)?,
         };
         model.hash = hash_of(file);
@@ -535,15 +555,22 @@ impl Model {
         info: ModelInfo,
         sections: &mut Sections,
         bases: &dyn Fn(&ModelHash) -> Option<Arc<Model>>,
+        has_runs: bool,
     ) -> Result<Model, ModelError> {
         let base = base_from(&sections.section(b"base")?)?;
         let base = base.ok_or_else(|| damaged("a mixer without tables"))?;
         let base = find_base(&base, bases)?;
         let (histories, least_error) = histories_from(&sections.section(b"hist")?)?;
-        let params = params_from(&sections.section(b"parm")?)?;
+        let mut params = params_from(&sections.section(b"parm")?)?;
+        let mut runs = None;
+        if has_runs {
+            let (found, probabilities) = Runs::from_bytes(&sections.section(b"runs")?)?;
+            (runs, params.runs) = (Some(found), probabilities);
+        }
         sections.end()?;
         let adaptation = Adaptation {
             least_error,
+            runs,
             ..adaptation_from(info.rates)?
         };
         Ok(Model {

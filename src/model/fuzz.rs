@@ -21,6 +21,7 @@ const ADAPTATION: Adaptation = Adaptation {
     histories: 4,
     curves: 6,
     least_error: 0,
+    runs: None,
 };
 
 /// A model that knows next to nothing, and is quick to load.

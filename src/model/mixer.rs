@@ -39,13 +39,32 @@ pub const NETWORK_VECTORS: usize = 256;
 pub const WEIGHT_MAX: i32 = 4 << 16;
 
 /// The weights of both layers.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, PartialEq, Eq)]
 pub struct Weights {
     pub first: Vec<[i32; INPUTS]>,
     pub last: Vec<[i32; SETS]>,
     /// The network's set, and its weights in layer two; empty in models without a network.
     pub network: Vec<[i32; INPUTS]>,
     pub last_network: Vec<i32>,
+}
+
+impl Clone for Weights {
+    fn clone(&self) -> Weights {
+        Weights {
+            first: self.first.clone(),
+            last: self.last.clone(),
+            network: self.network.clone(),
+            last_network: self.last_network.clone(),
+        }
+    }
+
+    /// In the memory that is there.
+    fn clone_from(&mut self, source: &Weights) {
+        self.first.clone_from(&source.first);
+        self.last.clone_from(&source.last);
+        self.network.clone_from(&source.network);
+        self.last_network.clone_from(&source.last_network);
+    }
 }
 
 impl Default for Weights {
@@ -175,10 +194,7 @@ impl Weights {
         let target = (bit as i32) << 16;
         let own = |x: i32| ((target - i32::from(logistic.squash(x))) * rates.first) >> 8;
         let error = ((target - i32::from(p)) * rates.last) >> 8;
-        let finals = &mut self.last[mix.final_vector];
-        for (weight, x) in finals.iter_mut().zip(mix.stretched) {
-            learn_weight(weight, error, x);
-        }
+        learn_last::<SIMD>(&mut self.last[mix.final_vector], mix.stretched, error);
         let first = &mut self.first;
         let network = match NETWORK {
             true => {
@@ -211,6 +227,19 @@ impl Weights {
         if let Some((row, error)) = network {
             scalar::learn(row, inputs, error);
         }
+    }
+}
+
+/// Moves weights of layer two. `SIMD` only where the processor has AVX2.
+#[inline(always)]
+fn learn_last<const SIMD: bool>(row: &mut [i32; SETS], inputs: [i32; SETS], error: i32) {
+    #[cfg(target_arch = "x86_64")]
+    if SIMD {
+        // SAFETY: `SIMD` is only set where the processor has AVX2.
+        return unsafe { avx2::learn_last(row, inputs, error) };
+    }
+    for (weight, x) in row.iter_mut().zip(inputs) {
+        learn_weight(weight, error, x);
     }
 }
 

@@ -21,6 +21,7 @@ pub mod mixer;
 pub mod network;
 pub mod overlay;
 pub mod predictor;
+pub mod runs;
 pub mod states;
 pub mod tables;
 pub mod tokenizer;
@@ -49,8 +50,10 @@ use walk::Division;
 /// Names a model: the first 16 bytes of the BLAKE3 hash of its file.
 pub type ModelHash = [u8; 16];
 
-/// Bytes that a group's overlay has room for beside its history, when it has an anchor.
+/// Bytes that a group's overlay has room for beside its history, when it has an anchor; less in models with runs, whose groups
+/// start the sooner.
 const ROOM_AFTER_ANCHOR: usize = 32 << 10;
+const ROOM_WITH_RUNS: usize = 18 << 10;
 
 /// A loaded model.
 #[derive(Debug)]
@@ -96,6 +99,11 @@ impl Model {
     /// The state at the start of a group of up to `bytes` bytes without history.
     pub fn fresh(&self, bytes: usize) -> State {
         self.starting_with(self.params.clone(), self.adaptation, bytes)
+    }
+
+    /// [`Model::fresh`] in the memory of a state that is not needed any more.
+    pub fn fresh_in(&self, spare: State, bytes: usize) -> State {
+        spare.renewed(&self.params, self.adaptation, self.histories, bytes)
     }
 
     /// [`Model::fresh`] with other parameters, for training them.
@@ -151,7 +159,11 @@ impl Model {
 
     /// The state after learning an anchor. It does not depend on the groups that will start there.
     pub fn after(&self, anchor: &[u8]) -> State {
-        let state = self.fresh(anchor.len() + ROOM_AFTER_ANCHOR);
+        let room = match self.adaptation.runs {
+            Some(_) => ROOM_WITH_RUNS,
+            None => ROOM_AFTER_ANCHOR,
+        };
+        let state = self.fresh(anchor.len() + room);
         match &self.network {
             None => {
                 let mut predictor = Predictor::new(self, state);

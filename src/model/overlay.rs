@@ -11,10 +11,38 @@ use super::tables::{BUCKET, WAYS, check_of, line_of, prefetch, way_of};
 #[repr(align(64))]
 struct Line([[u8; BUCKET]; WAYS]);
 
+const EMPTY: Line = Line([[0; BUCKET]; WAYS]);
+
+/// Fewest and most lines of a group.
+const LINES: std::ops::RangeInclusive<usize> = 64..=1 << 18;
+
+/// Lines for groups of up to `bytes` bytes, history included, with histories of so many contexts: a power of two in models
+/// without runs.
+pub fn lines_for(bytes: usize, contexts: usize, runs: bool) -> usize {
+    let lines = match runs {
+        true => bytes * contexts * 9 / 64,
+        false => (bytes * contexts / 8).next_power_of_two(),
+    };
+    lines.clamp(*LINES.start(), *LINES.end())
+}
+
 /// The table of one group.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct Overlay {
     lines: Vec<Line>,
+}
+
+impl Clone for Overlay {
+    fn clone(&self) -> Overlay {
+        Overlay {
+            lines: self.lines.clone(),
+        }
+    }
+
+    /// In the memory that is there: an overlay takes megabytes, and new pages take their time.
+    fn clone_from(&mut self, source: &Overlay) {
+        self.lines.clone_from(&source.lines);
+    }
 }
 
 /// Where a bucket lies; stays valid until the overlay is dropped.
@@ -37,13 +65,17 @@ fn least_seen(line: &[[u8; BUCKET]; WAYS], states: &States) -> usize {
 }
 
 impl Overlay {
-    /// An empty table for groups of up to `bytes` bytes, history included.
-    pub fn for_bytes(bytes: usize, contexts: usize) -> Overlay {
-        let buckets = bytes * 2 * contexts / 4;
-        let lines = (buckets / WAYS).next_power_of_two().clamp(64, 1 << 18);
+    /// An empty table of so many lines.
+    pub fn with_lines(lines: usize) -> Overlay {
         Overlay {
-            lines: vec![Line([[0; BUCKET]; WAYS]); lines],
+            lines: vec![EMPTY; lines],
         }
+    }
+
+    /// Makes it an empty table of so many lines, in the memory that is there.
+    pub fn reset(&mut self, lines: usize) {
+        self.lines.clear();
+        self.lines.resize(lines, EMPTY);
     }
 
     /// Memory of the table in bytes.

@@ -13,7 +13,8 @@ use super::ends::{Answer, Ends, MatchedEnd, Question};
 use super::logistic::{Logistic, STRETCH_MAX};
 use super::matcher::{LENGTH_BUCKETS, Matcher};
 use super::mixer::{INPUTS, Inputs, Mix, Rates, SETS, Weights};
-use super::overlay::{Overlay, Place};
+use super::overlay::{Overlay, Place, lines_for};
+use super::runs::{Foreseen, Outcomes, Runs};
 use super::states::{States, states};
 use super::tables::BUCKET;
 
@@ -100,7 +101,7 @@ impl BitCoder for Silent {
     }
 }
 
-/// Least lengths of the matches that the match experts look for.
+/// Least lengths of the matches that the match experts look for in models without runs.
 pub(super) const MATCHERS: [usize; 2] = [5, 10];
 /// Contexts 0..ORDERS are the plain orders; the longest known one selects mixer weights.
 pub const ORDERS: usize = 7;
@@ -113,7 +114,7 @@ const _: () = assert!(CONTEXTS == 14 && MATCHERS.len() == 2 && INPUTS == 32);
 const POINT_STEP: i32 = 256;
 
 /// Everything that adapts within a group and starts from trained values.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, PartialEq, Eq)]
 pub struct Params {
     pub weights: Weights,
     /// Probability of a one after each bit history, by context.
@@ -122,8 +123,33 @@ pub struct Params {
     pub matches: Vec<[u16; LENGTH_BUCKETS]>,
     /// Refined probability, by curve, at stretched predictions -12, -11, ... 12 nats.
     pub curves: Vec<[u16; POINTS]>,
+    /// Probability that what a match foresees comes, in models with runs.
+    pub runs: Vec<u16>,
     /// End-of-token decisions, in models with a network.
     pub ends: Option<Ends>,
+}
+
+impl Clone for Params {
+    fn clone(&self) -> Params {
+        Params {
+            weights: self.weights.clone(),
+            histories: self.histories.clone(),
+            matches: self.matches.clone(),
+            curves: self.curves.clone(),
+            runs: self.runs.clone(),
+            ends: self.ends.clone(),
+        }
+    }
+
+    /// In the memory that is there.
+    fn clone_from(&mut self, source: &Params) {
+        self.weights.clone_from(&source.weights);
+        self.histories.clone_from(&source.histories);
+        self.matches.clone_from(&source.matches);
+        self.curves.clone_from(&source.curves);
+        self.runs.clone_from(&source.runs);
+        self.ends.clone_from(&source.ends);
+    }
 }
 
 impl Default for Params {
@@ -133,12 +159,21 @@ impl Default for Params {
             histories: Box::new([[1 << 15; 256]; CONTEXTS]),
             matches: vec![[3 << 14; LENGTH_BUCKETS]; MATCHERS.len()],
             curves: vec![straight(); CURVES],
+            runs: Vec::new(),
             ends: None,
         }
     }
 }
 
 impl Params {
+    /// Untrained parameters of a model that adapts so.
+    pub fn untrained(adaptation: &Adaptation) -> Params {
+        Params {
+            runs: adaptation.runs.map_or(vec![], |_| Runs::untrained()),
+            ..Params::default()
+        }
+    }
+
     /// Untrained parameters of a model with a network of this many tokens.
     pub fn with_network(vocabulary: usize) -> Params {
         Params {
@@ -165,6 +200,8 @@ pub struct Adaptation {
     pub curves: u32,
     /// The weights of the mixer stay as they are where a prediction misses by less, in units of 2^-16.
     pub least_error: u32,
+    /// When a byte is a single decision, if ever.
+    pub runs: Option<Runs>,
 }
 
 /// What a group has learned so far: the adaptive half of a predictor.
@@ -176,6 +213,10 @@ pub struct State {
     overlay: Overlay,
     matchers: [Matcher; MATCHERS.len()],
     hashes: [u64; CONTEXTS],
+    /// A run has gone on since the hashes were made.
+    stale: bool,
+    /// Empty in models without runs.
+    outcomes: Outcomes,
     /// Whether a token begins at each byte so far; empty in models without a network.
     boundaries: Vec<bool>,
 }
@@ -188,15 +229,65 @@ impl State {
         histories: Histories,
         bytes: usize,
     ) -> State {
+        let lines = lines_of(adaptation, histories, bytes);
+        let matcher = |least| Matcher::new(least, bytes, adaptation.runs.is_some());
+        let matchers = leasts(adaptation).map(matcher);
+        State::with(params, adaptation, Overlay::with_lines(lines), matchers)
+    }
+
+    /// [`State::new`] in the memory of this one, which belongs to any model without a network.
+    pub fn renewed(
+        mut self,
+        params: &Params,
+        adaptation: Adaptation,
+        histories: Histories,
+        bytes: usize,
+    ) -> State {
+        self.params.clone_from(params);
+        self.overlay.reset(lines_of(adaptation, histories, bytes));
+        for (matcher, least) in self.matchers.iter_mut().zip(leasts(adaptation)) {
+            matcher.reset(least, bytes, adaptation.runs.is_some());
+        }
+        State::with(self.params, adaptation, self.overlay, self.matchers)
+    }
+
+    fn with(
+        params: Params,
+        adaptation: Adaptation,
+        overlay: Overlay,
+        matchers: [Matcher; MATCHERS.len()],
+    ) -> State {
         let contexts = Contexts::default();
         State {
             params,
             adaptation,
             hashes: contexts.hashes(),
             contexts,
-            overlay: Overlay::for_bytes(bytes, histories.contexts().len()),
-            matchers: MATCHERS.map(|least| Matcher::new(least, bytes)),
+            stale: false,
+            outcomes: Outcomes::default(),
+            overlay,
+            matchers,
             boundaries: Vec::new(),
+        }
+    }
+
+    /// A copy of this one in the memory of another one.
+    pub fn copied_into(&self, mut spare: State) -> State {
+        spare.params.clone_from(&self.params);
+        spare.overlay.clone_from(&self.overlay);
+        for (matcher, source) in spare.matchers.iter_mut().zip(&self.matchers) {
+            matcher.clone_from(source);
+        }
+        State {
+            params: spare.params,
+            overlay: spare.overlay,
+            matchers: spare.matchers,
+            adaptation: self.adaptation,
+            contexts: self.contexts.clone(),
+            hashes: self.hashes,
+            stale: self.stale,
+            outcomes: self.outcomes.clone(),
+            boundaries: self.boundaries.clone(),
         }
     }
 
@@ -207,9 +298,23 @@ impl State {
         let matchers: usize = self.matchers.iter().map(Matcher::size).sum();
         let network = size_of_val(self.params.weights.network.as_slice())
             + self.params.ends.as_ref().map_or(0, Ends::size)
-            + self.boundaries.len();
+            + self.boundaries.len()
+            + size_of_val(self.params.runs.as_slice())
+            + self.outcomes.size();
         self.overlay.size() + matchers + curves + weights + self.contexts.bytes().len() + network
     }
+}
+
+/// Lines of the overlay.
+fn lines_of(adaptation: Adaptation, histories: Histories, bytes: usize) -> usize {
+    lines_for(bytes, histories.contexts().len(), adaptation.runs.is_some())
+}
+
+/// Least lengths of the matches.
+fn leasts(adaptation: Adaptation) -> [usize; MATCHERS.len()] {
+    adaptation
+        .runs
+        .map_or(MATCHERS, |runs| runs.leasts.map(usize::from))
 }
 
 /// Predictions of the match experts for the byte at hand.
@@ -373,7 +478,20 @@ impl<M: Deref<Target = Model>> Predictor<M> {
         guide: &mut G,
         byte: u8,
     ) -> u8 {
-        let expected = self.expected();
+        let mut expected = self.expected();
+        let foreseen = match G::NETWORK {
+            true => None,
+            false => self.foresee(&expected),
+        };
+        if let Some(foreseen) = foreseen
+            && self.run(coder, foreseen, byte, &mut expected)
+        {
+            return foreseen.byte;
+        }
+        if self.state.stale {
+            self.state.hashes = self.state.contexts.hashes();
+            self.state.stale = false;
+        }
         let word = self.code.word(byte);
         let mut hashes = self.state.hashes;
         let mut spot = Spot::START;
@@ -388,8 +506,76 @@ impl<M: Deref<Target = Model>> Predictor<M> {
             hashes = hashes.map(|hash| next_nibble(hash, spot.bucket()));
             self.prefetch::<LEAN>(&hashes);
         };
-        self.append::<LEAN>(byte, &expected);
+        self.state.contexts.push(byte);
+        self.state.hashes = self.state.contexts.hashes();
+        // everything that needs no lines of the next byte comes behind this
+        self.prefetch::<LEAN>(&self.state.hashes);
+        self.update_matchers(byte, &expected);
+        if !G::NETWORK {
+            self.note_outcome(foreseen, byte);
+        }
         byte
+    }
+
+    /// What the longer match foresees, in models with runs.
+    #[inline(always)]
+    fn foresee(&self, expected: &Expected) -> Option<Foreseen> {
+        self.state.adaptation.runs?;
+        let [a, b] = expected.lengths;
+        let nth =
+            usize::from(expected.bytes[1].is_some() && (b >= a || expected.bytes[0].is_none()));
+        let byte = expected.bytes[nth]?;
+        let (at, length) = (self.state.matchers[nth].position(), expected.lengths[nth]);
+        let other = expected.bytes[1 - nth];
+        Some(self.state.outcomes.foresee(byte, at, length, other))
+    }
+
+    /// Codes whether what is foreseen comes, if that is nearly sure. True if it does: the byte has been learned then.
+    /// Otherwise nobody expects it any more.
+    #[inline(always)]
+    fn run(
+        &mut self,
+        coder: &mut impl BitCoder,
+        foreseen: Foreseen,
+        byte: u8,
+        expected: &mut Expected,
+    ) -> bool {
+        let p = self.state.params.runs[foreseen.slot];
+        if self.state.adaptation.runs.is_none_or(|runs| p < runs.sure) {
+            return false;
+        }
+        if coder.code(p, u32::from(byte == foreseen.byte)) == 1 {
+            let byte = foreseen.byte;
+            self.state.contexts.push(byte);
+            self.update_matchers(byte, expected);
+            self.state.stale = true;
+            self.note_outcome(Some(foreseen), byte);
+            return true;
+        }
+        for m in 0..MATCHERS.len() {
+            if expected.bytes[m] == Some(foreseen.byte) {
+                expected.words[m] = None;
+            }
+        }
+        false
+    }
+
+    #[inline(always)]
+    fn note_outcome(&mut self, foreseen: Option<Foreseen>, byte: u8) {
+        let State {
+            params,
+            adaptation,
+            outcomes,
+            ..
+        } = &mut self.state;
+        if adaptation.runs.is_none() {
+            return;
+        }
+        if let Some(foreseen) = foreseen {
+            let comes = u32::from(foreseen.byte == byte);
+            average(&mut params.runs[foreseen.slot], comes, adaptation.histories);
+        }
+        outcomes.push(foreseen, byte);
     }
 
     /// The longest length class of a match, 0 without one.
@@ -484,17 +670,14 @@ impl<M: Deref<Target = Model>> Predictor<M> {
     }
 
     #[inline(always)]
-    fn append<const LEAN: bool>(&mut self, byte: u8, expected: &Expected) {
+    fn update_matchers(&mut self, byte: u8, expected: &Expected) {
         let state = &mut self.state;
-        state.contexts.push(byte);
         for (matcher, predicted) in state.matchers.iter_mut().zip(expected.bytes) {
             if predicted.is_some_and(|p| p != byte) {
                 matcher.miss();
             }
             matcher.update(state.contexts.bytes());
         }
-        state.hashes = state.contexts.hashes();
-        self.prefetch::<LEAN>(&self.state.hashes);
     }
 
     #[inline(always)]
@@ -512,11 +695,7 @@ impl<M: Deref<Target = Model>> Predictor<M> {
     #[inline(always)]
     fn enter_nibble<const SIMD: bool, const LEAN: bool>(&mut self, hashes: &[u64; CONTEXTS]) {
         (self.nibble.trained, self.nibble.learned) = (0, 0);
-        let tables = self.model.tables.view();
-        for (context, &hash) in hashes.iter().enumerate() {
-            self.nibble
-                .add_trained(context, tables.find::<SIMD>(context, hash));
-        }
+        // The overlay is near, and the lines of the tables take their time.
         for &context in contexts::<LEAN>() {
             let (place, bucket) = self
                 .state
@@ -524,6 +703,11 @@ impl<M: Deref<Target = Model>> Predictor<M> {
                 .claim::<SIMD>(hashes[context], self.states);
             self.places[context] = place;
             self.nibble.add_learned(context, bucket);
+        }
+        let tables = self.model.tables.view();
+        for (context, &hash) in hashes.iter().enumerate() {
+            self.nibble
+                .add_trained(context, tables.find::<SIMD>(context, hash));
         }
     }
 

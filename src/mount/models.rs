@@ -69,7 +69,7 @@ pub fn codecs_of_store(settings: &Settings, path: &Path) -> Outcome<Codecs> {
     Ok(codecs)
 }
 
-/// Leaves copies of the encoding model and its base in the store, or repairs those that are there.
+/// Leaves copies of the encoding model and those beside it in the store, or repairs those that are there.
 pub fn keep_model(settings: &Settings, store: &Store, codecs: &Codecs) -> Outcome<()> {
     let name = codecs.encoding_model_name();
     let Some(name) = name.filter(|_| !store.is_read_only()) else {
@@ -77,12 +77,11 @@ pub fn keep_model(settings: &Settings, store: &Store, codecs: &Codecs) -> Outcom
     };
     match &settings.model {
         ModelChoice::Embedded(_) => {
-            let Some(file) = Codecs::embedded_file(&name) else {
-                return Ok(());
-            };
-            let base = Codecs::base_name(file);
-            let base = base.and_then(|base| Some((Codecs::embedded_file(&base)?, base)));
-            let files = base.into_iter().chain([(file, name)]);
+            let mut names = Codecs::names_beside(&name);
+            names.push(name);
+            let files = names
+                .into_iter()
+                .filter_map(|name| Some((Codecs::embedded_file(&name)?, name)));
             for (file, name) in files.filter(|(_, name)| kept(store, name).is_none()) {
                 // Every program of this version has it, so a full disk is no reason to refuse the mount.
                 if let Err(e) = store.put_model(&name, file) {

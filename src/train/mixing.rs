@@ -14,7 +14,8 @@ use crate::model::latents::LatentPrior;
 use crate::model::matcher::LENGTH_BUCKETS;
 use crate::model::network::simd::Simd;
 use crate::model::network::{Engine, Memory, Network, Sequence};
-use crate::model::predictor::{BitCoder, Params};
+use crate::model::predictor::{Adaptation, BitCoder, Params};
+use crate::model::runs::Runs;
 use crate::model::tokenizer::Tokenizer;
 use crate::model::tokens::Tokens;
 use crate::model::{Cost, Model, ModelError, NetworkParts};
@@ -30,8 +31,8 @@ pub struct MixingOptions {
     pub name: String,
     /// Bytes of held-out data to train on, at most.
     pub bytes: usize,
-    /// For tables alone: with few histories, as a model that names `base` instead of containing its tables.
-    pub lean: bool,
+    /// For tables alone: with these histories and with runs, as a model that names `base` instead of containing its tables.
+    pub mixer: Option<Histories>,
     /// The seed of the base.
     pub seed: u64,
     pub threads: usize,
@@ -82,9 +83,15 @@ pub fn train(
         let none = || ModelError::Input("neither tables nor a network".into());
         let base = base.ok_or_else(none)?;
         let name = options.name.clone();
-        let mut model = match options.lean {
-            true => base.lean(name, adaptation(base.code(), Histories::Lean))?,
-            false => {
+        let mut model = match options.mixer {
+            Some(histories) => {
+                let adaptation = Adaptation {
+                    runs: Some(Runs::USUAL),
+                    ..adaptation(base.code(), histories)
+                };
+                base.with_mixer_for(name, histories, adaptation)?
+            }
+            None => {
                 let adaptation = adaptation(base.code(), Histories::All);
                 base.with_params(name, Params::default(), adaptation)
             }

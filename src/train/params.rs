@@ -28,6 +28,7 @@ pub fn adaptation(code: &ByteCode, histories: Histories) -> Adaptation {
             Histories::All => 0,
             Histories::Lean => 300,
         },
+        runs: None,
     }
 }
 
@@ -57,6 +58,7 @@ pub(super) fn rates_at(done: f64, used: Adaptation) -> Adaptation {
         histories: shift,
         curves: shift,
         least_error: used.least_error,
+        runs: used.runs,
     }
 }
 
@@ -69,7 +71,7 @@ pub fn train(
     progress: &Progress,
 ) -> Params {
     let total: usize = pieces.iter().map(|piece| piece.len as usize).sum();
-    let mut params = Params::default();
+    let mut params = Params::untrained(&model.adaptation());
     let (mut done, mut bits) = (0usize, 0f64);
     for &piece in pieces {
         let mut rest = corpus.bytes(piece);

@@ -81,7 +81,7 @@ pub fn model_of(dir: &Path, tables: bool) -> Vec<u8> {
         bytes: 80 << 10,
         seed: 1,
         threads: 1,
-        lean: false,
+        mixer: None,
     };
     let base = tables.then(|| Model::from_bytes(base_file()).unwrap());
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/model");

@@ -2,10 +2,10 @@
 //! because every intermediate result is an integer that fits.
 
 use std::arch::x86_64::{
-    __m128i, __m256i, _mm_add_epi32, _mm_max_epi32, _mm_min_epi32, _mm_set_epi16, _mm_set1_epi32,
-    _mm_srai_epi32, _mm256_add_epi32, _mm256_castsi256_si128, _mm256_cvtepu16_epi32,
-    _mm256_extracti128_si256, _mm256_hadd_epi32, _mm256_loadu_si256, _mm256_madd_epi16,
-    _mm256_max_epi32, _mm256_min_epi32, _mm256_or_si256, _mm256_packs_epi32,
+    __m128i, __m256i, _mm_add_epi32, _mm_max_epi32, _mm_min_epi32, _mm_mullo_epi32, _mm_set_epi16,
+    _mm_set1_epi32, _mm_srai_epi32, _mm256_add_epi32, _mm256_castsi256_si128,
+    _mm256_cvtepu16_epi32, _mm256_extracti128_si256, _mm256_hadd_epi32, _mm256_loadu_si256,
+    _mm256_madd_epi16, _mm256_max_epi32, _mm256_min_epi32, _mm256_or_si256, _mm256_packs_epi32,
     _mm256_permute4x64_epi64, _mm256_set1_epi32, _mm256_setzero_si256, _mm256_srai_epi32,
     _mm256_storeu_si256,
 };
@@ -93,6 +93,22 @@ pub(super) fn stretched<const PARTS: usize>(
     let sums = _mm_max_epi32(sums, _mm_set1_epi32(-STRETCH_MAX));
     // SAFETY: both are 16 bytes of plain integers.
     unsafe { std::mem::transmute(sums) }
+}
+
+/// [`super::learn_weight`] of four weights.
+#[target_feature(enable = "avx2")]
+#[inline]
+pub(super) fn learn_last(row: &mut [i32; SETS], inputs: [i32; SETS], error: i32) {
+    // SAFETY: arrays and registers are 16 bytes of plain integers.
+    let (inputs, weights): (__m128i, __m128i) =
+        unsafe { (std::mem::transmute(inputs), std::mem::transmute(*row)) };
+    let products = _mm_mullo_epi32(inputs, _mm_set1_epi32(error));
+    let step = _mm_srai_epi32::<14>(_mm_add_epi32(products, _mm_set1_epi32(1 << 13)));
+    let moved = _mm_add_epi32(weights, step);
+    let moved = _mm_max_epi32(moved, _mm_set1_epi32(-WEIGHT_MAX));
+    let moved = _mm_min_epi32(moved, _mm_set1_epi32(WEIGHT_MAX));
+    // SAFETY: as above.
+    *row = unsafe { std::mem::transmute::<__m128i, [i32; SETS]>(moved) };
 }
 
 /// The inputs, each beside a one.
