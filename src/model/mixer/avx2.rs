@@ -99,9 +99,11 @@ pub(super) fn stretched<const PARTS: usize>(
 #[target_feature(enable = "avx2")]
 #[inline]
 pub(super) fn learn_last(row: &mut [i32; SETS], inputs: [i32; SETS], error: i32) {
-    // SAFETY: arrays and registers are 16 bytes of plain integers.
-    let (inputs, weights): (__m128i, __m128i) =
-        unsafe { (std::mem::transmute(inputs), std::mem::transmute(*row)) };
+    let register = |four: [i32; SETS]| {
+        // SAFETY: both are 16 bytes of plain integers.
+        unsafe { std::mem::transmute::<[i32; SETS], __m128i>(four) }
+    };
+    let (inputs, weights) = (register(inputs), register(*row));
     let products = _mm_mullo_epi32(inputs, _mm_set1_epi32(error));
     let step = _mm_srai_epi32::<14>(_mm_add_epi32(products, _mm_set1_epi32(1 << 13)));
     let moved = _mm_add_epi32(weights, step);
