@@ -79,9 +79,9 @@ impl Tiny {
 }
 
 /// Codecs with a small model: with tables, with tables and a network, with a network alone, with tables that
-/// know bytes by a code.
+/// know bytes by a code, with runs on tables of another model.
 struct Tinies {
-    kinds: [Tiny; 4],
+    kinds: [Tiny; 5],
     /// The model with tables, as it is read from its file.
     base: Arc<Model>,
 }
@@ -95,7 +95,9 @@ fn tinies() -> &'static Tinies {
         let both = Tiny::new(&both, Some(&tables.file));
         let alone = Tiny::new(&model::fuzz::tiny_network_model(None), None);
         let coded = Tiny::new(&model::fuzz::tiny_coded_model(), None);
-        let kinds = [tables, both, alone, coded];
+        let running = model::fuzz::tiny_running_model(&base);
+        let running = Tiny::new(&running, Some(&tables.file));
+        let kinds = [tables, both, alone, coded, running];
         Tinies { kinds, base }
     })
 }

@@ -2,12 +2,14 @@
 
 use std::sync::Arc;
 
+use super::adaptive::Histories;
 use super::bytecode::ByteCode;
 use super::contexts::CONTEXTS;
 use super::file::{join_sections, split_sections};
 use super::mixer::Rates;
 use super::network::{Config, FeedForward, Network, Values, Weights};
 use super::predictor::{Adaptation, Params};
+use super::runs::Runs;
 use super::tables::Tables;
 use super::tokenizer::{CHUNK_TOKENS, Tokenizer};
 use super::vocabulary::Vocabulary;
@@ -48,6 +50,19 @@ fn tiny_model_of(code: ByteCode) -> Model {
         Params::default(),
         ADAPTATION,
     )
+}
+
+/// A mixer with runs for the tables of `base`.
+pub(crate) fn tiny_running_model(base: &Model) -> Model {
+    let adaptation = Adaptation {
+        runs: Some(Runs {
+            sure: 50_000,
+            ..Runs::USUAL
+        }),
+        ..ADAPTATION
+    };
+    let model = base.with_mixer_for("runs".into(), Histories::Lean, adaptation);
+    model.expect("a base")
 }
 
 fn tiny_tokenizer() -> Tokenizer {
