@@ -113,6 +113,36 @@ impl BitCoder for Replay<'_> {
     }
 }
 
+#[test]
+fn a_state_in_memory_that_was_used_is_as_good_as_new() {
+    let log = log();
+    let (anchor, text) = (&log[..4000], include_bytes!("model_runs.rs"));
+    let models = [&*LEAN, &*THOROUGH, &**FULL];
+    for (used, model) in models
+        .iter()
+        .flat_map(|used| models.map(|model| (*used, model)))
+    {
+        for used_for in [300, 40_000] {
+            let spare = || {
+                let mut predictor = Predictor::new(used, used.fresh(used_for));
+                log[5000..8000].iter().for_each(|&byte| {
+                    predictor.byte(&mut Record::default(), byte);
+                });
+                predictor.into_state()
+            };
+            let new = encoded(Predictor::new(model, model.fresh(text.len())), text);
+            let again = encoded(
+                Predictor::new(model, model.fresh_in(spare(), text.len())),
+                text,
+            );
+            assert!(new == again);
+            let after = model.after(anchor);
+            let copied = encoded(Predictor::new(model, after.copied_into(spare())), text);
+            assert!(encoded(Predictor::new(model, after), text) == copied);
+        }
+    }
+}
+
 fn encoded(mut predictor: Predictor<&Model>, bytes: &[u8]) -> Vec<(u16, u32)> {
     let mut record = Record::default();
     for &byte in bytes {

@@ -1,8 +1,10 @@
 //! Training: the same files give the same model, and the model knows what it was trained on.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use s2sfs::codec::{CodecId, Codecs, EncodeOptions};
+use s2sfs::model::adaptive::Histories;
 use s2sfs::model::{Model, hash_of};
 use s2sfs::train::mixing::{self, MixingOptions};
 use s2sfs::train::{Progress, TrainError, TrainOptions, train};
@@ -117,6 +119,33 @@ fn too_little_data_and_missing_directories_are_clear_errors() {
     );
     let error = train(&dir.path().join("no"), &options(), &progress).unwrap_err();
     assert!(matches!(error, TrainError::Read { .. }), "{error}");
+}
+
+#[test]
+fn a_mixer_with_runs_is_trained_the_same_again_and_survives_its_file() {
+    let progress = Progress::new(&|_, _, _, _| ());
+    let base = train(&own_source().join("model"), &options(), &progress).unwrap();
+    let base = Arc::new(Model::from_bytes(&base.packed(1).unwrap()).unwrap());
+    for histories in [Histories::Lean, Histories::All] {
+        let trained = || {
+            let options = MixingOptions {
+                name: "test".into(),
+                bytes: 80 << 10,
+                seed: 3,
+                threads: 1,
+                mixer: Some(histories),
+            };
+            let dir = own_source().join("model");
+            let model = mixing::train(&dir, Some(&*base), None, &options, &progress);
+            model.unwrap().to_bytes().unwrap()
+        };
+        let file = trained();
+        assert!(file == trained());
+        let model = Model::from_bytes_and(&file, &|_| Some(base.clone())).unwrap();
+        assert_eq!(model.histories(), histories);
+        assert!(model.adaptation().runs.is_some());
+        assert!(model.to_bytes().unwrap() == file);
+    }
 }
 
 #[test]

@@ -36,6 +36,7 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use lru::LruCache;
 use parking_lot::Mutex;
 
+use crate::model::adaptive::Histories;
 use crate::model::predictor::State;
 use crate::model::{Model, ModelHash};
 use engines::{EngineTable, Engines, Evaluator};
@@ -332,7 +333,11 @@ impl Codecs {
     }
 
     /// The model that is tried beside another one: slower than a lean mixer, faster than a network. It has the same tables.
+    /// Nothing is slower than a mixer with all histories.
     fn beside(&self, model: &Model) -> Option<Arc<Model>> {
+        if model.network().is_none() && model.histories() == Histories::All {
+            return None;
+        }
         match registry::slower_than(&registry::short(&model.hash)) {
             Some(slower) => self.registry.get(&slower).ok(),
             None => self.base_of(model),
